@@ -1,0 +1,90 @@
+"""`bsgen cache`: the disk cache of binaries."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from bsgen import store
+from bsgen.errors import CacheError
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
+
+
+@click.group()
+def cache() -> None:
+    """Show, clear and verify the disk cache of compiled kernels."""
+
+
+@cache.command()
+@_json
+def show(as_json: bool) -> None:
+    """Where the cache is, and what is in it."""
+    place = located()
+    facts = {
+        "path": str(place.root),
+        "enabled": not store.disabled(),
+        "entries": len(place.entries()),
+        "bytes": place.size(),
+    }
+    _print(facts, as_json, _sentence(facts))
+
+
+@cache.command()
+@_json
+def clear(as_json: bool) -> None:
+    """Remove every entry."""
+    place = located()
+    size = place.size()
+    removed = place.clear()
+    facts = {"path": str(place.root), "removed": removed, "bytes": size}
+    _print(facts, as_json, f"{place.root}: removed {counted(removed)}, {readable(size)}")
+
+
+@cache.command()
+@_json
+@click.pass_context
+def verify(ctx: click.Context, as_json: bool) -> None:
+    """Read and check every entry; exit code 1 if one is broken."""
+    place = located()
+    found = place.verify()
+    bad = [str(entry.path) for entry in found.bad]
+    facts = {"path": str(place.root), "good": len(found.good), "bad": bad}
+    lines = [f"{place.root}: {counted(len(found.good))} good, {len(bad)} broken", *bad]
+    if bad:
+        lines.append("A broken entry is compiled anew when it is next needed; `bsgen cache clear` removes all entries.")
+    _print(facts, as_json, "\n".join(lines))
+    ctx.exit(1 if bad else 0)
+
+
+def located() -> store.Store:
+    """The user's store, disabled or not; `CacheError` if it has no place."""
+    root = store.default_root()
+    if root is None:
+        raise CacheError("the cache has no place, because there is no home folder; set BSGEN_CACHE_DIR to a folder")
+    return store.Store(root)
+
+
+def counted(entries: int) -> str:
+    """A number of entries in words."""
+    return f"{entries} {'entry' if entries == 1 else 'entries'}"
+
+
+def readable(size: float) -> str:
+    """Bytes in the unit that people read."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def _sentence(facts: dict[str, Any]) -> str:
+    state = "" if facts["enabled"] else " (not in use: BSGEN_DISABLE_CACHE is set)"
+    return f"{facts['path']}: {counted(facts['entries'])}, {readable(facts['bytes'])}{state}"
+
+
+def _print(facts: dict[str, Any], as_json: bool, text: str) -> None:
+    click.echo(json.dumps(facts, indent=2) if as_json else text)

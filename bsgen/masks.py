@@ -1,0 +1,121 @@
+"""Block masks from what people have: NumPy arrays, lists, scipy sparse, PyTorch tensors, .npy and .npz files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bsgen.errors import LayoutError
+from bsgen.files import NPY_MAGIC, PICKLE_MAGIC, ZIP_MAGIC, Arrays, magic, pickle_error, read_npy, read_npz, reason
+from bsgen.sparse import Coordinates, from_npz, from_scipy
+
+Mask = npt.NDArray[np.bool_]
+
+# Positions of blocks are 32-bit integers, in plans as in kernels.
+MAX_BLOCKS = 2**31 - 1
+
+
+def as_mask(value: object, name: str = "layout") -> Mask:
+    """A new bool array [rows, columns] of `value`; `LayoutError`, which calls it `name`, if it is no block mask."""
+    if hasattr(value, "tocoo"):
+        return _scatter(from_scipy(value, name), name)
+    array = to_numpy(value, name)
+    check_shape(array.shape, name)
+    return _check_values(array, name)
+
+
+def read_mask(path: str | os.PathLike[str]) -> Mask:
+    """The block mask in a .npy or .npz file, told apart by content; `LayoutError` if there is none."""
+    place = Path(path)
+    start = magic(place)
+    if start.startswith(NPY_MAGIC):
+        return as_mask(read_npy(place), str(place))
+    if start.startswith(ZIP_MAGIC):
+        return _from_npz(read_npz(place), str(place))
+    if start.startswith(PICKLE_MAGIC):
+        raise pickle_error(place)
+    state = "is empty" if not start else "is not a .npy or .npz file"
+    hint = "make a layout from weights with 'bsgen layout convert', or " if place.suffix == ".safetensors" else ""
+    raise LayoutError(f"{place}: {state}; {hint}save the 0/1 mask with numpy.save or scipy.sparse.save_npz")
+
+
+def _from_npz(arrays: Arrays, name: str) -> Mask:
+    if "format" in arrays and "shape" in arrays:
+        return _scatter(from_npz(arrays, name), name)
+    matrices = [key for key, array in arrays.items() if array.ndim == 2]
+    if len(matrices) != 1:
+        held = ", ".join(f"{key} {list(array.shape)}" for key, array in arrays.items()) or "no arrays"
+        raise LayoutError(
+            f"{name}: holds {held}; expected a scipy sparse matrix or exactly one 2-D array (save it with numpy.save)"
+        )
+    return as_mask(arrays[matrices[0]], f"{name}[{matrices[0]}]")
+
+
+def _scatter(entries: Coordinates, name: str) -> Mask:
+    check_shape(entries.shape, name)
+    dense = np.zeros(entries.shape, dtype=entries.values.dtype)
+    # Repeated positions add up (bool: or), as in scipy's toarray().
+    np.add.at(dense, (entries.rows, entries.cols), entries.values)
+    return _check_values(dense, name)
+
+
+def to_numpy(value: object, name: str) -> npt.NDArray[Any]:
+    """`value` as a NumPy array (of any dtype and rank, not copied if it is one); `LayoutError` if it cannot be."""
+    if type(value).__module__.partition(".")[0] == "torch":
+        value = _from_torch(value, name)
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise LayoutError(
+            f"{name}: got {type(value).__name__} that is no plain array ({reason(error)}); "
+            "expected a 2-D array in CPU memory"
+        ) from None
+
+
+def _from_torch(tensor: Any, name: str) -> object:
+    """The tensor as NumPy can read it: it has no bfloat16 and takes no tensor that needs a gradient."""
+    device, kind = str(getattr(tensor, "device", "cpu")), str(getattr(tensor, "layout", "torch.strided"))
+    if device != "cpu" or kind != "torch.strided":
+        raise LayoutError(
+            f"{name}: got a {kind} tensor on {device}, expected a dense one on the CPU: .to_dense().cpu()"
+        )
+    return tensor.detach().float() if str(tensor.dtype) == "torch.bfloat16" else tensor.detach()
+
+
+def check_shape(shape: tuple[int, ...], name: str) -> None:
+    """Raise `LayoutError` unless `shape` is one that a layout can have."""
+    if len(shape) != 2:
+        raise LayoutError(f"{name}: got {len(shape)} dimensions {list(shape)}, expected 2: rows and columns of blocks")
+    if min(shape) < 1:
+        raise LayoutError(f"{name}: got shape {list(shape)}, expected at least one row and one column of blocks")
+    if shape[0] * shape[1] > MAX_BLOCKS:
+        raise LayoutError(
+            f"{name}: got shape {list(shape)}, expected at most {MAX_BLOCKS} blocks; one entry stands for a whole block"
+        )
+
+
+def _check_values(array: npt.NDArray[Any], name: str) -> Mask:
+    """A bool copy of `array`, which must hold 0 and 1 only."""
+    if array.dtype == np.bool_:
+        return np.array(array, dtype=np.bool_, order="C")
+    if not is_real(array.dtype):
+        raise LayoutError(f"{name}: got values of type {array.dtype}, expected bool or numbers that are 0 or 1")
+    stored = np.ascontiguousarray(array != 0)
+    wrong = stored & (array != 1)
+    if wrong.any():
+        row, col = np.unravel_index(int(np.argmax(wrong)), array.shape)
+        raise LayoutError(
+            f"{name}: got {array[row, col]} at [{row}, {col}], expected only 0 and 1 (or bool); "
+            "to make a layout from weights use 'bsgen layout convert'"
+        )
+    return stored
+
+
+def is_real(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype holds real numbers: integers, floats and those of ml_dtypes."""
+    # bfloat16 and the other types of ml_dtypes are of kind V, as raw bytes are, but have a scalar type of their own.
+    return dtype.kind in "iuf" or (dtype.kind == "V" and not issubclass(dtype.type, np.void))

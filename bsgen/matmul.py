@@ -1,0 +1,236 @@
+"""`compile`, the way in, and `MatMul`, what it returns: the three products of one layout as a Python callable."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from bsgen import dense as dense_weights
+from bsgen.checks import integer
+from bsgen.errors import ArgumentError
+from bsgen.layout import Layout
+from bsgen.nvrtc import Binary
+from bsgen.operation import Operation
+from bsgen.plan import Plan
+from bsgen.problem import (
+    DType,
+    Epilogue,
+    Op,
+    Precision,
+    Problem,
+    Target,
+    parse_activation,
+    parse_block_size,
+    parse_dtype,
+    parse_op,
+    parse_precision,
+    parse_target,
+)
+from bsgen.report import OpReport, Report
+from bsgen.runtime import driver
+
+DEFAULT_ARCH = "sm_90a"
+OPS = ("fprop", "dgrad", "wgrad")
+
+_log = logging.getLogger("bsgen")
+
+
+def compile(
+    layout: Layout | str | os.PathLike[str] | object,
+    block_size: int = 32,
+    dtype: object = "bfloat16",
+    ops: str | Iterable[str] = OPS,
+    arch: str | None = None,
+    batch: int | None = None,
+    bias: bool = False,
+    activation: str | None = None,
+    residual: bool = False,
+    precision: str = "tensor",
+) -> MatMul:
+    """Compile the products of activations [N, C] and block-sparse weights W [C, K] for one layout.
+
+    Args:
+        layout: which blocks of W are stored, [C / block_size, K / block_size]: a `Layout`, 0/1 array or file.
+        block_size: 8, 16, 32, 64 or 128.
+        dtype: of activations and weights: "float16", "bfloat16" or "float32". Sums are float32.
+        ops: what to compile, of "fprop", "dgrad" and "wgrad".
+        arch: the GPU architecture, such as "sm_90a", which needs no GPU. None: the current GPU; where there is none,
+            the result runs on NumPy arrays, and its kernels are for sm_90a.
+        batch: about how many rows N calls will have; None serves every N well. Any N works either way.
+        bias, activation, residual: what fprop does after the product, activation(x @ W + bias) + residual. The
+            activation is "relu", "gelu" (exact) or "silu".
+        precision: float32 only: "tensor" multiplies in TF32 on tensor cores, "ieee" in full float32.
+
+    Raises:
+        BsgenError: `LayoutError`, `ArgumentError`, `PlanError` or `CompileError`, before anything is left behind.
+    """
+    return MatMul(layout, block_size, dtype, ops, arch, batch, bias, activation, residual, precision)
+
+
+class MatMul:
+    """The products of one layout; made by `compile`. Call it from any thread; pickling it compiles it again.
+
+    Arrays are NumPy's (run on the CPU), or on a GPU PyTorch's, CuPy's, JAX's, Numba's or anything with `__dlpack__` or
+    `__cuda_array_interface__`. Results are of the kind of the activations, on the current stream of their library, or
+    on `stream`: then ordering it with other streams is up to the caller. `out` must not share memory with an input.
+    Wrong arrays raise `ArgumentError` before anything is launched. Gradients are not tracked.
+
+    JAX arrays are waited for, and results are ready when a call returns (not inside jax.jit).
+    """
+
+    def __init__(
+        self,
+        layout: object,
+        block_size: int,
+        dtype: object,
+        ops: str | Iterable[str],
+        arch: str | None,
+        batch: int | None,
+        bias: bool,
+        activation: str | None,
+        residual: bool,
+        precision: str,
+    ) -> None:
+        self.layout = Layout.load(layout)
+        self.block_size = parse_block_size(block_size)
+        self.dtype: DType = parse_dtype(dtype)
+        self.precision: Precision = parse_precision(precision)
+        self.epilogue = Epilogue(bool(bias), parse_activation(activation), bool(residual))
+        self.batch = None if batch is None else integer("batch", batch, 1)
+        self._arch = arch
+        self.target, self._compiled = _target(arch)
+        self._operations = {str(op): Operation(self._problem(op), self.target) for op in _parse_ops(ops, self.epilogue)}
+        if self._compiled:
+            for operation in self._operations.values():
+                _ = operation.kernels
+
+    def _problem(self, op: Op) -> Problem:
+        epilogue = self.epilogue if op is Op.FPROP else Epilogue()
+        return Problem(op, self.layout, self.block_size, self.dtype, self.precision, epilogue, self.batch)
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        ops, epilogue = self.ops, self.epilogue
+        activation = None if epilogue.activation is None else str(epilogue.activation)
+        problem = (self.layout, self.block_size, str(self.dtype), ops, self._arch, self.batch)
+        return compile, (*problem, epilogue.bias, activation, epilogue.residual, str(self.precision))
+
+    @property
+    def in_features(self) -> int:
+        """C: the last dimension of x."""
+        return self.layout.shape[0] * self.block_size
+
+    @property
+    def out_features(self) -> int:
+        """K: the last dimension of the result."""
+        return self.layout.shape[1] * self.block_size
+
+    @property
+    def nnz(self) -> int:
+        """Stored blocks."""
+        return self.layout.nnz
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int]:
+        """[nnz, b, b]: blocks in the order of `numpy.argwhere(layout)`."""
+        return self.nnz, self.block_size, self.block_size
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """The ops that were compiled."""
+        return tuple(self._operations)
+
+    def __call__(
+        self, x: Any, w: Any, bias: Any = None, residual: Any = None, out: Any = None, stream: Any = None
+    ) -> Any:
+        """y [..., K] = activation(x [..., C] @ W + bias [K]) + residual [..., K], as far as compiled in."""
+        arrays = {"x": x, "w": w}
+        if bias is not None or self.epilogue.bias:
+            arrays["bias"] = _agreed("bias", bias, self.epilogue.bias)
+        if residual is not None or self.epilogue.residual:
+            arrays["residual"] = _agreed("residual", residual, self.epilogue.residual)
+        return self.operation("fprop")(arrays, out, stream=stream)
+
+    def dgrad(self, dy: Any, w: Any, out: Any = None, stream: Any = None) -> Any:
+        """dx [..., C] = dy [..., K] @ W.T."""
+        return self.operation("dgrad")({"dy": dy, "w": w}, out, stream=stream)
+
+    def wgrad(self, x: Any, dy: Any, out: Any = None, accumulate: bool = False, stream: Any = None) -> Any:
+        """dW [nnz, b, b] = x.T @ dy at the stored blocks; `accumulate` adds it into `out`, which must then be given."""
+        return self.operation("wgrad")({"x": x, "dy": dy}, out, accumulate, stream)
+
+    def warmup(self, device: int | None = None) -> None:
+        """Load all kernels onto a GPU (None: the current one), so that calls may be captured into a CUDA graph."""
+        ordinal = driver.current_device().ordinal if device is None else driver.device(device).ordinal
+        for operation in self._operations.values():
+            operation.load(ordinal)
+
+    def from_dense(self, dense: Any) -> Any:
+        """Weights [nnz, b, b] of a dense matrix [C, K]; converts to the dtype, drops what is outside the layout."""
+        return dense_weights.gather(dense, self.layout, self.block_size, self.dtype)
+
+    def to_dense(self, w: Any) -> Any:
+        """The dense matrix [C, K] of weights [nnz, b, b], with zeros outside the layout."""
+        return dense_weights.scatter(w, self.layout, self.block_size)
+
+    def operation(self, op: str) -> Operation:
+        """One op: its problem, plan, source, binary; `ArgumentError` if it was not compiled."""
+        found = self._operations.get(op)
+        if found is None:
+            name, known = parse_op(op), ", ".join(self.ops)
+            raise ArgumentError(f"op: {name} was not compiled, only {known}: add it to ops of bsgen.compile")
+        return found
+
+    def plan(self, op: str) -> Plan:
+        """How an op is done."""
+        return self.operation(op).plan
+
+    def source(self, op: str) -> str:
+        """The CUDA text of an op."""
+        return self.operation(op).source.text
+
+    def binary(self, op: str) -> Binary:
+        """The cubin of an op with the compiler's facts."""
+        return self.operation(op).binary
+
+    def report(self) -> Report:
+        """For each op the plan, registers, spills, shared memory and predicted time."""
+        ops = tuple(OpReport.of(operation) for operation in self._operations.values())
+        return Report(repr(self.layout), self.block_size, str(self.dtype), ops)
+
+    def __repr__(self) -> str:
+        return (
+            f"MatMul({self.layout!r}, b = {self.block_size}, {self.dtype}, {', '.join(self.ops)}, {self.target.arch})"
+        )
+
+
+def _target(arch: str | None) -> tuple[Target, bool]:
+    """The target, and whether to compile for it now: without a GPU, NumPy arrays need no kernels."""
+    if arch is not None:
+        return parse_target(arch), True
+    obstacle = driver.why_unavailable()
+    if obstacle is None:
+        return parse_target(driver.current_device().arch), True
+    _log.info("no GPU, so arch=None plans for %s and calls run on the CPU: %s", DEFAULT_ARCH, obstacle)
+    return parse_target(DEFAULT_ARCH), False
+
+
+def _parse_ops(ops: str | Iterable[str], epilogue: Epilogue) -> tuple[Op, ...]:
+    parsed = tuple(dict.fromkeys(parse_op(op) for op in ([ops] if isinstance(ops, str) else ops)))
+    if not parsed:
+        raise ArgumentError(f"ops: got none, expected some of {', '.join(OPS)}")
+    if epilogue != Epilogue() and Op.FPROP not in parsed:
+        raise ArgumentError('ops: bias, activation and residual belong to fprop, which is not in ops: add "fprop"')
+    return parsed
+
+
+def _agreed(name: str, array: Any, compiled: bool) -> Any:
+    if array is None:
+        raise ArgumentError(f"{name}: got None, but this was compiled with {name}=True: pass the array")
+    if not compiled:
+        raise ArgumentError(f"{name}: got an array, but this was compiled without: give bsgen.compile {name}=True")
+    return array
+
+
+__all__ = ["MatMul", "compile"]

@@ -1,0 +1,117 @@
+"""`Contract`: the arrays that an op takes and returns, and the checks of a call, before anything is launched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bsgen.errors import ArgumentError
+from bsgen.problem import DType, Op, Problem
+from bsgen.runtime.arrays import CPU, View
+
+ALIGNMENT = 16
+MAXIMUM_ROWS = 2**31 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Contract:
+    """Operands of an op by name: *rows* are activations [..., features], *fixed* have one shape. `leading` is rows too.
+
+    The result is rows of `result_features`, or of shape `result_shape` where that is given.
+    """
+
+    dtype: DType
+    leading: str
+    rows: Mapping[str, int]
+    fixed: Mapping[str, tuple[int, ...]]
+    result_features: int = 0
+    result_shape: tuple[int, ...] | None = None
+
+    def check(self, views: Mapping[str, View]) -> tuple[int, ...]:
+        """Check the inputs against this and each other; the leading dimensions that they share. `ArgumentError`."""
+        first = views[self.leading]
+        lead, device = first.shape[:-1], first.device
+        for name, view in views.items():
+            self._check(name, view, self._expected(name, lead), device)
+        if math.prod(lead) > MAXIMUM_ROWS:
+            raise ArgumentError(
+                f"{self.leading}: got {math.prod(lead)} rows, expected at most {MAXIMUM_ROWS}: split it"
+            )
+        return lead
+
+    def result(self, lead: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the result."""
+        return self.result_shape if self.result_shape is not None else (*lead, self.result_features)
+
+    def check_out(self, out: View, views: Mapping[str, View], shape: tuple[int, ...]) -> None:
+        """Check `out` against the inputs, which it must not share memory with."""
+        self._check("out", out, shape, views[self.leading].device)
+        for name, view in views.items():
+            if _overlap(out, view, self.dtype.itemsize):
+                raise ArgumentError(f"out: shares memory with {name}, which the kernel still reads: pass another array")
+
+    def _expected(self, name: str, lead: tuple[int, ...]) -> tuple[int, ...]:
+        features = self.rows.get(name)
+        return self.fixed[name] if features is None else (*lead, features)
+
+    def _check(self, name: str, view: View, shape: tuple[int, ...], device: int) -> None:
+        """One comparison on the way of every call; words only for what failed."""
+        if (
+            view.shape != shape
+            or view.dtype != self.dtype.value
+            or view.device != device
+            or not view.contiguous
+            or (device != CPU and view.pointer % ALIGNMENT)
+        ):
+            raise ArgumentError(f"{name}: {self._objection(name, view, shape, device)}")
+
+    def _objection(self, name: str, view: View, shape: tuple[int, ...], device: int) -> str:
+        if tuple(view.shape) != tuple(shape):
+            return self._shape_objection(name, tuple(view.shape), tuple(shape))
+        if view.dtype != self.dtype.value:
+            return f"got {view.dtype}, expected {self.dtype}, which this was compiled for: convert it"
+        if view.device != device:
+            return f"is on {place(view.device)}, {self.leading} on {place(device)}: move them to one device"
+        if not view.contiguous:
+            return "is not contiguous, expected row-major order without gaps: pass a contiguous copy"
+        return f"starts at address {view.pointer:#x}, expected a multiple of {ALIGNMENT} bytes: pass a copy"
+
+    def _shape_objection(self, name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> str:
+        if name in self.fixed and len(got) == len(expected) == 3:
+            return f"got shape {got}, expected {expected} (nnz, b, b): weights of another layout or block size"
+        if name in self.rows and not got:
+            return f"got an array of rank 0, expected [..., {self.rows[name]}]"
+        if name in self.rows and got[-1] != self.rows[name]:
+            return f"got shape {got}, expected a last dimension of {self.rows[name]}"
+        if name in self.rows:
+            return f"got shape {got}, expected {expected}, the rows of {self.leading}"
+        return f"got shape {got}, expected {expected}"
+
+
+def place(device: int) -> str:
+    """A device as errors name it."""
+    return "the CPU" if device == CPU else f"GPU {device}"
+
+
+def _overlap(a: View, b: View, itemsize: int) -> bool:
+    return (
+        a.pointer < b.pointer + math.prod(b.shape) * itemsize and b.pointer < a.pointer + math.prod(a.shape) * itemsize
+    )
+
+
+def contract_of(problem: Problem) -> Contract:
+    """The contract of a problem's op."""
+    inputs, outputs, block = problem.in_features, problem.out_features, problem.block_size
+    weights = (problem.layout.nnz, block, block)
+    if problem.op is Op.WGRAD:
+        return Contract(problem.dtype, "x", {"x": inputs, "dy": outputs}, {}, result_shape=weights)
+    if problem.op is Op.DGRAD:
+        return Contract(problem.dtype, "dy", {"dy": outputs}, {"w": weights}, inputs)
+    rows = {"x": inputs}
+    fixed: dict[str, tuple[int, ...]] = {"w": weights}
+    if problem.epilogue.bias:
+        fixed["bias"] = (outputs,)
+    if problem.epilogue.residual:
+        rows["residual"] = outputs
+    return Contract(problem.dtype, "x", rows, fixed, outputs)

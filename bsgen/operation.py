@@ -1,0 +1,165 @@
+"""`Operation`: one op of a layout, planned, compiled and callable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bsgen import reference
+from bsgen.build import build
+from bsgen.emit import Source, render
+from bsgen.errors import ArgumentError
+from bsgen.nvrtc import Binary
+from bsgen.operands import contract_of
+from bsgen.plan import Plan, choose
+from bsgen.problem import Problem, Target
+from bsgen.runtime import context
+from bsgen.runtime.arrays import CPU, Framework, View, framework_of, stream_handle
+from bsgen.runtime.host_arrays import NumPy
+from bsgen.runtime.launch import Kernels
+
+
+class _Call(NamedTuple):
+    """The arrays of one call, looked at and found good."""
+
+    arrays: Mapping[str, Any]
+    frameworks: Mapping[str, Framework]
+    views: Mapping[str, View]
+    leading: str
+    n: int
+    shape: tuple[int, ...]
+
+    @property
+    def first(self) -> Any:
+        """The activations; results are of their kind."""
+        return self.arrays[self.leading]
+
+    @property
+    def primary(self) -> Framework:
+        """The framework of the activations."""
+        return self.frameworks[self.leading]
+
+    @property
+    def device(self) -> int:
+        """Where all arrays are."""
+        return self.views[self.leading].device
+
+    def arrive(self, stream: int) -> None:
+        """Make the stream wait for arrays of other libraries, and of those that have streams of their own."""
+        primary = self.primary
+        for name, framework in self.frameworks.items():
+            if framework is not primary or not framework.ordered:
+                framework.arrive(self.arrays[name], self.device, stream)
+
+
+class Operation:
+    """Plan -> Source -> Binary -> Kernels of one problem, each made when first asked for.
+
+    A call runs the one plan of the problem; a choice among several by N would be made in `_enqueue`.
+    """
+
+    def __init__(self, problem: Problem, target: Target) -> None:
+        self.problem, self.target = problem, target
+        self.contract = contract_of(problem)
+        self.plan: Plan = choose(problem, target)
+
+    @cached_property
+    def source(self) -> Source:
+        """The CUDA text."""
+        return render(self.plan)
+
+    @cached_property
+    def binary(self) -> Binary:
+        """The cubin and its facts; compiled, or found in the disk cache."""
+        return build(self.source, self.target.arch)
+
+    @cached_property
+    def kernels(self) -> Kernels:
+        """What launches the binary."""
+        return Kernels(self.binary, self.plan.launches, self.plan.workspace)
+
+    def __call__(self, arrays: Mapping[str, Any], out: Any = None, accumulate: bool = False, stream: Any = None) -> Any:
+        """Check, then run where the arrays are: the result, which is `out` if given."""
+        call = self._look(arrays)
+        if out is not None:
+            self._check_out(out, call)
+        elif accumulate:
+            raise ArgumentError("accumulate: got True without out, expected the array to add into: pass out")
+        if call.device == CPU:
+            return self._run_on_cpu(call, out, accumulate, stream)
+        return self._run_on_gpu(call, out, accumulate, stream)
+
+    def load(self, device: int) -> None:
+        """Load the kernels onto a GPU, so that no later call has to."""
+        self.kernels.load(device)
+
+    def _look(self, arrays: Mapping[str, Any]) -> _Call:
+        frameworks = {name: framework_of(array, name) for name, array in arrays.items()}
+        views = {name: frameworks[name].view(array, name) for name, array in arrays.items()}
+        lead = self.contract.check(views)
+        leading = self.contract.leading
+        return _Call(arrays, frameworks, views, leading, math.prod(lead), self.contract.result(lead))
+
+    def _check_out(self, out: Any, call: _Call) -> None:
+        primary, framework = call.primary, framework_of(out, "out")
+        if not primary.mutable:
+            raise ArgumentError(f"out: {primary.name} arrays are immutable: leave out and accumulate, use the result")
+        if framework is not primary:
+            raise ArgumentError(f"out: got an array of {framework.name}, expected one of {primary.name}, as the inputs")
+        self.contract.check_out(framework.view(out, "out"), call.views, call.shape)
+
+    def _run_on_cpu(self, call: _Call, out: Any, accumulate: bool, stream: Any) -> Any:
+        for name, framework in call.frameworks.items():
+            if not isinstance(framework, NumPy):
+                raise ArgumentError(
+                    f"{name}: got a {framework.name} array on the CPU, expected one on a GPU: move it there, "
+                    "or pass NumPy arrays to run on the CPU"
+                )
+        if stream is not None:
+            raise ArgumentError("stream: NumPy arrays run on the CPU, where there are no streams: leave it None")
+        result = self._reference(call)
+        if out is None:
+            return result
+        out[...] = (out.astype(np.float32) + result.astype(np.float32)).astype(out.dtype) if accumulate else result
+        return out
+
+    def _reference(self, call: _Call) -> np.ndarray[Any, Any]:
+        if not call.n or 0 in call.shape:
+            return np.zeros(call.shape, self.problem.dtype.numpy)
+        rows = self.contract.rows
+        flat = {name: array.reshape(call.n, -1) if name in rows else array for name, array in call.arrays.items()}
+        return reference.run(self.plan, flat).reshape(call.shape)
+
+    def _run_on_gpu(self, call: _Call, out: Any, accumulate: bool, stream: Any) -> Any:
+        primary, device = call.primary, call.device
+        handle = primary.stream(call.first, device) if stream is None else stream_handle(stream)
+        call.arrive(handle)
+        if out is None:
+            out = primary.empty(call.shape, self.problem.dtype.value, device, handle)
+        if not primary.ordered:
+            primary.arrive(out, device, handle)
+        self._enqueue(call, primary.pointer(out), int(accumulate), handle)
+        if stream is not None:
+            primary.lent([*call.arrays.values(), out], device, handle)
+        primary.finished(device, handle)
+        return out
+
+    def _enqueue(self, call: _Call, out: int, accumulate: int, stream: int) -> None:
+        if not call.n or 0 in call.shape:
+            if not accumulate:
+                context.clear(call.device, out, math.prod(call.shape) * self.problem.dtype.itemsize, stream)
+            return
+        operands = {name: view.pointer for name, view in call.views.items()}
+        operands["out"], operands["n"], operands["accumulate"] = out, call.n, accumulate
+        # A name of its own keeps the workspace until everything that uses it is enqueued.
+        workspace = None
+        elements = self.plan.workspace.elements(call.n)
+        if elements:
+            workspace = call.primary.empty((elements,), "float32", call.device, stream)
+            operands["workspace"] = call.primary.pointer(workspace)
+        self.kernels(call.device, stream, operands)
+        del workspace

@@ -1,0 +1,333 @@
+"""Plans for wgrad, `dW = x.T @ dy` at the stored blocks: groups of blocks that share panels of x and dy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from bsgen.plan.blocks import IntArray
+from bsgen.plan.cost import Cost, wgrad_cost
+from bsgen.plan.launch import Grid, Launch, Workspace
+from bsgen.plan.tile import CHUNK_BYTES, MMA_COLUMNS, MMA_ROWS, Math, conflict_free_padding, math_of
+from bsgen.problem import Problem, Target
+
+MAX_UNIT = 64
+REDUCE_THREADS, REDUCE_ELEMENTS = 256, 4
+NO_UNIT = -1
+
+
+@dataclass(frozen=True)
+class WGradShape:
+    """What a candidate decides: warps, units a warp accumulates, rows a stage reduces, panel width, the pipeline, the band."""
+
+    warps: int
+    units: int
+    rows: int
+    panel: int
+    stages: int
+    panels: int
+    band: int
+
+
+@dataclass(frozen=True)
+class WGradGeometry:
+    """Sizes that follow; a *unit* is what a warp accumulates: a block, a 64 x 64 part of one, or two 8 x 8 blocks of a column."""
+
+    block: int
+    math: Math
+    shape: WGradShape
+
+    @property
+    def chunk(self) -> int:
+        """Elements of a chunk."""
+        return self.math.chunk
+
+    @property
+    def paired(self) -> bool:
+        """Whether a unit stacks two blocks to fill the rows of a multiply step."""
+        return self.block < MMA_ROWS
+
+    @property
+    def unit(self) -> int:
+        """Columns of a unit, and its rows unless paired."""
+        return min(self.block, MAX_UNIT)
+
+    @property
+    def m_tiles(self) -> int:
+        """Multiply steps along a unit's rows."""
+        return max(1, self.unit // MMA_ROWS)
+
+    @property
+    def n_tiles(self) -> int:
+        """Multiply steps along a unit's columns."""
+        return self.unit // MMA_COLUMNS
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return 32 * self.shape.warps
+
+    @property
+    def capacity(self) -> int:
+        """Units of a tile."""
+        return self.shape.warps * self.shape.units
+
+    @property
+    def accumulators(self) -> int:
+        """float32 accumulator registers of a thread."""
+        return self.shape.units * self.m_tiles * self.n_tiles * 4
+
+    @property
+    def panel_chunks(self) -> int:
+        """Chunk columns of a panel."""
+        return self.shape.panel // self.chunk
+
+    @property
+    def panel_pitch(self) -> int:
+        """Rows of a chunk column, padding included."""
+        return self.shape.rows + (conflict_free_padding(self.panel_chunks) if self.chunk == 8 else 4)
+
+    @property
+    def panel_size(self) -> int:
+        """Chunks that a panel occupies in shared memory."""
+        return self.panel_chunks * self.panel_pitch
+
+    @property
+    def stage_bytes(self) -> int:
+        """Bytes of a pipeline stage."""
+        return self.shape.panels * self.panel_size * CHUNK_BYTES
+
+    @property
+    def load_rows(self) -> int:
+        """Rows of a panel that the thread block loads in one pass."""
+        return min(self.shape.rows, self.threads // self.panel_chunks)
+
+    @property
+    def panels_at_once(self) -> int:
+        """Panels that the thread block loads side by side when one does not occupy all its threads."""
+        return self.threads // (self.load_rows * self.panel_chunks)
+
+
+@dataclass
+class Group:
+    """A tile in the making: its panels (x as p, dy as ~p) in order, and its units."""
+
+    panels: dict[int, int] = field(default_factory=dict)
+    units: list[list[int]] = field(default_factory=list)
+    open: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class WGradPlan:
+    """A plan of wgrad.
+
+    Tile t loads `panels[t, :panel_counts[t]]` (p is panel p of x, ~p panel p of dy) and gives warp v its units
+    `units[t, v * shape.units:]`: (chunk offset of the x rows, the second block's when paired, chunk offset of the dy columns, place in dW
+    of the unit's first element divided by the chunk, the second block's).
+    """
+
+    problem: Problem
+    target: Target
+    geometry: WGradGeometry
+    splits: int
+    panel_counts: IntArray
+    panels: IntArray
+    units: IntArray
+    cost: Cost
+
+    @property
+    def family(self) -> str:
+        """portable (tensor cores) or simt (CUDA cores)."""
+        return "portable" if self.geometry.math.tensor else "simt"
+
+    @property
+    def template(self) -> str:
+        """The template that renders it."""
+        return "portable/wgrad.cu.j2"
+
+    @property
+    def tiles(self) -> int:
+        """Groups of blocks; the grid repeats them for each split of the N rows."""
+        return len(self.panels)
+
+    @property
+    def features(self) -> tuple[int, int]:
+        """Features of a row of x and of a row of dy."""
+        return self.problem.in_features, self.problem.out_features
+
+    @property
+    def elements(self) -> int:
+        """Elements of dW."""
+        return self.problem.layout.nnz * self.problem.block_size**2
+
+    @property
+    def shared_memory(self) -> int:
+        """Dynamic shared memory of the main kernel, bytes: the stages, then the tile's tables."""
+        tables = -(-(self.panels.shape[1] + self.units[0].size) // 4) * CHUNK_BYTES if self.tiles else 0
+        return self.geometry.shape.stages * self.geometry.stage_bytes + tables
+
+    @property
+    def blocks_per_sm(self) -> int:
+        """Thread blocks that one SM holds at once, by shared memory and registers."""
+        return resident(self.geometry, self.target)
+
+    @property
+    def entry(self) -> str:
+        """Name of the main kernel: what a profiler shows."""
+        problem = self.problem
+        return f"bsgen_wgrad_b{problem.block_size}_{problem.dtype}_{self.family}_{problem.layout.digest}"
+
+    @property
+    def workspace(self) -> Workspace:
+        """Partial sums, [splits, nnz, b, b]; none when N is not split."""
+        return Workspace(fixed=self.splits * self.elements if self.splits > 1 else 0)
+
+    @cached_property
+    def launches(self) -> tuple[Launch, ...]:
+        """The main kernel, and the reduction over splits when there are several; nothing for a layout with no blocks."""
+        if not self.tiles:
+            return ()
+        destination = ("workspace",) if self.splits > 1 else ("out",)
+        tail = ("n",) if self.splits > 1 else ("n", "accumulate")
+        arguments = ("x", "dy", *destination, *tail)
+        main = Launch(self.entry, Grid(self.tiles * self.splits), self.geometry.threads, self.shared_memory, arguments)
+        if self.splits == 1:
+            return (main,)
+        grid = Grid(-(-self.elements // (REDUCE_THREADS * REDUCE_ELEMENTS)))
+        return main, Launch(f"{self.entry}_reduce", grid, REDUCE_THREADS, 0, ("workspace", "out", "accumulate"))
+
+    @property
+    def summary(self) -> str:
+        """One line: units, the pipeline and the splits of N."""
+        geo, shape = self.geometry, self.geometry.shape
+        rows = 2 * geo.unit if geo.paired else geo.unit
+        return (
+            f"{geo.math.name}, {geo.capacity} units of {rows} x {geo.unit} on {shape.warps} warps, bands of {shape.band}, "
+            f"{shape.stages} stages of {shape.rows} rows, {shape.panels} panels of {shape.panel}, {self.splits} splits of N"
+        )
+
+
+def resident(geo: WGradGeometry, target: Target) -> int:
+    """Thread blocks an SM holds: its shared memory and about 65536 registers."""
+    by_memory = (target.shared_memory + 1024) // (geo.shape.stages * geo.stage_bytes + 2048)
+    return max(1, min(by_memory, 65536 // ((geo.accumulators + 80) * geo.threads)))
+
+
+def candidates(problem: Problem, target: Target) -> Iterator[WGradPlan]:
+    """Plans to choose from: panel widths, and bands of output blocks that a tile may draw from."""
+    for shape in shapes(problem, target):
+        geo = WGradGeometry(problem.block_size, math_of(problem), shape)
+        yield assemble(problem, target, geo)
+
+
+def shapes(problem: Problem, target: Target) -> Iterator[WGradShape]:
+    """Every shape worth a plan: 64 or 128 accumulators a thread, stages that fit shared memory."""
+    block, math = problem.block_size, math_of(problem)
+    columns = problem.layout.shape[1]
+    for accumulators in (64, 128):
+        for panel_chunks in (4, 8):
+            panel = min(panel_chunks * math.chunk, max(block, 4 * math.chunk))
+            for band in sorted({min(columns, band) for band in (1, 2, 4, 8, 16, 32)}):
+                shape = WGradShape(8, 1, 32, panel, 3, 0, band)
+                geo = WGradGeometry(block, math, shape)
+                units = max(1, accumulators // geo.accumulators)
+                yield from _pipelines(replace(shape, units=units), problem, target)
+
+
+def _pipelines(shape: WGradShape, problem: Problem, target: Target) -> Iterator[WGradShape]:
+    """As many panels a stage as the units can use and shared memory holds, for one and two resident blocks."""
+    geo = WGradGeometry(problem.block_size, math_of(problem), replace(shape, panels=1))
+    useful = 2 * geo.capacity * (2 if geo.paired else 1)
+    for budget in (target.shared_memory, (target.shared_memory - 1024) // 2):
+        for stages in (4, 3):
+            room = (budget - 24 * 1024) // (stages * geo.stage_bytes)
+            if room >= 2 * max(1, geo.block // shape.panel):
+                yield replace(shape, stages=stages, panels=min(room, useful))
+                break
+
+
+def assemble(problem: Problem, target: Target, geo: WGradGeometry) -> WGradPlan:
+    """Group the blocks band by band and encode the groups."""
+    groups = [group for band in bands(problem, geo.shape.band) for group in _groups(band, geo)]
+    width = max((len(group.panels) for group in groups), default=0)
+    geo = replace(geo, shape=replace(geo.shape, panels=width))
+    counts = np.array([len(group.panels) for group in groups], np.int32)
+    panels = np.zeros((len(groups), width), np.int32)
+    units = np.full((len(groups), geo.capacity, 5), NO_UNIT, np.int32)
+    for tile, group in enumerate(groups):
+        panels[tile, : counts[tile]] = list(group.panels)
+        order = _deal(len(group.units), geo.shape)
+        units[tile, order] = group.units
+    cost, splits = wgrad_cost(problem, target, geo, counts, units, resident(geo, target))
+    return WGradPlan(problem, target, geo, splits, counts, panels, units, cost)
+
+
+def _deal(count: int, shape: WGradShape) -> list[int]:
+    """Slots for `count` units, one to each warp in turn, so that no warp has two more than another."""
+    return [(i % shape.warps) * shape.units + i // shape.warps for i in range(count)]
+
+
+def bands(problem: Problem, band: int) -> Iterator[list[tuple[int, int, int]]]:
+    """(row, column, index) of the stored blocks of each run of `band` block columns, by row, then column."""
+    coordinates = problem.layout.blocks
+    order = np.lexsort((coordinates[:, 1], coordinates[:, 0], coordinates[:, 1] // band))
+    fields = np.column_stack([coordinates[order], order])
+    keys = fields[:, 1] // band
+    cuts = np.flatnonzero(np.diff(keys)) + 1
+    for run in np.split(fields, cuts):
+        if len(run):
+            yield [tuple(block) for block in run.tolist()]
+
+
+def _groups(blocks: list[tuple[int, int, int]], geo: WGradGeometry) -> Iterator[Group]:
+    """Fill groups with blocks in order until units or panels run out."""
+    group = Group()
+    for block in blocks:
+        if not _add(group, block, geo):
+            yield group
+            group = Group()
+            if not _add(group, block, geo):
+                raise AssertionError("a block does not fit an empty group")
+    if group.units:
+        yield group
+
+
+def _add(group: Group, block: tuple[int, int, int], geo: WGradGeometry) -> bool:
+    """Add a block's units to the group if units and panels allow."""
+    row, column, index = block
+    parts = range(0, geo.block, geo.unit)
+    x_features = [row * geo.block + part for part in parts]
+    y_features = [column * geo.block + part for part in parts]
+    width = geo.shape.panel
+    reach = range(0, geo.unit, min(width, geo.unit))
+    needed = [f // width for feature in x_features for f in (feature + r for r in reach)]
+    needed += [~(f // width) for feature in y_features for f in (feature + r for r in reach)]
+    fresh = [panel for panel in dict.fromkeys(needed) if panel not in group.panels]
+    partner = group.open.get(column) if geo.paired else None
+    units = 0 if partner is not None else len(parts) ** 2
+    if len(group.panels) + len(fresh) > geo.shape.panels or len(group.units) + units > geo.capacity:
+        return False
+    for panel in fresh:
+        group.panels[panel] = len(group.panels)
+    base = index * geo.block**2 // geo.chunk
+    if partner is not None:
+        unit = group.units[group.open.pop(column)]
+        unit[1], unit[4] = _offset(group, x_features[0], False, geo), base
+        return True
+    for i, x_feature in enumerate(x_features):
+        for j, y_feature in enumerate(y_features):
+            x_offset, y_offset = _offset(group, x_feature, False, geo), _offset(group, y_feature, True, geo)
+            place = base + (i * geo.unit * geo.block + j * geo.unit) // geo.chunk
+            group.units.append([x_offset, x_offset, y_offset, place, NO_UNIT])
+    if geo.paired:
+        group.open[column] = len(group.units) - 1
+    return True
+
+
+def _offset(group: Group, feature: int, gradient: bool, geo: WGradGeometry) -> int:
+    panel, inside = divmod(feature, geo.shape.panel)
+    position = group.panels[~panel if gradient else panel]
+    return position * geo.panel_size + inside // geo.chunk * geo.panel_pitch

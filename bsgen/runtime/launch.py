@@ -1,0 +1,128 @@
+"""`Kernels`: a binary loaded where it is called, and its launches enqueued."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from bsgen.errors import ArgumentError
+from bsgen.plan.launch import Launch, Workspace
+from bsgen.runtime import context, driver
+
+MAXIMUM_ARGUMENTS = 16
+MAXIMUM_BLOCKS = 2**31 - 1
+INTEGERS = frozenset({"n", "accumulate"})
+
+
+class Cubin(Protocol):
+    """The part of a binary that launching needs."""
+
+    @property
+    def arch(self) -> str:
+        """What it was compiled for."""
+        ...
+
+    @property
+    def cubin(self) -> bytes:
+        """The ELF image."""
+        ...
+
+
+class _Arguments(threading.local):
+    """Room for a kernel's arguments, one 8-byte slot each, and the pointers to them that the driver reads.
+
+    Made once a thread: the driver copies the arguments before a launch returns.
+    """
+
+    def __init__(self) -> None:
+        self.slots = (ctypes.c_uint64 * MAXIMUM_ARGUMENTS)()
+        first = ctypes.addressof(self.slots)
+        self.pointers = (ctypes.c_void_p * MAXIMUM_ARGUMENTS)(*(first + 8 * i for i in range(MAXIMUM_ARGUMENTS)))
+        self.address = ctypes.addressof(self.pointers)
+
+
+_arguments = _Arguments()
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A launch with its function of one device, and how its arguments are packed."""
+
+    launch: Launch
+    function: Any
+    names: tuple[str, ...]
+    packing: struct.Struct
+
+    @classmethod
+    def of(cls, launch: Launch, function: Any) -> _Loaded:
+        """Pair them."""
+        codes = ("i4x" if name in INTEGERS else "Q" for name in launch.arguments)
+        return cls(launch, function, launch.arguments, struct.Struct("<" + "".join(codes)))
+
+
+class Kernels:
+    """The kernels of one op: loaded once for each device, launched in order on the caller's stream.
+
+    May be called from many threads. A call after the first (or after `load`) on a device loads and allocates nothing,
+    so it may be captured into a CUDA graph.
+    """
+
+    def __init__(self, binary: Cubin, launches: Sequence[Launch], workspace: Workspace) -> None:
+        self.binary = binary
+        self.launches = tuple(launches)
+        self.workspace = workspace
+        self._loaded: dict[int, tuple[_Loaded, ...]] = {}
+
+    def load(self, device: int) -> tuple[_Loaded, ...]:
+        """Load onto a device, unless it was; `ArgumentError` if the binary is for another architecture."""
+        with driver.lock():
+            if device not in self._loaded:
+                self._check_arch(device)
+                sizes = {launch.entry: launch.shared_memory for launch in self.launches}
+                functions = context.load(device, self.binary.cubin, sizes)
+                self._loaded[device] = tuple(_Loaded.of(launch, functions[launch.entry]) for launch in self.launches)
+            return self._loaded[device]
+
+    def _check_arch(self, device: int) -> None:
+        gpu = driver.device(device)
+        if not gpu.runs(self.binary.arch):
+            raise ArgumentError(
+                f"arch: compiled for {self.binary.arch}, but GPU {device} ({gpu.name}) is {gpu.arch}: "
+                f'compile again with arch="{gpu.arch}"'
+            )
+
+    def __call__(self, device: int, stream: int, operands: Mapping[str, int]) -> None:
+        """Enqueue every launch on `stream` (a CUstream handle): `operands` are pointers, n and accumulate, by name."""
+        loaded = self._loaded.get(device)
+        if loaded is None:
+            context.forbid_capture(device, stream)
+            loaded = self.load(device)
+        pushed = driver.enter(device)
+        try:
+            for kernel in loaded:
+                _launch(kernel, stream, operands)
+        finally:
+            if pushed:
+                driver.leave()
+
+
+def _launch(kernel: _Loaded, stream: int, operands: Mapping[str, int]) -> None:
+    launch, cuda = kernel.launch, driver.bindings()
+    blocks = launch.grid.size(operands["n"])
+    if not blocks:
+        return
+    if blocks > MAXIMUM_BLOCKS:
+        raise ArgumentError(
+            f"x: {operands['n']} rows need {blocks} thread blocks, CUDA allows {MAXIMUM_BLOCKS}: split x"
+        )
+    arguments = _arguments
+    kernel.packing.pack_into(arguments.slots, 0, *[operands[name] for name in kernel.names])
+    (error,) = cuda.cuLaunchKernel(
+        kernel.function, blocks, 1, 1, launch.threads, 1, 1, launch.shared_memory, stream, arguments.address, 0
+    )
+    if error:
+        raise driver.failure("cuLaunchKernel", error)

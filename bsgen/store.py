@@ -1,0 +1,265 @@
+"""The disk cache of binaries: one self-checked file an entry; whatever goes wrong on the disk, no run stops for it.
+
+An entry is  magic | format | header length | header (JSON) | cubin length | cubin | SHA-256 of all before it.
+A file that fails any check is a miss and is removed. A place that cannot be written means "compiled, not cached".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import secrets
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bsgen.errors import CacheError
+from bsgen.nvrtc import FIXED_OPTIONS, Binary, KernelFacts
+
+if TYPE_CHECKING:
+    from bsgen.emit import Source
+
+FORMAT = 1
+
+_MAGIC = b"bsgenbin"
+_PREFIX = struct.Struct("<8sIQ")
+_LENGTH = struct.Struct("<Q")
+_DIGEST = hashlib.sha256().digest_size
+_FOLDER = "binaries"
+_SUFFIX = ".bin"
+_TEMPORARY = ".tmp"
+
+_log = logging.getLogger("bsgen")
+
+
+def key(source: Source, arch: str, compiler: str) -> str:
+    """The name of an entry: a digest of everything that the binary's bytes and facts depend on."""
+    digest = hashlib.sha256()
+    for label, values in (
+        ("store format", (str(FORMAT),)),
+        ("name", (source.name,)),
+        ("text", (source.text,)),
+        ("fixed options", FIXED_OPTIONS),
+        ("options", source.options),
+        ("entries", source.entries),
+        ("arch", (arch,)),
+        ("compiler", (compiler,)),
+    ):
+        # Every field and every value has its length in front, so no two lists of fields run into the same bytes.
+        for part in (label, str(len(values)), *values):
+            data = part.encode("utf-8", "surrogatepass")
+            digest.update(_LENGTH.pack(len(data)) + data)
+    return digest.hexdigest()
+
+
+def default_root() -> Path | None:
+    """BSGEN_CACHE_DIR, else bsgen in XDG_CACHE_HOME, else ~/.cache/bsgen; None where the user has no home."""
+    if chosen := os.environ.get("BSGEN_CACHE_DIR"):
+        return Path(os.path.abspath(os.path.expanduser(chosen)))
+    # The XDG specification tells programs to ignore a relative path.
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    cache = shared if os.path.isabs(shared) else os.path.expanduser("~/.cache")
+    return Path(cache, "bsgen") if os.path.isabs(cache) else None
+
+
+def disabled() -> bool:
+    """Whether BSGEN_DISABLE_CACHE asks for no disk cache at all."""
+    return os.environ.get("BSGEN_DISABLE_CACHE", "") not in ("", "0")
+
+
+def default() -> Store | None:
+    """The store that compilations use, None if it is disabled or has no place."""
+    if disabled():
+        return None
+    root = default_root()
+    if root is None:
+        _warn_once("no home folder, so binaries are compiled but not cached; set BSGEN_CACHE_DIR to a folder")
+    return Store(root) if root else None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of the store: its key, place and size in bytes."""
+
+    key: str
+    path: Path
+    size: int
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `Store.verify` found: entries that pass every check and those that do not."""
+
+    good: tuple[Entry, ...]
+    bad: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Store:
+    """Binaries in files under one root folder. `get` and `put` never raise; the rest raise `CacheError`."""
+
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the entries are."""
+        return self.root / _FOLDER
+
+    def path(self, key: str) -> Path:
+        """The file of an entry, there or not."""
+        return self.folder / f"{key}{_SUFFIX}"
+
+    def get(self, key: str) -> Binary | None:
+        """The binary of a key; None if there is no entry, it cannot be read, or it is broken (then it is removed)."""
+        path = self.path(key)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            _warn_once(f"cache entry {path} cannot be read ({error.strerror}); compiling instead")
+            return None
+        try:
+            return decode(key, data)
+        except ValueError as error:
+            _log.warning("cache entry %s is broken (%s); compiling again", path, error)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+
+    def put(self, key: str, binary: Binary) -> bool:
+        """Publish a binary whole or not at all; False, with a warning in the log, where that cannot be done."""
+        try:
+            self._make()
+            self._publish(self.path(key), encode(key, binary))
+        except OSError as error:
+            _warn_once(f"compiled, not cached: {self.folder} cannot be written ({error.strerror}); set BSGEN_CACHE_DIR")
+            return False
+        return True
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Every entry, good or bad, by key."""
+        return tuple(self._entries())
+
+    def size(self) -> int:
+        """Bytes that the entries take."""
+        return sum(entry.size for entry in self._entries())
+
+    def verify(self) -> Verified:
+        """Read and check every entry; removes nothing."""
+        checked = [(entry, _is_good(entry)) for entry in self._entries()]
+        return Verified(
+            good=tuple(entry for entry, good in checked if good),
+            bad=tuple(entry for entry, good in checked if not good),
+        )
+
+    def clear(self) -> int:
+        """Remove every entry, and what interrupted writers left; gives the number of entries removed."""
+        removed = 0
+        try:
+            for path in self._files(_SUFFIX, _TEMPORARY):
+                path.unlink(missing_ok=True)
+                removed += path.suffix == _SUFFIX
+        except OSError as error:
+            raise CacheError(f"{self.folder}: cannot be cleared ({error.strerror}); check who owns it") from None
+        return removed
+
+    def writable(self) -> bool:
+        """Whether entries can be published: tried by writing an empty temporary file."""
+        try:
+            self._make()
+            probe = self.folder / f".probe.{secrets.token_hex(8)}{_TEMPORARY}"
+            probe.touch()
+            probe.unlink()
+        except OSError:
+            return False
+        return True
+
+    def _make(self) -> None:
+        # Step by step, because mkdir gives the mode to the last folder only.
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+
+    def _publish(self, path: Path, data: bytes) -> None:
+        # In the same folder, because a rename is atomic only inside one file system. No fsync: what a power cut tears
+        # fails its digest and is compiled again.
+        temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{_TEMPORARY}")
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+    def _entries(self) -> Iterator[Entry]:
+        for path in self._files(_SUFFIX):
+            # Another process may remove an entry while this one looks.
+            with contextlib.suppress(OSError):
+                yield Entry(path.stem, path, path.stat().st_size)
+
+    def _files(self, *suffixes: str) -> list[Path]:
+        try:
+            return sorted(path for path in self.folder.iterdir() if path.suffix in suffixes)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise CacheError(
+                f"{self.folder}: cannot be listed ({error.strerror}); set BSGEN_CACHE_DIR to a folder you own"
+            ) from None
+
+
+def encode(key: str, binary: Binary) -> bytes:
+    """The bytes of an entry."""
+    facts = {field.name: getattr(binary, field.name) for field in dataclasses.fields(binary) if field.name != "cubin"}
+    facts["kernels"] = [dataclasses.asdict(kernel) for kernel in binary.kernels]
+    header = json.dumps({"key": key, "binary": facts}, sort_keys=True).encode()
+    body = b"".join((_PREFIX.pack(_MAGIC, FORMAT, len(header)), header, _LENGTH.pack(len(binary.cubin)), binary.cubin))
+    return body + hashlib.sha256(body).digest()
+
+
+def decode(key: str, data: bytes) -> Binary:
+    """The binary in an entry's bytes; `ValueError` says which check failed."""
+    body, digest = data[:-_DIGEST], data[-_DIGEST:]
+    if hashlib.sha256(body).digest() != digest:
+        raise ValueError("its digest does not match its content")
+    try:
+        return _parse(key, body)
+    # The digest holds, so this was written as it is: by another version of bsgen, or for another key.
+    except (struct.error, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not an entry of store format {FORMAT} ({error})") from None
+
+
+def _parse(key: str, body: bytes) -> Binary:
+    magic, version, length = _PREFIX.unpack_from(body)
+    if (magic, version) != (_MAGIC, FORMAT):
+        raise ValueError(f"not an entry of store format {FORMAT}")
+    start = _PREFIX.size + length
+    header = json.loads(body[_PREFIX.size : start])
+    if header["key"] != key:
+        raise ValueError("it belongs to another key")
+    cubin = body[start + _LENGTH.size :]
+    if _LENGTH.unpack_from(body, start) != (len(cubin),):
+        raise ValueError("its cubin is not as long as it says")
+    facts = header["binary"]
+    kernels = tuple(KernelFacts(**kernel) for kernel in facts.pop("kernels"))
+    return Binary(**facts, kernels=kernels, cubin=cubin)
+
+
+def _is_good(entry: Entry) -> bool:
+    try:
+        decode(entry.key, entry.path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=64)
+def _warn_once(message: str) -> None:
+    _log.warning("%s", message)
