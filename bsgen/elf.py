@@ -10,6 +10,8 @@ from typing import BinaryIO
 _MAGIC = b"\x7fELF\x02\x01"
 _NOTE_SEGMENT = 4
 _GNU_BUILD_ID = 3
+_LONGEST_NOTES = 1 << 16  # bytes; a damaged header may claim any length
+_MALFORMED = (struct.error, IndexError, OverflowError, ValueError)
 
 
 def build_id(path: Path) -> str | None:
@@ -17,7 +19,7 @@ def build_id(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             return next(_build_ids(file), None)
-    except (OSError, struct.error):
+    except (OSError, *_MALFORMED):
         return None
 
 
@@ -27,7 +29,7 @@ def section_sizes(elf: bytes) -> dict[str, int]:
         return {}
     try:
         return dict(_sections(elf))
-    except (struct.error, IndexError):
+    except _MALFORMED:
         return {}
 
 
@@ -42,7 +44,7 @@ def _build_ids(file: BinaryIO) -> Iterator[str]:
         kind, offset, length = struct.unpack_from("<I4xQ16xQ", segments, index * size)
         if kind == _NOTE_SEGMENT:
             file.seek(offset)
-            yield from _notes(file.read(length))
+            yield from _notes(file.read(min(length, _LONGEST_NOTES)))
 
 
 def _notes(notes: bytes) -> Iterator[str]:

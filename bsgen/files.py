@@ -47,7 +47,9 @@ def read_npz(path: Path) -> Arrays:
         _as_layout_error(path, ".npz", "numpy.savez or scipy.sparse.save_npz"),
         np.load(path, allow_pickle=False) as npz,
     ):
-        return {name: npz[name] for name in npz.files}
+        # Other archives, such as PyTorch's checkpoints, may hold gigabytes of what is no array.
+        members = [name for name in npz.zip.namelist() if name.endswith(".npy")]
+        return {name.removesuffix(".npy"): npz[name] for name in members}
 
 
 @contextlib.contextmanager

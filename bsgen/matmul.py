@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from bsgen import dense as dense_weights
@@ -101,10 +102,16 @@ class MatMul:
         self.batch = None if batch is None else integer("batch", batch, 1)
         self._arch = arch
         self.target, self._compiled = _target(arch)
-        self._operations = {str(op): Operation(self._problem(op), self.target) for op in _parse_ops(ops, self.epilogue)}
+        parsed = _parse_ops(ops, self.epilogue)
+        # NVRTC compiles in parallel, and the Python of one op runs while another is inside it.
+        with ThreadPoolExecutor(len(parsed)) as pool:
+            self._operations = dict(zip(map(str, parsed), pool.map(self._make, parsed), strict=True))
+
+    def _make(self, op: Op) -> Operation:
+        operation = Operation(self._problem(op), self.target)
         if self._compiled:
-            for operation in self._operations.values():
-                _ = operation.kernels
+            operation.prepare()
+        return operation
 
     def _problem(self, op: Op) -> Problem:
         epilogue = self.epilogue if op is Op.FPROP else Epilogue()

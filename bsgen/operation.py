@@ -19,8 +19,10 @@ from bsgen.plan import Plan, choose
 from bsgen.problem import Problem, Target
 from bsgen.runtime import context
 from bsgen.runtime.arrays import CPU, Framework, View, framework_of, stream_handle
+from bsgen.runtime.express import Express
 from bsgen.runtime.host_arrays import NumPy
 from bsgen.runtime.launch import Kernels
+from bsgen.runtime.torch_arrays import Torch
 
 
 class _Call(NamedTuple):
@@ -66,6 +68,7 @@ class Operation:
         self.problem, self.target = problem, target
         self.contract = contract_of(problem)
         self.plan: Plan = choose(problem, target)
+        self._express: Express | None = None
 
     @cached_property
     def source(self) -> Source:
@@ -84,6 +87,10 @@ class Operation:
 
     def __call__(self, arrays: Mapping[str, Any], out: Any = None, accumulate: bool = False, stream: Any = None) -> Any:
         """Check, then run where the arrays are: the result, which is `out` if given."""
+        if self._express is not None and out is None and stream is None and not accumulate:
+            result = self._express(arrays)
+            if result is not None:
+                return result
         call = self._look(arrays)
         if out is not None:
             self._check_out(out, call)
@@ -92,6 +99,10 @@ class Operation:
         if call.device == CPU:
             return self._run_on_cpu(call, out, accumulate, stream)
         return self._run_on_gpu(call, out, accumulate, stream)
+
+    def prepare(self) -> None:
+        """Compile now rather than at the first call on a GPU."""
+        _ = self.kernels
 
     def load(self, device: int) -> None:
         """Load the kernels onto a GPU, so that no later call has to."""
@@ -111,6 +122,8 @@ class Operation:
         if framework is not primary:
             raise ArgumentError(f"out: got an array of {framework.name}, expected one of {primary.name}, as the inputs")
         self.contract.check_out(framework.view(out, "out"), call.views, call.shape)
+        if not framework.writable(out):
+            raise ArgumentError("out: is read-only: pass an array that may be written")
 
     def _run_on_cpu(self, call: _Call, out: Any, accumulate: bool, stream: Any) -> Any:
         for name, framework in call.frameworks.items():
@@ -146,6 +159,8 @@ class Operation:
         if stream is not None:
             primary.lent([*call.arrays.values(), out], device, handle)
         primary.finished(device, handle)
+        if self._express is None and isinstance(primary, Torch) and 0 not in call.shape:
+            self._express = Express(self.contract, self.kernels, self.plan.workspace, primary)
         return out
 
     def _enqueue(self, call: _Call, out: int, accumulate: int, stream: int) -> None:

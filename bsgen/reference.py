@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from bsgen.plan import MatMulPlan, Plan, WGradPlan
 from bsgen.plan.matmul import NO_OUTPUT
-from bsgen.plan.stages import NO_PIECE, zero_column
 from bsgen.plan.wgrad import NO_UNIT
 from bsgen.problem import Activation, Op, Problem
 
@@ -63,15 +62,9 @@ def slot_terms(plan: MatMulPlan, tile: int) -> list[tuple[NDArray[np.int64], NDA
         bounds = record[form.slot_starts : form.slot_starts + form.slots + 1]
         for slot in range(form.slots):
             for operation in range(bounds[slot], bounds[slot + 1]):
-                packed = int(record[form.operation_inputs + operation]) & 0xFFFFFFFF
-                for half in range(geo.pieces):
-                    start = int(record[form.piece_starts + operation * geo.pieces + half])
-                    offset = packed if geo.pieces == 1 else packed >> 16 * half & 0xFFFF
-                    if start == NO_PIECE:
-                        assert offset == zero_column(geo), "a missing piece must multiply zeros"
-                        continue
-                    features[slot].append(_features(plan, record, offset, len(piece)))
-                    elements[slot].append(start * geo.chunk + piece)
+                offset = int(record[form.operation_inputs + operation])
+                features[slot].append(_features(plan, record, offset, len(piece)))
+                elements[slot].append(int(record[form.piece_starts + operation]) * geo.chunk + piece)
     width = (0, geo.block)
     return [
         (np.concatenate(f), np.concatenate(e)) if f else (np.zeros(0, np.int64), np.zeros(width, np.int64))
@@ -80,12 +73,13 @@ def slot_terms(plan: MatMulPlan, tile: int) -> list[tuple[NDArray[np.int64], NDA
 
 
 def _features(plan: MatMulPlan, record: NDArray[np.int32], offset: int, count: int) -> NDArray[np.int64]:
-    """The features at a chunk offset of the stage: its panel's place in global memory, then its chunk column."""
+    """The features at a chunk offset of the stage: its panel's place in global memory, then the chunk inside it."""
     geo = plan.geometry
     position, inside = divmod(offset, geo.panel_size)
     panel = int(record[plan.form.panel_ids + position])
     assert position < record[0], "an operation reads past the panels of its stage"
-    return panel * geo.shape.panel + inside // geo.panel_pitch * geo.chunk + np.arange(count)
+    assert inside < geo.panel_chunks, "an operation starts past the first row of its panel"
+    return panel * geo.shape.panel + inside * geo.chunk + np.arange(count)
 
 
 def _piece_elements(plan: MatMulPlan) -> NDArray[np.int64]:
@@ -155,10 +149,11 @@ def unit_terms(plan: WGradPlan) -> list[tuple[NDArray[np.int64], NDArray[np.int6
 
 
 def _unit_features(plan: WGradPlan, tile: int, offset: int, gradient: bool) -> NDArray[np.int64]:
-    """The features that a unit reads from a chunk offset on, chunk column by chunk column."""
+    """The features that a unit reads from a chunk offset on, chunk by chunk."""
     geo = plan.geometry
-    columns = offset // geo.panel_pitch + np.arange(geo.unit // geo.chunk)
-    position, inside = np.divmod(columns, geo.panel_chunks)
+    position, inside = divmod(offset, geo.panel_size)
+    assert inside < geo.panel_chunks, "a unit starts past the first row of its panel"
+    position, inside = np.divmod(position * geo.panel_chunks + inside + np.arange(geo.unit // geo.chunk), geo.panel_chunks)
     assert position[-1] < plan.panel_counts[tile], "a unit reads past the panels of its tile"
     ids = plan.panels[tile, position].astype(np.int64)
     assert ((ids < 0) == gradient).all(), "a unit takes x for dy or dy for x"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from bsgen import store
+from bsgen.cli.output import json_option, readable, show_json
 from bsgen.errors import CacheError
-
-_json = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 
 
 @click.group()
@@ -19,7 +17,7 @@ def cache() -> None:
 
 
 @cache.command()
-@_json
+@json_option
 def show(as_json: bool) -> None:
     """Where the cache is, and what is in it."""
     place = located()
@@ -33,7 +31,7 @@ def show(as_json: bool) -> None:
 
 
 @cache.command()
-@_json
+@json_option
 def clear(as_json: bool) -> None:
     """Remove every entry."""
     place = located()
@@ -44,7 +42,7 @@ def clear(as_json: bool) -> None:
 
 
 @cache.command()
-@_json
+@json_option
 @click.pass_context
 def verify(ctx: click.Context, as_json: bool) -> None:
     """Read and check every entry; exit code 1 if one is broken."""
@@ -72,19 +70,13 @@ def counted(entries: int) -> str:
     return f"{entries} {'entry' if entries == 1 else 'entries'}"
 
 
-def readable(size: float) -> str:
-    """Bytes in the unit that people read."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
-
-
 def _sentence(facts: dict[str, Any]) -> str:
     state = "" if facts["enabled"] else " (not in use: BSGEN_DISABLE_CACHE is set)"
     return f"{facts['path']}: {counted(facts['entries'])}, {readable(facts['bytes'])}{state}"
 
 
 def _print(facts: dict[str, Any], as_json: bool, text: str) -> None:
-    click.echo(json.dumps(facts, indent=2) if as_json else text)
+    if as_json:
+        show_json(facts)
+    else:
+        click.echo(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from bsgen import topology
+from bsgen.cli.output import json_option, show_json
 from bsgen.layout import Layout, Spread
 from bsgen.picture import UNICODE
 from bsgen.problem import BLOCK_SIZES
@@ -33,9 +33,8 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return decorate
 
 
-_json = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 _output = _options(
-    click.option("-o", "--output", required=True, metavar="FILE.npy", help="Where to write the layout."), _json
+    click.option("-o", "--output", required=True, metavar="FILE.npy", help="Where to write the layout."), json_option
 )
 _seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random choices.")
 _blocks = click.option("--blocks", type=click.IntRange(min=2), required=True, help="Rows and columns of blocks.")
@@ -123,14 +122,14 @@ def make_barabasi_albert(blocks: int, m: int, seed: int, output: str, as_json: b
 @click.argument("file")
 @click.option("--ascii", "plain", is_flag=True, help="Draw with ASCII characters only.")
 @click.option("--png", metavar="FILE.png", help="Write the picture as a PNG, too.")
-@_json
+@json_option
 def show(file: str, plain: bool, png: str | None, as_json: bool) -> None:
     """Draw the layout in FILE (.npy, .npz) and print its statistics."""
     shown = Layout.load(file)
     if png:
         shown.save_png(png)
     if as_json:
-        _print_json({"file": file, **_facts(shown), "mixing": _mixing(shown), "png": png})
+        show_json({"file": file, **_facts(shown), "mixing": _mixing(shown), "png": png})
         return
     click.echo(shown.text(width=_picture_width(), ascii=plain or not _prints_unicode()))
     click.echo(_summary(shown))
@@ -173,7 +172,7 @@ def convert(
 def _write(made: Layout, output: str, as_json: bool) -> None:
     made.save(output)
     if as_json:
-        _print_json({"file": output, **_facts(made)})
+        show_json({"file": output, **_facts(made)})
         return
     click.echo(f"wrote {output}")
     click.echo(_summary(made))
@@ -214,7 +213,3 @@ def _prints_unicode() -> bool:
     except (UnicodeEncodeError, LookupError):
         return False
     return True
-
-
-def _print_json(facts: dict[str, Any]) -> None:
-    click.echo(json.dumps(facts, indent=2))

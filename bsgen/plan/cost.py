@@ -63,10 +63,10 @@ def matmul_cost(
     busiest = np.array([_busiest_warp(stage, geo) for stage in stages], float)
 
     panel_bytes = shape.rows * shape.panel * problem.dtype.itemsize
-    piece_bytes = geo.pieces * geo.piece_chunks * CHUNK_BYTES
+    piece_bytes = geo.piece_chunks * CHUNK_BYTES
     loads = panels * panel_bytes + operations * piece_bytes
-    warp_steps = shape.m_tiles * (geo.block // 8) * (geo.depth // geo.math.depth)
-    fragments = (geo.depth // geo.math.depth) * (shape.m_tiles + max(1, geo.block // 16))
+    warp_steps = shape.m_tiles * (geo.block // 8) * (geo.depth / geo.math.depth)
+    fragments = (geo.depth / geo.math.depth) * (shape.m_tiles + max(1, geo.block // 16))
     copies = loads / CHUNK_BYTES / 32 * 5
     demands = {
         "L2": loads / L2_BYTES_PER_CLOCK,
@@ -88,7 +88,7 @@ def matmul_cost(
 
 def _busiest_warp(stage: Stage, geo: Geometry) -> int:
     per_warp = geo.shape.slots_per_warp
-    operations = [-(-len(work) // geo.pieces) for work in stage.work]
+    operations = [len(work) for work in stage.work]
     return max(sum(operations[i : i + per_warp]) for i in range(0, len(operations), per_warp))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from bsgen.plan.blocks import IntArray, OutputBlocks, Part, Reduction, output_blocks, split
 from bsgen.plan.cost import Cost, matmul_cost
 from bsgen.plan.launch import Grid, Launch, Workspace
-from bsgen.plan.stages import RecordFormat, Stage, encode, pack, tile_items, zero_column
+from bsgen.plan.stages import RecordFormat, Stage, encode, pack, tile_items
 from bsgen.plan.tile import CHUNK_BYTES, Geometry, TileShape, geometry
 from bsgen.problem import Op, Problem, Target
 
@@ -69,11 +69,6 @@ class MatMulPlan:
         """Features of a row of the activations and of a row of the result."""
         sizes = self.problem.in_features, self.problem.out_features
         return sizes if self.problem.op is Op.FPROP else (sizes[1], sizes[0])
-
-    @property
-    def zero_column(self) -> int:
-        """Chunk offset of a stage's column of zeros."""
-        return zero_column(self.geometry)
 
     @property
     def no_output(self) -> int:
@@ -181,11 +176,11 @@ def shapes(problem: Problem, target: Target) -> Iterator[TileShape]:
 def _pipelines(shape: TileShape, problem: Problem, target: Target) -> Iterator[TileShape]:
     """Stages for one and for two resident blocks an SM."""
     geo = geometry(problem, shape)
-    least = (geo.panel_size + 2 * geo.operation_chunks + geo.panel_pitch) * CHUNK_BYTES
+    least = (geo.panel_size + 2 * geo.piece_chunks) * CHUNK_BYTES
     for budget in (target.shared_memory, (target.shared_memory - 1024) // 2):
         for stages in (4, 3):
             stage_bytes = (budget * 15 // 16 // stages) // 1024 * 1024  # the rest holds records
-            if least <= stage_bytes <= CHUNK_BYTES << 16:
+            if least <= stage_bytes:
                 yield replace(shape, stages=stages, stage_bytes=min(stage_bytes, 64 * 1024))
                 break
 

@@ -13,8 +13,6 @@ from bsgen.plan.blocks import IntArray, Part
 from bsgen.plan.tile import Geometry
 from bsgen.problem import Op
 
-NO_PIECE = -1
-
 
 @dataclass
 class Stage:
@@ -36,7 +34,6 @@ class RecordFormat:
     slots: int
     panels: int
     operations: int
-    pieces: int
 
     @property
     def slot_starts(self) -> int:
@@ -50,18 +47,18 @@ class RecordFormat:
 
     @property
     def operation_inputs(self) -> int:
-        """First word of the operations' input offsets, in chunks from the stage's start, two halves when paired."""
+        """First word of the operations' input offsets: chunks from the stage's start to row 0, not swizzled."""
         return self.panel_ids + self.panels
 
     @property
     def piece_starts(self) -> int:
-        """First word of the pieces' places in W, in chunks, `NO_PIECE` for zeros."""
+        """First word of the operations' places in W, in chunks."""
         return self.operation_inputs + self.operations
 
     @property
     def words(self) -> int:
         """Words of a record, a whole number of 16-byte chunks."""
-        return -(-(self.piece_starts + self.operations * self.pieces) // 4) * 4
+        return -(-(self.piece_starts + self.operations) // 4) * 4
 
 
 Item = tuple[int, int, int, int]  # panel, chunk column inside it, slot, first chunk of the weights
@@ -86,22 +83,12 @@ def _part_items(part: Part, slot: int, op: Op, geo: Geometry) -> IntArray:
     return np.stack([value.ravel() for value in fields], axis=1).astype(np.int32)
 
 
-def zero_column(geo: Geometry) -> int:
-    """Chunk offset of the stage's column of zeros, the partner of a block that found none."""
-    return geo.stage_chunks - geo.panel_pitch
-
-
-def stage_room(geo: Geometry) -> int:
-    """Chunks of a stage that loads may fill."""
-    return zero_column(geo) if geo.pieces == 2 else geo.stage_chunks
-
-
 def pack(items: Sequence[Item], geo: Geometry) -> Iterator[Stage]:
     """Fill stages greedily, panel by panel; a panel whose weights exceed a stage is loaded again in the next."""
     stage = Stage(geo.shape.slots)
     for _, group in groupby(items, key=itemgetter(0)):
         waiting = list(group)
-        if stage.panels and _size_with(stage, waiting, geo) > stage_room(geo):
+        if stage.panels and _size_with(stage, waiting, geo) > geo.stage_chunks:
             yield stage
             stage = Stage(geo.shape.slots)
         while waiting:
@@ -114,29 +101,19 @@ def pack(items: Sequence[Item], geo: Geometry) -> Iterator[Stage]:
 
 
 def _size_with(stage: Stage, items: Sequence[Item], geo: Geometry) -> int:
-    more: dict[int, int] = {}
-    for item in items:
-        more[item[2]] = more.get(item[2], 0) + 1
-    operations = stage.operations
-    for slot, count in more.items():
-        have = len(stage.work[slot])
-        operations += -(-(have + count) // geo.pieces) - -(-have // geo.pieces)
-    return (len(stage.panels) + 1) * geo.panel_size + operations * geo.operation_chunks
+    return (len(stage.panels) + 1) * geo.panel_size + (stage.operations + len(items)) * geo.piece_chunks
 
 
 def _fill(stage: Stage, items: list[Item], geo: Geometry) -> list[Item]:
     """Add one panel and as many of its items as fit; return the rest."""
     base = len(stage.panels) * geo.panel_size
-    used = base + geo.panel_size
+    room = geo.stage_chunks - base - geo.panel_size - stage.operations * geo.piece_chunks
+    count = min(len(items), room // geo.piece_chunks)
     stage.panels.append(items[0][0])
-    for index, (_, column, slot, start) in enumerate(items):
-        work = stage.work[slot]
-        opens = len(work) % geo.pieces == 0
-        if opens and used + (stage.operations + 1) * geo.operation_chunks > stage_room(geo):
-            return items[index:]
-        stage.operations += opens
-        work.append((base + column * geo.panel_pitch, start))
-    return []
+    stage.operations += count
+    for _, column, slot, start in items[:count]:
+        stage.work[slot].append((base + column, start))
+    return items[count:]
 
 
 def encode(stages: Sequence[Stage], geo: Geometry) -> tuple[RecordFormat, IntArray]:
@@ -145,27 +122,17 @@ def encode(stages: Sequence[Stage], geo: Geometry) -> tuple[RecordFormat, IntArr
         slots=geo.shape.slots,
         panels=max((len(stage.panels) for stage in stages), default=0),
         operations=max((stage.operations for stage in stages), default=0),
-        pieces=geo.pieces,
     )
     records = np.zeros((len(stages), form.words), np.int32)
     for record, stage in zip(records, stages, strict=True):
-        _encode_one(record, stage, form, geo)
+        _encode_one(record, stage, form)
     return form, records
 
 
-def _encode_one(record: IntArray, stage: Stage, form: RecordFormat, geo: Geometry) -> None:
+def _encode_one(record: IntArray, stage: Stage, form: RecordFormat) -> None:
     record[0], record[1] = len(stage.panels), stage.operations
     record[form.panel_ids : form.panel_ids + len(stage.panels)] = stage.panels
-    inputs: list[int] = []
-    starts: list[int] = []
-    bounds = [0]
-    for work in stage.work:
-        if geo.pieces == 2 and len(work) % 2:
-            work = [*work, (zero_column(geo), NO_PIECE)]
-        offsets = [offset for offset, _ in work]
-        inputs += offsets if geo.pieces == 1 else [a | b << 16 for a, b in zip(offsets[::2], offsets[1::2], strict=True)]
-        starts += [start for _, start in work]
-        bounds.append(len(inputs))
-    record[form.slot_starts : form.panel_ids] = bounds
-    record[form.operation_inputs : form.operation_inputs + len(inputs)] = np.array(inputs, np.uint32).view(np.int32)
-    record[form.piece_starts : form.piece_starts + len(starts)] = starts
+    record[form.slot_starts : form.panel_ids] = np.cumsum([0, *map(len, stage.work)])
+    terms = [term for work in stage.work for term in work]
+    for first, values in ((form.operation_inputs, 0), (form.piece_starts, 1)):
+        record[first : first + len(terms)] = [term[values] for term in terms]

@@ -1,8 +1,9 @@
 """Shapes of the fprop and dgrad kernels: how a thread block's tile, its loads and its shared memory are laid out.
 
-Shared memory holds everything in *chunk columns*: a chunk is 16 bytes (`Math.chunk` elements) of one row, and the chunks
-that share a column lie one after the other, row by row. Eight rows of a chunk column are 128 contiguous bytes, so every
-ldmatrix is free of bank conflicts for every block size; the padding of a column keeps the cp.async writes free of them.
+Shared memory holds matrices of up to 128 bytes a row; a *chunk* is 16 bytes (`Math.chunk` elements) of a row. Rows lie one after
+the other, so that what is contiguous in global memory fills whole 128-byte lines (copies that scatter their chunks over lines
+ran at a quarter of the speed on an H200). Chunk c of row r is stored at c ^ swizzle(r): eight rows of a chunk then fall into
+different banks, for ldmatrix, whatever the width of a row.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ class Math:
         """Whether tensor cores do it."""
         return self.name != "fma_f32"
 
+    @property
+    def ptx(self) -> str:
+        """PTX's name for the inputs' type: f16, bf16, tf32 or f32."""
+        return self.name.removeprefix("mma_").removeprefix("fma_")
+
 
 def math_of(problem: Problem) -> Math:
     """The multiply step that serves the problem's dtype and precision."""
@@ -40,9 +46,7 @@ def math_of(problem: Problem) -> Math:
     return Math("mma_bf16" if problem.dtype is DType.BFLOAT16 else "mma_f16", 8)
 
 
-def conflict_free_padding(chunks: int) -> int:
-    """Rows to add to chunk columns (of a multiple of 8 rows) so that rows of `chunks` chunks are written without conflicts."""
-    return 1 if chunks >= 8 else 0 if chunks == 1 else 8 // chunks
+LINE_CHUNKS = 8
 
 
 @dataclass(frozen=True)
@@ -81,18 +85,16 @@ class TileShape:
 class Geometry:
     """Sizes that follow from a problem and a tile shape; templates use these names as their constants.
 
-    An *operation* multiplies `depth` inputs by one output block. Its weights are `pieces` pieces: one slice of a stored
-    block, or, for blocks narrower than a multiply step, two whole blocks from anywhere in the same block column.
+    An *operation* multiplies `depth` inputs by one output block. Its weights are a *piece*: a stored block, or a slice of one
+    along its inputs. Blocks narrower than a multiply step are multiplied two operations at a time.
     """
 
     block: int
     math: Math
     shape: TileShape
     depth: int
-    pieces: int
     weight_rows: int
     weight_chunks: int
-    weight_pitch: int
 
     @property
     def chunk(self) -> int:
@@ -100,34 +102,34 @@ class Geometry:
         return self.math.chunk
 
     @property
+    def paired(self) -> bool:
+        """Whether a multiply step takes two operations: 8-wide blocks of 16-bit elements."""
+        return self.depth < self.math.depth
+
+    @property
     def slices(self) -> int:
         """Pieces that a stored block is cut into along its inputs."""
-        return max(1, self.block // self.depth)
+        return self.block // self.depth
 
     @property
     def piece_chunks(self) -> int:
-        """Chunks of a piece of weights."""
+        """Chunks of a piece of weights, in global and in shared memory."""
         return self.weight_rows * self.weight_chunks
 
     @property
-    def operation_chunks(self) -> int:
-        """Chunks that the weights of one operation occupy in shared memory."""
-        return self.pieces * self.weight_chunks * self.weight_pitch
+    def weight_line(self) -> int:
+        """Chunks of a row of weights that lie together; wider rows are stored as several matrices of one line each."""
+        return min(LINE_CHUNKS, self.weight_chunks)
 
     @property
     def panel_chunks(self) -> int:
-        """Chunk columns of an activation panel."""
+        """Chunks of a row of an activation panel."""
         return self.shape.panel // self.chunk
-
-    @property
-    def panel_pitch(self) -> int:
-        """Rows of a chunk column of a panel, padding included."""
-        return self.shape.rows + conflict_free_padding(self.panel_chunks)
 
     @property
     def panel_size(self) -> int:
         """Chunks that a panel occupies in shared memory."""
-        return self.panel_chunks * self.panel_pitch
+        return self.panel_chunks * self.shape.rows
 
     @property
     def stage_chunks(self) -> int:
@@ -148,11 +150,6 @@ class Geometry:
 def geometry(problem: Problem, shape: TileShape) -> Geometry:
     """The geometry of `problem` under `shape`."""
     math, block = math_of(problem), problem.block_size
-    depth = max(math.depth, min(block, shape.panel))
-    along_inputs, along_outputs = min(depth, block), block
-    rows, columns = (along_inputs, along_outputs) if problem.op is Op.FPROP else (along_outputs, along_inputs)
-    chunks = columns // math.chunk
-    padding = conflict_free_padding(chunks)
-    if math.name == "mma_tf32" and problem.op is Op.FPROP:
-        padding = 4  # fragments are gathered word by word: lanes 4 columns apart must be 16 banks apart
-    return Geometry(block, math, shape, depth, depth // along_inputs, rows, chunks, rows + padding)
+    depth = min(block, shape.panel)
+    rows, columns = (depth, block) if problem.op is Op.FPROP else (block, depth)
+    return Geometry(block, math, shape, depth, rows, columns // math.chunk)

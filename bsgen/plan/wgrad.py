@@ -11,7 +11,7 @@ import numpy as np
 from bsgen.plan.blocks import IntArray
 from bsgen.plan.cost import Cost, wgrad_cost
 from bsgen.plan.launch import Grid, Launch, Workspace
-from bsgen.plan.tile import CHUNK_BYTES, MMA_COLUMNS, MMA_ROWS, Math, conflict_free_padding, math_of
+from bsgen.plan.tile import CHUNK_BYTES, MMA_COLUMNS, MMA_ROWS, Math, math_of
 from bsgen.problem import Problem, Target
 
 MAX_UNIT = 64
@@ -82,18 +82,13 @@ class WGradGeometry:
 
     @property
     def panel_chunks(self) -> int:
-        """Chunk columns of a panel."""
+        """Chunks of a row of a panel."""
         return self.shape.panel // self.chunk
-
-    @property
-    def panel_pitch(self) -> int:
-        """Rows of a chunk column, padding included."""
-        return self.shape.rows + (conflict_free_padding(self.panel_chunks) if self.chunk == 8 else 4)
 
     @property
     def panel_size(self) -> int:
         """Chunks that a panel occupies in shared memory."""
-        return self.panel_chunks * self.panel_pitch
+        return self.panel_chunks * self.shape.rows
 
     @property
     def stage_bytes(self) -> int:
@@ -125,8 +120,8 @@ class WGradPlan:
     """A plan of wgrad.
 
     Tile t loads `panels[t, :panel_counts[t]]` (p is panel p of x, ~p panel p of dy) and gives warp v its units
-    `units[t, v * shape.units:]`: (chunk offset of the x rows, the second block's when paired, chunk offset of the dy columns, place in dW
-    of the unit's first element divided by the chunk, the second block's).
+    `units[t, v * shape.units:]`: (chunks from the stage's start to row 0 of its x features, of the
+    second block's when paired, of its dy features; chunk of dW where it begins, where the second block does).
     """
 
     problem: Problem
@@ -330,4 +325,4 @@ def _add(group: Group, block: tuple[int, int, int], geo: WGradGeometry) -> bool:
 def _offset(group: Group, feature: int, gradient: bool, geo: WGradGeometry) -> int:
     panel, inside = divmod(feature, geo.shape.panel)
     position = group.panels[~panel if gradient else panel]
-    return position * geo.panel_size + inside // geo.chunk * geo.panel_pitch
+    return position * geo.panel_size + inside // geo.chunk

@@ -41,6 +41,10 @@ class Framework:
         """Look at an array, without touching its data; `ArgumentError` names `argument`."""
         raise NotImplementedError
 
+    def writable(self, array: Any) -> bool:
+        """Whether `array` may be written, where the library knows of arrays that may not."""
+        return True
+
     def pointer(self, array: Any) -> int:
         """The address of an array that was looked at before, or made by `empty`."""
         return self.view(array, "out").pointer

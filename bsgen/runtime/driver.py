@@ -77,6 +77,7 @@ class _Process:
         self.lock = threading.RLock()
         self.initialised = False
         self.contexts: dict[int, Any] = {}
+        self.addresses: dict[int, int] = {}
 
     @cached_property
     def obstacle(self) -> str | None:
@@ -223,23 +224,22 @@ def current_device() -> Device:
 def primary_context(ordinal: int) -> Any:
     """The primary context of a device, the one that the frameworks use; retained once, for the life of the process."""
     process = _process
-    context = process.contexts.get(ordinal)
-    if context is not None:
-        return context
-    device(ordinal)
-    with process.lock:
-        if ordinal not in process.contexts:
-            process.contexts[ordinal] = call("cuDevicePrimaryCtxRetain", call("cuDeviceGet", ordinal))
-        return process.contexts[ordinal]
+    if ordinal not in process.contexts:
+        device(ordinal)
+        with process.lock:
+            if ordinal not in process.contexts:
+                context = call("cuDevicePrimaryCtxRetain", call("cuDeviceGet", ordinal))
+                process.addresses[ordinal] = int(context)
+                process.contexts[ordinal] = context
+    return process.contexts[ordinal]
 
 
 def enter(ordinal: int) -> bool:
     """Make a device's primary context current; whether `leave` is due (not if it already was)."""
-    context = primary_context(ordinal)
-    error, current = bindings().cuCtxGetCurrent()
-    if not error and int(current) == int(context):
+    wanted = _process.addresses.get(ordinal)
+    if wanted is not None and int(bindings().cuCtxGetCurrent()[1]) == wanted:
         return False
-    call("cuCtxPushCurrent", context)
+    call("cuCtxPushCurrent", primary_context(ordinal))
     return True
 
 

@@ -19,7 +19,12 @@ class NumPy(Framework):
 
     def view(self, array: Any, argument: str) -> View:
         """Everything is at hand."""
-        return View(array.ctypes.data, array.shape, array.dtype.name, CPU, array.flags.c_contiguous)
+        dtype = array.dtype.name if array.dtype.isnative else str(array.dtype)
+        return View(array.ctypes.data, array.shape, dtype, CPU, array.flags.c_contiguous)
+
+    def writable(self, array: Any) -> bool:
+        """By its flag."""
+        return bool(array.flags.writeable)
 
     def zeros(self, shape: tuple[int, ...], like: Any) -> Any:
         """np.zeros."""

@@ -6,7 +6,6 @@ import ctypes
 import struct
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bsgen.errors import ArgumentError
@@ -48,20 +47,35 @@ class _Arguments(threading.local):
 _arguments = _Arguments()
 
 
-@dataclass(frozen=True)
 class _Loaded:
-    """A launch with its function of one device, and how its arguments are packed."""
+    """A launch with its function of one device, taken apart so that enqueuing it is little work."""
 
-    launch: Launch
-    function: Any
-    names: tuple[str, ...]
-    packing: struct.Struct
-
-    @classmethod
-    def of(cls, launch: Launch, function: Any) -> _Loaded:
-        """Pair them."""
+    def __init__(self, launch: Launch, function: Any) -> None:
+        self.grid, self.threads, self.shared_memory = launch.grid, launch.threads, launch.shared_memory
+        self.function, self.names = function, launch.arguments
         codes = ("i4x" if name in INTEGERS else "Q" for name in launch.arguments)
-        return cls(launch, function, launch.arguments, struct.Struct("<" + "".join(codes)))
+        self.pack = struct.Struct("<" + "".join(codes)).pack_into
+        self.enqueue = driver.bindings().cuLaunchKernel
+
+    def __call__(self, stream: int, operands: Mapping[str, int]) -> None:
+        """Enqueue it."""
+        blocks = self.grid.size(operands["n"])
+        if not 0 < blocks <= MAXIMUM_BLOCKS:
+            return _refuse(blocks, operands["n"])
+        arguments = _arguments
+        self.pack(arguments.slots, 0, *[operands[name] for name in self.names])
+        (error,) = self.enqueue(
+            self.function, blocks, 1, 1, self.threads, 1, 1, self.shared_memory, stream, arguments.address, 0
+        )
+        if error:
+            raise driver.failure("cuLaunchKernel", error)
+        return None
+
+
+def _refuse(blocks: int, n: int) -> None:
+    """No blocks is nothing to do; too many is an error."""
+    if blocks:
+        raise ArgumentError(f"x: {n} rows need {blocks} thread blocks, CUDA allows {MAXIMUM_BLOCKS}: split x")
 
 
 class Kernels:
@@ -84,7 +98,7 @@ class Kernels:
                 self._check_arch(device)
                 sizes = {launch.entry: launch.shared_memory for launch in self.launches}
                 functions = context.load(device, self.binary.cubin, sizes)
-                self._loaded[device] = tuple(_Loaded.of(launch, functions[launch.entry]) for launch in self.launches)
+                self._loaded[device] = tuple(_Loaded(launch, functions[launch.entry]) for launch in self.launches)
             return self._loaded[device]
 
     def _check_arch(self, device: int) -> None:
@@ -104,25 +118,7 @@ class Kernels:
         pushed = driver.enter(device)
         try:
             for kernel in loaded:
-                _launch(kernel, stream, operands)
+                kernel(stream, operands)
         finally:
             if pushed:
                 driver.leave()
-
-
-def _launch(kernel: _Loaded, stream: int, operands: Mapping[str, int]) -> None:
-    launch, cuda = kernel.launch, driver.bindings()
-    blocks = launch.grid.size(operands["n"])
-    if not blocks:
-        return
-    if blocks > MAXIMUM_BLOCKS:
-        raise ArgumentError(
-            f"x: {operands['n']} rows need {blocks} thread blocks, CUDA allows {MAXIMUM_BLOCKS}: split x"
-        )
-    arguments = _arguments
-    kernel.packing.pack_into(arguments.slots, 0, *[operands[name] for name in kernel.names])
-    (error,) = cuda.cuLaunchKernel(
-        kernel.function, blocks, 1, 1, launch.threads, 1, 1, launch.shared_memory, stream, arguments.address, 0
-    )
-    if error:
-        raise driver.failure("cuLaunchKernel", error)

@@ -20,9 +20,10 @@ class Torch(Framework):
     def __init__(self, torch: Any) -> None:
         self._torch = torch
         self._empty = torch.empty
-        self._dtypes = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32")}
-        self._names = {dtype: name for name, dtype in self._dtypes.items()}
-        self._current: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", self._slow_current)
+        self.plain_types = frozenset({torch.Tensor, torch.nn.Parameter})
+        self.dtypes = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32")}
+        self._names = {dtype: name for name, dtype in self.dtypes.items()}
+        self.current: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", self._slow_current)
 
     def _slow_current(self, device: int) -> int:
         return int(self._torch.cuda.current_stream(device).cuda_stream)
@@ -49,19 +50,19 @@ class Torch(Framework):
 
     def stream(self, array: Any, device: int) -> int:
         """torch.cuda.current_stream."""
-        return self._current(device)
+        return self.current(device)
 
     def empty(self, shape: tuple[int, ...], dtype: str, device: int, stream: int) -> Any:
         """torch.empty, from the pool of the stream that will write it."""
-        kind = self._dtypes[dtype]
-        if stream == self._current(device):
+        kind = self.dtypes[dtype]
+        if stream == self.current(device):
             return self._empty(shape, dtype=kind, device=device)
         with self._torch.cuda.stream(self._external(device, stream)):
             return self._empty(shape, dtype=kind, device=device)
 
     def lent(self, arrays: Sequence[Any], device: int, stream: int) -> None:
         """Memory of `arrays` is not given out again before `stream` is done with them."""
-        if stream != self._current(device):
+        if stream != self.current(device):
             external = self._external(device, stream)
             for array in arrays:
                 array.record_stream(external)
@@ -83,7 +84,7 @@ class Torch(Framework):
 
     def cast(self, array: Any, dtype: str) -> Any:
         """Tensor.to."""
-        return array.to(self._dtypes[dtype]).contiguous()
+        return array.to(self.dtypes[dtype]).contiguous()
 
 
 _made: dict[str, Torch] = {}
