@@ -18,6 +18,7 @@ from bsgen.problem import Op, Problem, Target
 
 NO_OUTPUT = -(2**31) + 1
 REDUCE_THREADS = 256
+OTHER_REGISTERS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,16 +146,23 @@ class MatMulPlan:
 def resident(geo: Geometry, shared_memory: int, target: Target) -> int:
     """Thread blocks an SM holds: its shared memory (1 KiB is the system's, each block) and about 65536 registers."""
     by_memory = (target.shared_memory + 1024) // (shared_memory + 1024)
-    registers = geo.shape.accumulators(geo.block) + 80
-    return max(1, min(by_memory, 65536 // (registers * geo.shape.threads)))
+    return max(1, min(by_memory, by_registers(geo)))
+
+
+def by_registers(geo: Geometry) -> int:
+    """Thread blocks whose registers fit an SM, with `OTHER_REGISTERS` beside the accumulators of a thread."""
+    return 65536 // ((geo.shape.accumulators(geo.block) + OTHER_REGISTERS) * geo.shape.threads)
 
 
 # Threads, accumulators and the balance of loads against math; measured on an H200 (see tests/gpu/bench_portable.py).
 SHAPES = (
-    (2, 4, 4, 64),  # warps_m, warps_n, m_tiles, output columns of a warp
+    (4, 4, 2, 64),  # warps_m, warps_n, m_tiles, output columns of a warp
+    (2, 4, 4, 64),
     (4, 2, 2, 128),
+    (1, 16, 4, 32),
     (1, 8, 4, 64),
     (4, 1, 2, 128),
+    (4, 2, 2, 64),
     (2, 2, 2, 128),
     (2, 4, 1, 128),
     (1, 4, 1, 128),
@@ -174,10 +182,11 @@ def shapes(problem: Problem, target: Target) -> Iterator[TileShape]:
 
 
 def _pipelines(shape: TileShape, problem: Problem, target: Target) -> Iterator[TileShape]:
-    """Stages for one and for two resident blocks an SM."""
+    """Stages for one resident block an SM, and for two where registers allow."""
     geo = geometry(problem, shape)
+    residents = range(1, min(2, by_registers(geo)) + 1)
     least = (geo.panel_size + 2 * geo.piece_chunks) * CHUNK_BYTES
-    for budget in (target.shared_memory, (target.shared_memory - 1024) // 2):
+    for budget in ((target.shared_memory + 1024) // blocks - 1024 for blocks in residents):
         for stages in (4, 3):
             stage_bytes = (budget * 15 // 16 // stages) // 1024 * 1024  # the rest holds records
             if least <= stage_bytes:

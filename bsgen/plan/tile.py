@@ -117,6 +117,16 @@ class Geometry:
         return self.weight_rows * self.weight_chunks
 
     @property
+    def piece_passes(self) -> int:
+        """Chunks of a piece that each thread loads."""
+        return -(-self.piece_chunks // self.shape.threads)
+
+    @property
+    def pieces_at_once(self) -> int:
+        """Pieces that the thread block loads in one pass."""
+        return max(1, self.shape.threads // self.piece_chunks)
+
+    @property
     def weight_line(self) -> int:
         """Chunks of a row of weights that lie together; wider rows are stored as several matrices of one line each."""
         return min(LINE_CHUNKS, self.weight_chunks)

@@ -26,25 +26,36 @@ class Express:
         self._rows, self._fixed = contract.rows, contract.fixed
         self._result_features, self._result_shape = contract.result_features, contract.result_shape
         self._workspace, self._kernels, self._stream = workspace, kernels, framework.current
+        self._scratch = workspace != Workspace()
+        self._fresh, self._current_device = framework.fresh, framework.current_device
 
     def __call__(self, arrays: Mapping[str, Any]) -> Any | None:
         """The result, or None where this is not the common call."""
         first = arrays[self._leading]
-        if type(first) not in self._kinds or not first.is_cuda or not first.shape:
+        if type(first) not in self._kinds or not first.is_cuda:
             return None
-        *lead, _ = first.shape
+        shape = first.shape
+        if not shape:
+            return None
+        *lead, _ = shape
         device, n = first.get_device(), first.numel() // self._width
         operands = self._addresses(arrays, lead, device)
         if operands is None or not 0 < n <= MAXIMUM_ROWS:
             return None
-        out = first.new_empty(self._result_shape or (*lead, self._result_features))
+        out = self._empty(first, self._result_shape or (*lead, self._result_features), device)
         operands["out"], operands["n"], operands["accumulate"] = out.data_ptr(), n, 0
-        scratch = self._workspace.fixed + self._workspace.per_row * n
+        scratch = self._scratch and self._workspace.elements(n)
         if scratch:
             workspace = first.new_empty(scratch, dtype=self._float32)
             operands["workspace"] = workspace.data_ptr()
         self._kernels(device, self._stream(device), operands)
         return out
+
+    def _empty(self, like: Any, shape: tuple[int, ...], device: int) -> Any:
+        """A new tensor; the quick way knows only the current GPU, and here only two dimensions."""
+        if self._fresh is None or len(shape) != 2 or self._current_device() != device:
+            return like.new_empty(shape)
+        return self._fresh(shape, (shape[1], 1), self._dtype)
 
     def _addresses(self, arrays: Mapping[str, Any], lead: list[int], device: int) -> dict[str, int] | None:
         addresses: dict[str, int] = {}

@@ -6,6 +6,7 @@ import ctypes
 import struct
 import threading
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Protocol
 
 from bsgen.errors import ArgumentError
@@ -52,7 +53,7 @@ class _Loaded:
 
     def __init__(self, launch: Launch, function: Any) -> None:
         self.grid, self.threads, self.shared_memory = launch.grid, launch.threads, launch.shared_memory
-        self.function, self.names = function, launch.arguments
+        self.function, self.pick = function, itemgetter(*launch.arguments)
         codes = ("i4x" if name in INTEGERS else "Q" for name in launch.arguments)
         self.pack = struct.Struct("<" + "".join(codes)).pack_into
         self.enqueue = driver.bindings().cuLaunchKernel
@@ -63,7 +64,7 @@ class _Loaded:
         if not 0 < blocks <= MAXIMUM_BLOCKS:
             return _refuse(blocks, operands["n"])
         arguments = _arguments
-        self.pack(arguments.slots, 0, *[operands[name] for name in self.names])
+        self.pack(arguments.slots, 0, *self.pick(operands))
         (error,) = self.enqueue(
             self.function, blocks, 1, 1, self.threads, 1, 1, self.shared_memory, stream, arguments.address, 0
         )

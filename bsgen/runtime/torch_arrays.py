@@ -25,6 +25,9 @@ class Torch(Framework):
         self._names = {dtype: name for name, dtype in self.dtypes.items()}
         self.current: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", self._slow_current)
 
+        self.fresh: Callable[..., Any] | None = _fast_allocator(torch)
+        self.current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
+
     def _slow_current(self, device: int) -> int:
         return int(self._torch.cuda.current_stream(device).cuda_stream)
 
@@ -85,6 +88,15 @@ class Torch(Framework):
     def cast(self, array: Any, dtype: str) -> Any:
         """Tensor.to."""
         return array.to(self.dtypes[dtype]).contiguous()
+
+
+def _fast_allocator(torch: Any) -> Callable[..., Any] | None:
+    """What PyTorch's compiled code allocates with: (shape, strides, dtype) on the current GPU, at half the cost."""
+    try:
+        found: Callable[..., Any] = torch._C._dynamo.guards._empty_strided_cuda
+    except AttributeError:
+        return None
+    return found
 
 
 _made: dict[str, Torch] = {}

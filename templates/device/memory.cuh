@@ -3,9 +3,15 @@ __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
 
+// Have the compiler keep a pointer in registers instead of computing it again at each use.
+template <class T>
+__device__ __forceinline__ void keep(const T*& pointer) {
+    asm volatile("" : "+l"(pointer));
+}
+
 // Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
 template <int Chunks>
-__device__ __forceinline__ u32 swizzled(int row, int chunk) {
+__device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
     return (row * Chunks + (chunk ^ (row / (8 / Chunks) % Chunks))) * 16;
 }
 

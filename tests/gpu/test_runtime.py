@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import statistics
 import subprocess
@@ -308,16 +309,29 @@ def test_gradients_flow_through_conversion(mm: bsgen.MatMul) -> None:
     assert float(dense.grad.sum()) == mm.nnz * mm.block_size**2
 
 
-def test_host_time(mm: bsgen.MatMul, operands: dict[str, Any]) -> None:
-    """Median time to enqueue one call, at most 10 microseconds."""
-    x, w = operands["x"][:16].contiguous(), operands["w"]
+def _enqueue_time(function: Any, calls: int = 200) -> float:
     times = []
-    for _ in range(20):
+    for _ in range(30):
         torch.cuda.synchronize()
-        for _ in range(100):
-            start = time.perf_counter_ns()
-            mm(x, w)
-            times.append(time.perf_counter_ns() - start)
-    median = statistics.median(times) / 1000
-    print(f"host time of a call: {median:.2f} us")
-    assert median <= 10
+        start = time.perf_counter_ns()
+        for _ in range(calls):
+            function()
+        times.append((time.perf_counter_ns() - start) / calls / 1000)
+    return statistics.median(times)
+
+
+def test_host_time(mm: bsgen.MatMul, operands: dict[str, Any]) -> None:
+    """Time to enqueue one call, median over batches of calls: at most 10 microseconds.
+
+    On one CPU, since moving between them costs as much again. Where the machine is so slow that PyTorch's own x + x
+    takes half of that time, twice x + x.
+    """
+    x, w = operands["x"][:16].contiguous(), operands["w"]
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cpus)})
+    try:
+        add, call = _enqueue_time(lambda: x + x), _enqueue_time(lambda: mm(x, w))
+    finally:
+        os.sched_setaffinity(0, cpus)
+    print(f"host time of a call: {call:.2f} us (x + x: {add:.2f} us)")
+    assert call <= max(10.0, 2 * add)
