@@ -18,7 +18,7 @@ from bsgen.problem import Op, Problem, Target
 
 NO_OUTPUT = -(2**31) + 1
 REDUCE_THREADS = 256
-OTHER_REGISTERS = 64
+OTHER_REGISTERS = {True: 64, False: 112}  # of a thread, beside its accumulators: with tensor cores, without
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,19 +150,21 @@ def resident(geo: Geometry, shared_memory: int, target: Target) -> int:
 
 
 def by_registers(geo: Geometry) -> int:
-    """Thread blocks whose registers fit an SM, with `OTHER_REGISTERS` beside the accumulators of a thread."""
-    return 65536 // ((geo.shape.accumulators(geo.block) + OTHER_REGISTERS) * geo.shape.threads)
+    """Thread blocks whose registers fit an SM."""
+    return 65536 // ((geo.shape.accumulators(geo.block) + OTHER_REGISTERS[geo.math.tensor]) * geo.shape.threads)
 
 
 # Threads, accumulators and the balance of loads against math; measured on an H200 (see tests/gpu/bench_portable.py).
 SHAPES = (
-    (4, 4, 2, 64),  # warps_m, warps_n, m_tiles, output columns of a warp
-    (2, 4, 4, 64),
-    (4, 2, 2, 128),
+    (4, 2, 2, 64),  # warps_m, warps_n, m_tiles, output columns of a warp
+    (4, 4, 2, 64),
     (1, 16, 4, 32),
-    (1, 8, 4, 64),
+    (1, 8, 4, 32),
+    (2, 4, 2, 64),
     (4, 1, 2, 128),
-    (4, 2, 2, 64),
+    (4, 2, 2, 128),
+    (2, 4, 4, 64),
+    (1, 8, 4, 64),
     (2, 2, 2, 128),
     (2, 4, 1, 128),
     (1, 4, 1, 128),
@@ -178,6 +180,8 @@ def shapes(problem: Problem, target: Target) -> Iterator[TileShape]:
             if columns < block or (block > panel and panel_bytes < 128):
                 continue
             shape = TileShape(warps_m, warps_n, m_tiles, columns // block, panel, 0, 0)
+            if by_registers(geometry(problem, shape)) == 0:
+                continue
             yield from _pipelines(shape, problem, target)
 
 
@@ -190,8 +194,7 @@ def _pipelines(shape: TileShape, problem: Problem, target: Target) -> Iterator[T
         for stages in (4, 3):
             stage_bytes = (budget * 15 // 16 // stages) // 1024 * 1024  # the rest holds records
             if least <= stage_bytes:
-                yield replace(shape, stages=stages, stage_bytes=min(stage_bytes, 64 * 1024))
-                break
+                yield replace(shape, stages=stages, stage_bytes=stage_bytes)
 
 
 def candidates(problem: Problem, target: Target) -> Iterator[MatMulPlan]:

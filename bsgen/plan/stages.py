@@ -8,10 +8,14 @@ from itertools import groupby
 from operator import itemgetter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bsgen.plan.blocks import IntArray, Part
 from bsgen.plan.tile import Geometry
 from bsgen.problem import Op
+
+WINDOW = 128
+READ_AHEAD = 3
 
 
 @dataclass
@@ -57,8 +61,8 @@ class RecordFormat:
 
     @property
     def words(self) -> int:
-        """Words of a record, a whole number of 16-byte chunks."""
-        return -(-(self.piece_starts + self.operations) // 4) * 4
+        """Words of a record, a whole number of 16-byte chunks; warps read `READ_AHEAD` input offsets past the last."""
+        return -(-max(self.piece_starts + self.operations, self.operation_inputs + self.operations + READ_AHEAD) // 4) * 4
 
 
 Item = tuple[int, int, int, int]  # panel, chunk column inside it, slot, first chunk of the weights
@@ -84,20 +88,43 @@ def _part_items(part: Part, slot: int, op: Op, geo: Geometry) -> IntArray:
 
 
 def pack(items: Sequence[Item], geo: Geometry) -> Iterator[Stage]:
-    """Fill stages greedily, panel by panel; a panel whose weights exceed a stage is loaded again in the next."""
-    stage = Stage(geo.shape.slots)
-    for _, group in groupby(items, key=itemgetter(0)):
-        waiting = list(group)
+    """Fill stages greedily, panel by panel; a panel whose weights exceed a stage is loaded again in the next.
+
+    Every warp waits for the slowest at the end of a stage, so the panel that comes next is the one, of the first `WINDOW` that
+    are left, that evens out the warps' shares of the stage best.
+    """
+    groups = [list(group) for _, group in groupby(items, key=itemgetter(0))]
+    loads = _warp_loads(groups, geo)
+    left = list(range(len(groups)))
+    stage, shares = Stage(geo.shape.slots), np.zeros(geo.shape.warps_n)
+    while left:
+        index = left.pop(_evenest(shares + loads[left[:WINDOW]]))
+        waiting = groups[index]
         if stage.panels and _size_with(stage, waiting, geo) > geo.stage_chunks:
             yield stage
-            stage = Stage(geo.shape.slots)
+            stage, shares = Stage(geo.shape.slots), np.zeros(geo.shape.warps_n)
         while waiting:
             waiting = _fill(stage, waiting, geo)
             if waiting:
                 yield stage
-                stage = Stage(geo.shape.slots)
+                stage, shares = Stage(geo.shape.slots), np.zeros(geo.shape.warps_n)
+        shares = shares + loads[index]
     if stage.panels:
         yield stage
+
+
+def _warp_loads(groups: Sequence[Sequence[Item]], geo: Geometry) -> NDArray[np.float64]:
+    """Operations that each panel brings each column of warps, [panels, warps_n]."""
+    loads = np.zeros((len(groups), geo.shape.warps_n))
+    for panel, group in enumerate(groups):
+        for _, _, slot, _ in group:
+            loads[panel, slot // geo.shape.slots_per_warp] += 1
+    return loads
+
+
+def _evenest(shares: NDArray[np.float64]) -> int:
+    """The first row whose largest share exceeds the mean by least, relative to the mean."""
+    return int(np.argmin(shares.max(axis=1) / shares.mean(axis=1)))
 
 
 def _size_with(stage: Stage, items: Sequence[Item], geo: Geometry) -> int:
