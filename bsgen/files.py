@@ -7,7 +7,7 @@ import os
 import secrets
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,22 @@ def require_suffix(path: str | os.PathLike[str], suffix: str) -> Path:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` at `path` whole or not at all; `LayoutError` if the place cannot be written."""
+    write_together({path: data})
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write every file whole; `LayoutError`, and nothing changed, if one of the places cannot be written."""
+    with contextlib.ExitStack() as stack:
+        # All data is on disk under other names before the first name changes, so a full disk spoils nothing.
+        ready = [(stack.enter_context(_temporary(path, data)), path) for path, data in files.items()]
+        for temporary, path in ready:
+            with _as_write_error(path):
+                temporary.replace(os.path.realpath(path))
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, data: bytes) -> Iterator[Path]:
+    """`data` in a file beside `path`, which is gone afterwards unless it was renamed."""
     # A link is followed, as a plain write would; a device or folder must not be replaced by a file.
     place = Path(os.path.realpath(path))
     if place.exists() and not place.is_file():
@@ -92,13 +108,19 @@ def write_atomic(path: Path, data: bytes) -> None:
     # Not tempfile: its files are private (0600), and the result should have the user's usual permissions.
     temporary = place.with_name(f".{place.name[:100]}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("xb") as file:
+        with _as_write_error(path), temporary.open("xb") as file:
             file.write(data)
-        temporary.replace(place)
+        yield temporary
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+@contextlib.contextmanager
+def _as_write_error(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise LayoutError(
             f"{path}: cannot be written ({reason(error)}); give a file in an existing folder that you may write to"
         ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

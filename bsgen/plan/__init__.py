@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import ModuleType
 
 from bsgen.errors import PlanError
 from bsgen.plan import matmul, wgrad
@@ -12,21 +13,22 @@ from bsgen.problem import Op, Problem, Target
 
 Plan = MatMulPlan | WGradPlan
 
-# A further family adds its generator here.
-FAMILIES = {Op.FPROP: (matmul.candidates,), Op.DGRAD: (matmul.candidates,), Op.WGRAD: (wgrad.candidates,)}
+# The families of each op; a further one adds its module, with `candidates` and `shortlist`, here.
+FAMILIES: dict[Op, tuple[ModuleType, ...]] = {Op.FPROP: (matmul,), Op.DGRAD: (matmul,), Op.WGRAD: (wgrad,)}
 
 __all__ = ["FAMILIES", "MatMulPlan", "Plan", "WGradPlan", "candidates", "choose"]
 
 
 def candidates(problem: Problem, target: Target) -> Iterator[Plan]:
-    """Every plan of every family that fits the problem on the target."""
+    """Every plan of every family that fits the problem on the target, to measure; takes seconds for a large layout."""
     for family in FAMILIES[problem.op]:
-        yield from family(problem, target)
+        yield from family.candidates(problem, target)
 
 
 def choose(problem: Problem, target: Target) -> Plan:
     """The plan with the least predicted time; the first of equals, so that the choice never varies."""
-    best = min(candidates(problem, target), key=lambda plan: plan.cost.seconds, default=None)
+    plans = (plan for family in FAMILIES[problem.op] for plan in family.shortlist(problem, target))
+    best = min(plans, key=lambda plan: plan.cost.seconds, default=None)
     if best is None:
         raise PlanError(
             f"no plan fits {problem.op} with block size {problem.block_size} and {problem.dtype} into the "

@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from bsgen.problem import Op, Problem, Target
 
 NO_OUTPUT = -(2**31) + 1
 REDUCE_THREADS = 256
+SAMPLE, SHORTLIST = 6, 2  # tiles that a draft is estimated from, drafts that are worked out
+SKEWED = 1.5  # a longest output block of so many times the mean is worth balancing
 OTHER_REGISTERS = {True: 64, False: 112}  # of a thread, beside its accumulators: with tensor cores, without
 
 
@@ -83,8 +86,8 @@ class MatMulPlan:
 
     @property
     def record_ring(self) -> int:
-        """Records kept in shared memory: a stage's record arrives one pipeline's length before its loads are issued."""
-        return 2 * self.geometry.shape.stages - 1
+        """Records kept in shared memory."""
+        return record_ring(self.geometry.shape)
 
     @property
     def shared_memory(self) -> int:
@@ -154,19 +157,16 @@ def by_registers(geo: Geometry) -> int:
     return 65536 // ((geo.shape.accumulators(geo.block) + OTHER_REGISTERS[geo.math.tensor]) * geo.shape.threads)
 
 
-# Threads, accumulators and the balance of loads against math; measured on an H200 (see tests/gpu/bench_portable.py).
+# Tile shapes that were best for some block size or N on an H200; tried and dropped: PERFORMANCE in tests/gpu/README.md.
 SHAPES = (
     (4, 2, 2, 64),  # warps_m, warps_n, m_tiles, output columns of a warp
-    (4, 4, 2, 64),
-    (1, 16, 4, 32),
     (1, 8, 4, 32),
-    (2, 4, 2, 64),
-    (4, 1, 2, 128),
     (4, 2, 2, 128),
     (2, 4, 4, 64),
     (1, 8, 4, 64),
-    (2, 2, 2, 128),
-    (2, 4, 1, 128),
+    (4, 1, 2, 128),
+    (2, 4, 1, 64),
+    (1, 4, 1, 64),
     (1, 4, 1, 128),
 )
 
@@ -191,43 +191,69 @@ def _pipelines(shape: TileShape, problem: Problem, target: Target) -> Iterator[T
     residents = range(1, min(2, by_registers(geo)) + 1)
     least = (geo.panel_size + 2 * geo.piece_chunks) * CHUNK_BYTES
     for budget in ((target.shared_memory + 1024) // blocks - 1024 for blocks in residents):
-        for stages in (4, 3):
+        for stages in (3, 2):
             stage_bytes = (budget * 15 // 16 // stages) // 1024 * 1024  # the rest holds records
             if least <= stage_bytes:
                 yield replace(shape, stages=stages, stage_bytes=stage_bytes)
+                break
 
 
-def candidates(problem: Problem, target: Target) -> Iterator[MatMulPlan]:
-    """Plans to choose from: every shape, outputs in order and balanced, long outputs whole and split."""
+Tiles = Sequence[Sequence[Part | None]]
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A candidate before its stages are cut: the geometry, and the parts in the slots of each tile."""
+
+    geometry: Geometry
+    grouping: str
+    tiles: Tiles
+    reductions: tuple[Reduction, ...]
+
+
+def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
+    """Every shape with every grouping."""
     view = output_blocks(problem)
     for shape in shapes(problem, target):
         geo = geometry(problem, shape)
-        for limit in split_limits(view, geo, target):
-            parts, reductions = split(view, limit)
-            for grouping, tiles in groupings(parts, geo):
-                plan = assemble(problem, target, geo, grouping, tiles, reductions)
-                if plan is not None:
-                    yield plan
+        for grouping, tiles, reductions in groupings(view, geo, target):
+            yield Draft(geo, grouping, tiles, reductions)
 
 
-def split_limits(view: OutputBlocks, geo: Geometry, target: Target) -> Iterator[int]:
-    """No split; and, when one output block outweighs what a tile has on average, parts of half that weight."""
-    longest = int(view.work.max())
-    yield max(1, longest)
-    tiles = -(-view.outputs // geo.shape.slots)
-    fair = max(4, int(view.work.sum()) // max(tiles, target.sms // 4))
+def candidates(problem: Problem, target: Target) -> Iterator[MatMulPlan]:
+    """Plans of all drafts, to measure."""
+    yield from filter(None, (assemble(problem, target, draft) for draft in drafts(problem, target)))
+
+
+def shortlist(problem: Problem, target: Target) -> Iterator[MatMulPlan]:
+    """Plans of the drafts that are predicted, from a sample of their tiles, to be cheapest."""
+    ranked = sorted(drafts(problem, target), key=lambda draft: estimate(problem, target, draft))
+    plans = filter(None, (assemble(problem, target, draft) for draft in ranked))
+    yield from islice(plans, SHORTLIST)
+
+
+def estimate(problem: Problem, target: Target, draft: Draft) -> float:
+    """Predicted seconds from the heaviest tile and a few more."""
+    geo, work = draft.geometry, [sum(part.work for part in tile if part is not None) for tile in draft.tiles]
+    chosen = {*range(0, len(work), -(-len(work) // SAMPLE)), max(range(len(work)), key=work.__getitem__)}
+    stages, starts = cut([draft.tiles[i] for i in sorted(chosen)], problem, geo)
+    share = sum(work[i] for i in chosen) / max(1, sum(work))
+    shared_memory = geo.shape.stages * geo.shape.stage_bytes
+    return matmul_cost(problem, target, geo, stages, starts, resident(geo, shared_memory, target), share or 1.0).seconds
+
+
+def groupings(view: OutputBlocks, geo: Geometry, target: Target) -> Iterator[tuple[str, Tiles, tuple[Reduction, ...]]]:
+    """Ways to put output blocks into the slots of tiles: in order; and for skewed layouts balanced, with the long ones split."""
+    slots, longest = geo.shape.slots, max(1, int(view.work.max()))
+    parts, _ = split(view, longest)
+    yield "contiguous", [_padded(parts[i : i + slots], slots) for i in range(0, len(parts), slots)], ()
+    if longest <= SKEWED * view.work.mean():
+        return
+    yield "balanced", balanced(parts, geo), ()
+    fair = max(4, int(view.work.sum()) // max(-(-view.outputs // slots), target.sms // 4))
     if longest > fair:
-        yield fair
-
-
-def groupings(parts: Sequence[Part], geo: Geometry) -> Iterator[tuple[str, list[list[Part | None]]]]:
-    """Ways to put parts into the slots of tiles."""
-    slots = geo.shape.slots
-    in_order = [list(parts[i : i + slots]) for i in range(0, len(parts), slots)]
-    yield "contiguous", [tile + [None] * (slots - len(tile)) for tile in in_order]
-    work = [part.work for part in parts]
-    if max(work) > 1.5 * (sum(work) / len(work)):
-        yield "balanced", balanced(parts, geo)
+        parts, reductions = split(view, fair)
+        yield "balanced", balanced(parts, geo), reductions
 
 
 def balanced(parts: Sequence[Part], geo: Geometry) -> list[list[Part | None]]:
@@ -256,28 +282,31 @@ def _padded(parts: Sequence[Part], length: int) -> list[Part | None]:
     return [*parts, *[None] * (length - len(parts))]
 
 
-def assemble(
-    problem: Problem,
-    target: Target,
-    geo: Geometry,
-    grouping: str,
-    tiles: Sequence[Sequence[Part | None]],
-    reductions: tuple[Reduction, ...],
-) -> MatMulPlan | None:
-    """Cut the tiles into stages and encode them; None when the records outgrow shared memory."""
+def cut(tiles: Tiles, problem: Problem, geo: Geometry) -> tuple[list[Stage], IntArray]:
+    """The stages of all tiles, one after the other, and where each tile's begin."""
     stages: list[Stage] = []
     starts = [0]
     for tile in tiles:
         stages += pack(tile_items(tile, problem.op, geo), geo)
         starts.append(len(stages))
+    return stages, np.array(starts, np.int32)
+
+
+def assemble(problem: Problem, target: Target, draft: Draft) -> MatMulPlan | None:
+    """Cut the tiles into stages and encode them; None when the records outgrow shared memory."""
+    geo, shape = draft.geometry, draft.geometry.shape
+    stages, starts = cut(draft.tiles, problem, geo)
     form, records = encode(stages, geo)
-    targets = [[NO_OUTPUT if part is None else part.target for part in tile] for tile in tiles]
-    tile_stages = np.array(starts, np.int32)
-    shared_memory = geo.shape.stages * geo.shape.stage_bytes + (2 * geo.shape.stages - 1) * form.words * 4
+    targets = [[NO_OUTPUT if part is None else part.target for part in tile] for tile in draft.tiles]
+    shared_memory = shape.stages * shape.stage_bytes + record_ring(shape) * form.words * 4
     if shared_memory > target.shared_memory:
         return None
-    cost = matmul_cost(problem, target, geo, stages, tile_stages, resident(geo, shared_memory, target))
-    targets_array = np.array(targets, np.int32)
+    cost = matmul_cost(problem, target, geo, stages, starts, resident(geo, shared_memory, target))
     return MatMulPlan(
-        problem, target, geo, grouping, tile_stages, targets_array, form, records, reductions, cost
+        problem, target, geo, draft.grouping, starts, np.array(targets, np.int32), form, records, draft.reductions, cost
     )
+
+
+def record_ring(shape: TileShape) -> int:
+    """Records in shared memory: a stage's record arrives one pipeline's length before its loads are issued."""
+    return 2 * shape.stages - 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from bsgen.problem import Problem, Target
 MAX_UNIT = 64
 REDUCE_THREADS, REDUCE_ELEMENTS = 256, 4
 NO_UNIT = -1
+SAMPLE, SAMPLE_COLUMNS, SHORTLIST = 4, 8, 2  # bands, and block columns, that a shape is estimated from; shapes worked out
+TABLE_BYTES = 4096  # at least what the tables of a tile take of shared memory
+OTHER_REGISTERS = {True: 64, False: 112}  # of a thread, beside its accumulators: with tensor cores, without
 
 
 @dataclass(frozen=True)
@@ -206,39 +210,59 @@ class WGradPlan:
 
 
 def resident(geo: WGradGeometry, target: Target) -> int:
-    """Thread blocks an SM holds: its shared memory and about 65536 registers."""
-    by_memory = (target.shared_memory + 1024) // (geo.shape.stages * geo.stage_bytes + 2048)
-    return max(1, min(by_memory, 65536 // ((geo.accumulators + 80) * geo.threads)))
+    """Thread blocks an SM holds, by shared memory and registers."""
+    by_memory = (target.shared_memory + 1024) // (geo.shape.stages * geo.stage_bytes + TABLE_BYTES + 1024)
+    return max(1, min(by_memory, by_registers(geo)))
+
+
+def by_registers(geo: WGradGeometry) -> int:
+    """Thread blocks whose registers fit an SM."""
+    return 65536 // ((geo.accumulators + OTHER_REGISTERS[geo.math.tensor]) * geo.threads)
 
 
 def candidates(problem: Problem, target: Target) -> Iterator[WGradPlan]:
     """Plans to choose from: panel widths, and bands of output blocks that a tile may draw from."""
     for shape in shapes(problem, target):
-        geo = WGradGeometry(problem.block_size, math_of(problem), shape)
-        yield assemble(problem, target, geo)
+        yield assemble(problem, target, WGradGeometry(problem.block_size, math_of(problem), shape))
+
+
+def shortlist(problem: Problem, target: Target) -> Iterator[WGradPlan]:
+    """Plans of the shapes that are predicted, from a sample of their bands, to be cheapest."""
+    geometries = [WGradGeometry(problem.block_size, math_of(problem), shape) for shape in shapes(problem, target)]
+    ranked = sorted(geometries, key=lambda geo: estimate(problem, target, geo))
+    yield from (assemble(problem, target, geo) for geo in ranked[:SHORTLIST])
+
+
+def estimate(problem: Problem, target: Target, geo: WGradGeometry) -> float:
+    """Predicted seconds from a few bands."""
+    everything = list(bands(problem, geo.shape.band))
+    if not everything:
+        return 0.0
+    sample = everything[:: -(-len(everything) // max(SAMPLE, SAMPLE_COLUMNS // geo.shape.band))]
+    share = sum(map(len, sample)) / problem.layout.nnz
+    geo, counts, _, units = encode([group for band in sample for group in _groups(band, geo)], geo)
+    return wgrad_cost(problem, target, geo, counts, units, resident(geo, target), share)[0].seconds
 
 
 def shapes(problem: Problem, target: Target) -> Iterator[WGradShape]:
-    """Every shape worth a plan: 64 or 128 accumulators a thread, stages that fit shared memory."""
+    """Every shape worth a plan: about 64 accumulators a thread, stages that fit shared memory."""
     block, math = problem.block_size, math_of(problem)
-    columns = problem.layout.shape[1]
-    for accumulators in (64, 128):
-        for panel_chunks in (4, 8):
-            panel = min(panel_chunks * math.chunk, max(block, 4 * math.chunk))
-            for band in sorted({min(columns, band) for band in (1, 2, 4, 8, 16, 32)}):
-                shape = WGradShape(8, 1, 32, panel, 3, 0, band)
-                geo = WGradGeometry(block, math, shape)
-                units = max(1, accumulators // geo.accumulators)
-                yield from _pipelines(replace(shape, units=units), problem, target)
+    widths = {min(chunks * math.chunk, max(block, 4 * math.chunk)) for chunks in (4, 8)}
+    bands = {min(problem.layout.shape[1], band) for band in (1, 2, 4, 8, 16, 32)}
+    for panel, band in product(sorted(widths), sorted(bands)):
+        shape = WGradShape(8, 1, 32, panel, 3, 0, band)
+        units = max(1, 64 // WGradGeometry(block, math, shape).accumulators)
+        yield from _pipelines(replace(shape, units=units), problem, target)
 
 
 def _pipelines(shape: WGradShape, problem: Problem, target: Target) -> Iterator[WGradShape]:
     """As many panels a stage as the units can use and shared memory holds, for one and two resident blocks."""
     geo = WGradGeometry(problem.block_size, math_of(problem), replace(shape, panels=1))
     useful = 2 * geo.capacity * (2 if geo.paired else 1)
-    for budget in (target.shared_memory, (target.shared_memory - 1024) // 2):
-        for stages in (4, 3):
-            room = (budget - 24 * 1024) // (stages * geo.stage_bytes)
+    for blocks in range(1, min(2, by_registers(geo)) + 1):
+        budget = (target.shared_memory + 1024) // blocks - 1024 - TABLE_BYTES
+        for stages in (4, 3, 2):
+            room = budget // (stages * geo.stage_bytes)
             if room >= 2 * max(1, geo.block // shape.panel):
                 yield replace(shape, stages=stages, panels=min(room, useful))
                 break
@@ -247,6 +271,13 @@ def _pipelines(shape: WGradShape, problem: Problem, target: Target) -> Iterator[
 def assemble(problem: Problem, target: Target, geo: WGradGeometry) -> WGradPlan:
     """Group the blocks band by band and encode the groups."""
     groups = [group for band in bands(problem, geo.shape.band) for group in _groups(band, geo)]
+    geo, counts, panels, units = encode(groups, geo)
+    cost, splits = wgrad_cost(problem, target, geo, counts, units, resident(geo, target))
+    return WGradPlan(problem, target, geo, splits, counts, panels, units, cost)
+
+
+def encode(groups: Sequence[Group], geo: WGradGeometry) -> tuple[WGradGeometry, IntArray, IntArray, IntArray]:
+    """The geometry with no more panels than needed, and the tables: panel counts, panels and units of each tile."""
     width = max((len(group.panels) for group in groups), default=0)
     geo = replace(geo, shape=replace(geo.shape, panels=width))
     counts = np.array([len(group.panels) for group in groups], np.int32)
@@ -254,10 +285,8 @@ def assemble(problem: Problem, target: Target, geo: WGradGeometry) -> WGradPlan:
     units = np.full((len(groups), geo.capacity, 5), NO_UNIT, np.int32)
     for tile, group in enumerate(groups):
         panels[tile, : counts[tile]] = list(group.panels)
-        order = _deal(len(group.units), geo.shape)
-        units[tile, order] = group.units
-    cost, splits = wgrad_cost(problem, target, geo, counts, units, resident(geo, target))
-    return WGradPlan(problem, target, geo, splits, counts, panels, units, cost)
+        units[tile, _deal(len(group.units), geo.shape)] = group.units
+    return geo, counts, panels, units
 
 
 def _deal(count: int, shape: WGradShape) -> list[int]:

@@ -1,0 +1,109 @@
+"""`bsgen compile`: a layout file in; CUDA source, cubin and facts of each op and architecture out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from bsgen.artefact import Artefact, default_arch, write
+from bsgen.cli.kernels import kernel_table, make_operations, plan_lines, warning_lines
+from bsgen.cli.output import console, json_option, show_json
+from bsgen.layout import Layout
+from bsgen.problem import (
+    BLOCK_SIZES,
+    TARGETS,
+    Activation,
+    DType,
+    Epilogue,
+    Op,
+    Precision,
+    Problem,
+    Target,
+    parse_activation,
+    parse_dtype,
+    parse_op,
+    parse_precision,
+    parse_target,
+)
+
+
+def _names(kind: type[Op] | type[DType] | type[Precision] | type[Activation]) -> click.Choice[str]:
+    return click.Choice([str(member) for member in kind])
+
+
+@click.command()
+@click.argument("layout", type=click.Path(exists=True, dir_okay=False))
+@click.option("--block-size", type=click.Choice([str(size) for size in BLOCK_SIZES]), default="32", show_default=True)
+@click.option("--dtype", type=_names(DType), default="bfloat16", show_default=True)
+@click.option("--op", "ops", type=_names(Op), multiple=True, help="May be given several times; all three if left out.")
+@click.option(
+    "--arch",
+    "arches",
+    type=click.Choice(list(TARGETS)),
+    multiple=True,
+    help="May be given several times; the current GPU's if left out, sm_90a if there is none.",
+)
+@click.option("--precision", type=_names(Precision), default="tensor", show_default=True, help="Of float32 products.")
+@click.option("--batch", type=click.IntRange(min=1), help="About how many rows calls will have; any number works.")
+@click.option("--bias", is_flag=True, help="fprop adds a bias.")
+@click.option("--activation", type=_names(Activation), help="fprop applies it after the bias.")
+@click.option("--residual", is_flag=True, help="fprop adds a residual after the activation.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("generated"),
+    show_default=True,
+    metavar="DIR",
+    help="Where the files go; made if need be.",
+)
+@click.option("--emit-only", is_flag=True, help="Write CUDA source and facts; do not call the compiler.")
+@json_option
+def compile(
+    layout: str,
+    block_size: str,
+    dtype: str,
+    ops: tuple[str, ...],
+    arches: tuple[str, ...],
+    precision: str,
+    batch: int | None,
+    bias: bool,
+    activation: str | None,
+    residual: bool,
+    output: Path,
+    emit_only: bool,
+    as_json: bool,
+) -> None:
+    """Compile the products of LAYOUT (.npy, .npz): NAME.cu, NAME.cubin and NAME.json of each op and architecture.
+
+    Nothing is written unless everything compiles.
+    """
+    epilogue = Epilogue(bias, parse_activation(activation), residual)
+    if epilogue != Epilogue() and ops and "fprop" not in ops:
+        raise click.UsageError("--bias, --activation and --residual belong to fprop: add --op fprop.")
+    asked = Problem(
+        Op.FPROP, Layout.load(layout), int(block_size), parse_dtype(dtype), parse_precision(precision), epilogue, batch
+    )
+    wanted = list(_wanted(asked, ops or tuple(Op), arches or (default_arch(),)))
+    made = [Artefact.of(operation, not emit_only) for operation in make_operations(wanted, not emit_only)]
+    written = write(made, output)
+    if as_json:
+        show_json({"files": list(map(str, written)), "artefacts": [artefact.facts for artefact in made]})
+    else:
+        _show(made, written)
+
+
+def _wanted(asked: Problem, ops: tuple[str, ...], arches: tuple[str, ...]) -> Iterator[tuple[Problem, Target]]:
+    """Each op for each architecture, once."""
+    for op in dict.fromkeys(map(parse_op, ops)):
+        for arch in dict.fromkeys(arches):
+            yield asked.of(op), parse_target(arch)
+
+
+def _show(made: list[Artefact], written: list[Path]) -> None:
+    out = console()
+    out.print(kernel_table(made))
+    for line in (*plan_lines(made), *warning_lines(made), "", *(f"wrote {file}" for file in written)):
+        out.print(line, soft_wrap=True)
