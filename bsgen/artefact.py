@@ -18,6 +18,7 @@ import bsgen
 from bsgen.errors import ArgumentError, BsgenError
 from bsgen.files import reason, write_together
 from bsgen.matmul import DEFAULT_ARCH
+from bsgen.nvrtc import FIXED_OPTIONS
 from bsgen.operation import Operation
 from bsgen.plan import Plan
 from bsgen.plan.launch import Launch
@@ -149,7 +150,7 @@ def _compiled(operation: Operation) -> dict[str, Any]:
     binary = operation.binary
     return {
         "compiler": binary.compiler,
-        "options": operation.source.options,
+        "options": (*FIXED_OPTIONS, *operation.source.options),
         "kernels": [asdict(binary.kernel(launch.entry)) for launch in operation.plan.launches],
         "warnings": binary.warnings,
     }

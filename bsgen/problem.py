@@ -44,7 +44,8 @@ class DType(str, Enum):
     @property
     def numpy(self) -> np.dtype[Any]:
         """The NumPy dtype (bfloat16 from ml_dtypes)."""
-        return np.dtype(ml_dtypes.bfloat16) if self is DType.BFLOAT16 else np.dtype(self.value)
+        dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16 if self is DType.BFLOAT16 else self.value)
+        return dtype
 
 
 class Precision(str, Enum):

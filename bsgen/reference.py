@@ -151,9 +151,10 @@ def unit_terms(plan: WGradPlan) -> list[tuple[NDArray[np.int64], NDArray[np.int6
 def _unit_features(plan: WGradPlan, tile: int, offset: int, gradient: bool) -> NDArray[np.int64]:
     """The features that a unit reads from a chunk offset on, chunk by chunk."""
     geo = plan.geometry
-    position, inside = divmod(offset, geo.panel_size)
-    assert inside < geo.panel_chunks, "a unit starts past the first row of its panel"
-    position, inside = np.divmod(position * geo.panel_chunks + inside + np.arange(geo.unit // geo.chunk), geo.panel_chunks)
+    first, start = divmod(offset, geo.panel_size)
+    assert start < geo.panel_chunks, "a unit starts past the first row of its panel"
+    chunks = first * geo.panel_chunks + start + np.arange(geo.unit // geo.chunk)
+    position, inside = np.divmod(chunks, geo.panel_chunks)
     assert position[-1] < plan.panel_counts[tile], "a unit reads past the panels of its tile"
     ids = plan.panels[tile, position].astype(np.int64)
     assert ((ids < 0) == gradient).all(), "a unit takes x for dy or dy for x"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from bsgen.artefact import Artefact, default_arch, write
-from bsgen.cli.kernels import kernel_table, make_operations, plan_lines, warning_lines
+from bsgen.cli.kernels import kernel_table, make_operations, plan_lines, warning_lines, written_lines
 from bsgen.cli.output import console, json_option, show_json
 from bsgen.layout import Layout
 from bsgen.problem import (
@@ -92,18 +93,19 @@ def compile(
     if as_json:
         show_json({"files": list(map(str, written)), "artefacts": [artefact.facts for artefact in made]})
     else:
-        _show(made, written)
+        _show(made, output)
 
 
 def _wanted(asked: Problem, ops: tuple[str, ...], arches: tuple[str, ...]) -> Iterator[tuple[Problem, Target]]:
     """Each op for each architecture, once."""
     for op in dict.fromkeys(map(parse_op, ops)):
         for arch in dict.fromkeys(arches):
-            yield asked.of(op), parse_target(arch)
+            epilogue = asked.epilogue if op is Op.FPROP else Epilogue()
+            yield replace(asked, op=op, epilogue=epilogue), parse_target(arch)
 
 
-def _show(made: list[Artefact], written: list[Path]) -> None:
+def _show(made: list[Artefact], output: Path) -> None:
     out = console()
     out.print(kernel_table(made))
-    for line in (*plan_lines(made), *warning_lines(made), "", *(f"wrote {file}" for file in written)):
+    for line in (*plan_lines(made), *warning_lines(made), "", *written_lines(made, output)):
         out.print(line, soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bsgen.artefact import Artefact
@@ -52,14 +53,21 @@ def kernel_table(artefacts: Sequence[Artefact], extra: Mapping[str, Sequence[str
 
 def plan_lines(artefacts: Iterable[Artefact]) -> Iterable[str]:
     """The plan of each artefact in a line, and the rows that its predicted time is for."""
-    for artefact in artefacts:
-        facts = artefact.facts
-        yield f"{facts['problem']['op']:5}  {facts['plan']['summary']}; predicted for N = {facts['predicted']['rows']}"
+    for facts in (artefact.facts for artefact in artefacts):
+        rows = facts["predicted"]["rows"]
+        yield f"{facts['problem']['op']:5}  {facts['arch']:7}  {facts['plan']['summary']}; predicted for N = {rows}"
 
 
 def warning_lines(artefacts: Iterable[Artefact]) -> list[str]:
     """What the compiler warned of."""
     return [f"{artefact.name}: {line}" for artefact in artefacts for line in artefact.facts.get("warnings", ())]
+
+
+def written_lines(artefacts: Iterable[Artefact], folder: Path) -> Iterable[str]:
+    """The files of each artefact in a line, as a shell would take them."""
+    for artefact in artefacts:
+        suffixes = ",".join(Path(name).suffix[1:] for name in artefact.files)
+        yield f"wrote {folder / artefact.name}.{{{suffixes}}}"
 
 
 def _cells(facts: Mapping[str, Any]) -> Iterable[str]:

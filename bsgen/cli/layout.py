@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import click
 
 from bsgen import topology
-from bsgen.cli.output import json_option, show_json
+from bsgen.cli.output import json_option, picture, show_json
 from bsgen.layout import Layout, Spread
-from bsgen.picture import UNICODE
 from bsgen.problem import BLOCK_SIZES
 from bsgen.weights import NORMS, Norm, layout_from_weights, read_weights
 
 MIXING_LAYERS = 4
-PICTURE_WIDTH = 96  # characters; a wider terminal does not make the picture clearer
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -131,7 +127,7 @@ def show(file: str, plain: bool, png: str | None, as_json: bool) -> None:
     if as_json:
         show_json({"file": file, **_facts(shown), "mixing": _mixing(shown), "png": png})
         return
-    click.echo(shown.text(width=_picture_width(), ascii=plain or not _prints_unicode()))
+    click.echo(picture(shown, plain))
     click.echo(_summary(shown))
     click.echo(
         f"mixing   {', '.join(f'{100 * share:.4g} %' for share in _mixing(shown))} of outputs reached "
@@ -201,15 +197,3 @@ def _summary(shown: Layout) -> str:
 
 def _spread(spread: Spread, line: str) -> str:
     return f"{spread.min} to {spread.max} blocks a {line}, mean {spread.mean:.4g}, imbalance {spread.imbalance:.3g}"
-
-
-def _picture_width() -> int:
-    return max(8, min(PICTURE_WIDTH, shutil.get_terminal_size().columns - 2))
-
-
-def _prints_unicode() -> bool:
-    try:
-        (UNICODE.frame + UNICODE.glyphs + UNICODE.shades).encode(sys.stdout.encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True

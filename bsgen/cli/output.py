@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from bsgen.picture import UNICODE
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from bsgen.layout import Layout
+
+PICTURE_WIDTH = 96  # characters; a wider terminal does not make the picture clearer
 PIPED_WIDTH = 200  # columns; into a file or pipe nothing is gained by wrapping at 80
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
@@ -28,6 +35,43 @@ def console() -> Console:
     from rich.console import Console
 
     return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+
+
+def picture(layout: Layout, plain: bool = False) -> str:
+    """The layout drawn to fit the terminal, in ASCII if `plain` or if standard output takes nothing else."""
+    width = max(8, min(PICTURE_WIDTH, shutil.get_terminal_size().columns - 2))
+    return layout.text(width=width, ascii=plain or not _prints_unicode())
+
+
+def _prints_unicode() -> bool:
+    try:
+        (UNICODE.frame + UNICODE.glyphs + UNICODE.shades).encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """A line on standard error that says what takes long; nothing where nobody watches."""
+    from rich.console import Console
+
+    watched = Console(stderr=True)
+    with watched.status(what) if watched.is_terminal else nullcontext():
+        yield
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on standard error that each call of the result advances; nothing where nobody watches."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    watched = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=watched, transient=True, disable=not watched.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
 
 
 def pairs(title: str, rows: Iterable[tuple[str, object]]) -> Table:

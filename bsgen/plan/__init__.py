@@ -28,7 +28,7 @@ def candidates(problem: Problem, target: Target) -> Iterator[Plan]:
 def choose(problem: Problem, target: Target) -> Plan:
     """The plan with the least predicted time; the first of equals, so that the choice never varies."""
     plans = (plan for family in FAMILIES[problem.op] for plan in family.shortlist(problem, target))
-    best = min(plans, key=lambda plan: plan.cost.seconds, default=None)
+    best: Plan | None = min(plans, key=lambda plan: plan.cost.seconds, default=None)
     if best is None:
         raise PlanError(
             f"no plan fits {problem.op} with block size {problem.block_size} and {problem.dtype} into the "

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,12 @@ DEFAULT_ROWS = 4096
 LAUNCH_SECONDS = 2.5e-6
 L2_BYTES_PER_CLOCK = 53.0  # an SM's share of L2 bandwidth through cp.async, for rows of 128 bytes
 NARROW_ROWS = 1.12  # rows of fewer bytes cost more
-STEP_CLOCKS = {"mma_f16": 11.0, "mma_bf16": 11.0, "mma_tf32": 14.0, "fma_f32": 60.0}  # on one of an SM's four schedulers
+STEP_CLOCKS = {
+    "mma_f16": 11.0,
+    "mma_bf16": 11.0,
+    "mma_tf32": 14.0,
+    "fma_f32": 60.0,
+}  # on one of an SM's four schedulers
 ISSUE_CLOCKS = 1.14
 OPERATION_INSTRUCTIONS = 5.3  # loop, table read and addresses of an operation
 COPY_INSTRUCTIONS = 8.0  # of a warp that copies 512 bytes
@@ -39,6 +44,9 @@ BLOCK_LATENCY = 2500.0  # first records and stages from L2
 EPILOGUE_CLOCKS = 3.3e-3  # an output element
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 32)  # of N, for wgrad
 OVERLAP = 1.24  # the norm's exponent: 1 adds the demands up, infinity takes the largest
+
+
+Demands = dict[str, NDArray[np.floating[Any]]]
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ def matmul_cost(
         + loads / (CHUNK_BYTES * 32) * COPY_INSTRUCTIONS
         + shape.threads / 32 * shape.slots_per_warp * SLOT_INSTRUCTIONS
     )
-    demands = {
+    demands: Demands = {
         "L2": (panels * panel_bytes * rows + operations * piece_bytes) / L2_BYTES_PER_CLOCK,
         "math": operations * shape.warps_m * warp_steps * STEP_CLOCKS[geo.math.name] / 4,
         "issue": instructions * ISSUE_CLOCKS / 4,
@@ -96,15 +104,13 @@ def matmul_cost(
     return _bounded(problem, target, n, seconds, demands, float(loads.sum()) * row_tiles / share)
 
 
-def _overlapped(demands: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+def _overlapped(demands: Demands) -> NDArray[np.float64]:
     """Clocks of each stage: the p-norm of its demands."""
     total = sum((demand**OVERLAP for demand in demands.values()), np.zeros(1))
     return np.asarray(total ** (1 / OVERLAP))
 
 
-def _bounded(
-    problem: Problem, target: Target, n: int, seconds: float, demands: dict[str, NDArray[np.float64]], l2_bytes: float
-) -> Cost:
+def _bounded(problem: Problem, target: Target, n: int, seconds: float, demands: Demands, l2_bytes: float) -> Cost:
     """The cost, device memory considered, and the name of its largest demand."""
     memory = memory_bytes(problem, n) / target.hbm
     largest = max(demands, key=lambda name: float(demands[name].sum()))
@@ -140,7 +146,7 @@ def wgrad_cost(
     k_steps = shape.rows // geo.math.depth
     unit_steps = geo.m_tiles * geo.n_tiles * k_steps
     rows = NARROW_ROWS if geo.panel_chunks < LINE_CHUNKS else 1.0
-    loads = panel_counts * float(geo.panel_size * CHUNK_BYTES)
+    loads = panel_counts.astype(float) * (geo.panel_size * CHUNK_BYTES)
     fragments = k_steps * (geo.m_tiles + max(1, geo.n_tiles // 2))
     all_active, busiest = active.sum(axis=1), active.max(axis=1, initial=0)
     instructions = (
@@ -148,7 +154,7 @@ def wgrad_cost(
         + loads / (CHUNK_BYTES * 32) * COPY_INSTRUCTIONS
         + shape.warps * shape.units * SLOT_INSTRUCTIONS
     )
-    demands = {
+    demands: Demands = {
         "L2": loads * rows / L2_BYTES_PER_CLOCK,
         "math": all_active * unit_steps * STEP_CLOCKS[geo.math.name] / 4,
         "issue": instructions * ISSUE_CLOCKS / 4,

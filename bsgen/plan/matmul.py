@@ -262,7 +262,11 @@ def balanced(parts: Sequence[Part], geo: Geometry) -> list[list[Part | None]]:
     tiles = _spread(sorted(parts, key=lambda part: -part.work), -(-len(parts) // shape.slots), shape.slots)
     tiles.sort(key=lambda tile: -sum(part.work for part in tile))
     return [
-        [slot for warp in _spread(tile, shape.warps_n, shape.slots_per_warp) for slot in _padded(warp, shape.slots_per_warp)]
+        [
+            slot
+            for warp in _spread(tile, shape.warps_n, shape.slots_per_warp)
+            for slot in _padded(warp, shape.slots_per_warp)
+        ]
         for tile in tiles
     ]
 

@@ -62,7 +62,9 @@ class RecordFormat:
     @property
     def words(self) -> int:
         """Words of a record, a whole number of 16-byte chunks; warps read `READ_AHEAD` input offsets past the last."""
-        return -(-max(self.piece_starts + self.operations, self.operation_inputs + self.operations + READ_AHEAD) // 4) * 4
+        return (
+            -(-max(self.piece_starts + self.operations, self.operation_inputs + self.operations + READ_AHEAD) // 4) * 4
+        )
 
 
 Item = tuple[int, int, int, int]  # panel, chunk column inside it, slot, first chunk of the weights

@@ -18,7 +18,11 @@ from bsgen.problem import Problem, Target
 MAX_UNIT = 64
 REDUCE_THREADS, REDUCE_ELEMENTS = 256, 4
 NO_UNIT = -1
-SAMPLE, SAMPLE_COLUMNS, SHORTLIST = 4, 8, 2  # bands, and block columns, that a shape is estimated from; shapes worked out
+SAMPLE, SAMPLE_COLUMNS, SHORTLIST = (
+    4,
+    8,
+    2,
+)  # bands, and block columns, that a shape is estimated from; shapes worked out
 TABLE_BYTES = 4096  # at least what the tables of a tile take of shared memory
 OTHER_REGISTERS = {True: 64, False: 112}  # of a thread, beside its accumulators: with tensor cores, without
 

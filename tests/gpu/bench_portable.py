@@ -175,7 +175,9 @@ def main() -> None:
                     cases.append(bench(args, block, Op(op), density, pool))
                     show(cases[-1])
                     if args.json:
-                        args.json.write_text(json.dumps({"gpu": torch.cuda.get_device_name(), "cases": cases}, indent=1))
+                        args.json.write_text(
+                            json.dumps({"gpu": torch.cuda.get_device_name(), "cases": cases}, indent=1)
+                        )
 
 
 if __name__ == "__main__":

@@ -31,8 +31,24 @@ def median_seconds(call: Callable[[], object], repeats: int = 15, inner: int = 8
     return float(np.median(times))
 
 
+def graph_seconds(call: Callable[[], object], inner: int = 20) -> float:
+    """Median time of one call when `inner` of them are replayed as a CUDA graph: no host time, L2 warm."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        call()
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(inner):
+            call()
+    return median_seconds(graph.replay, inner=1) / inner
+
+
 def _cusparse() -> ctypes.CDLL:
-    folders = {Path(line.split()[-1]).parent for line in Path("/proc/self/maps").read_text().splitlines() if "cusparse" in line}
+    folders = {
+        Path(line.split()[-1]).parent for line in Path("/proc/self/maps").read_text().splitlines() if "cusparse" in line
+    }
     for folder in folders:
         for file in folder.glob("libcusparse.so*"):
             return ctypes.CDLL(str(file))
@@ -77,7 +93,14 @@ class BlockedEll:
         for out, tensor in ((self.b, self.x_t), (self.c, self.y_t)):
             rows = tensor.shape[0]
             self._call(
-                "cusparseCreateDnMat", ctypes.byref(out), i64(rows), i64(n), i64(n), pointer(tensor.data_ptr()), kind, ROW_MAJOR
+                "cusparseCreateDnMat",
+                ctypes.byref(out),
+                i64(rows),
+                i64(n),
+                i64(n),
+                pointer(tensor.data_ptr()),
+                kind,
+                ROW_MAJOR,
             )
         size = ctypes.c_size_t()
         self._spmm("cusparseSpMM_bufferSize", ctypes.byref(size))
@@ -85,9 +108,7 @@ class BlockedEll:
 
     def _spmm(self, name: str, last: Any) -> None:
         one, zero = ctypes.byref(self.one), ctypes.byref(self.zero)
-        self._call(
-            name, self.handle, 0, 0, one, self.a, self.b, zero, self.c, COMPUTE_F32, BLOCKED_ELL_ALGORITHM, last
-        )
+        self._call(name, self.handle, 0, 0, one, self.a, self.b, zero, self.c, COMPUTE_F32, BLOCKED_ELL_ALGORITHM, last)
 
     def __call__(self) -> torch.Tensor:
         self._spmm("cusparseSpMM", ctypes.c_void_p(self.buffer.data_ptr()))

@@ -1,0 +1,104 @@
+"""The samples in generated/samples: what the compiler emits for a handful of small layouts.
+
+    python -m bsgen.samples          # write them again, from a checkout
+
+They show readers what to expect, and reviewers what a change of a template or plan does to the kernels.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from bsgen.emit import render
+from bsgen.files import write_together
+from bsgen.layout import Layout
+from bsgen.plan import Plan, choose
+from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Precision, Problem
+from bsgen.topology import banded
+
+FOLDER = Path("generated/samples")
+ARCH = "sm_90a"
+
+
+def scattered(rows: int, cols: int) -> Layout:
+    """About a quarter of the blocks, by arithmetic rather than chance: the same on every machine, for all time."""
+    row, column = np.indices((rows, cols))
+    return Layout((5 * row + 3 * column + row * column) % 4 == 0)
+
+
+def hub(rows: int, cols: int) -> Layout:
+    """One full column beside short ones: its sum is split among thread blocks."""
+    row, column = np.indices((rows, cols))
+    return Layout((column == 0) | (row == column))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A problem with a name that says what it shows."""
+
+    name: str
+    op: Op
+    layout: Callable[[], Layout]
+    block_size: int
+    dtype: DType
+    precision: Precision = Precision.TENSOR
+    epilogue: Epilogue = field(default_factory=Epilogue)
+
+    @property
+    def plan(self) -> Plan:
+        """How it is done on an H100 or H200."""
+        problem = Problem(self.op, self.layout(), self.block_size, self.dtype, self.precision, self.epilogue)
+        return choose(problem, TARGETS[ARCH])
+
+    @property
+    def text(self) -> str:
+        """The CUDA source."""
+        return render(self.plan).text
+
+
+SAMPLES = (
+    Sample("portable_fprop_b8_float16", Op.FPROP, lambda: scattered(12, 12), 8, DType.FLOAT16),
+    Sample("portable_fprop_b32_bfloat16", Op.FPROP, lambda: scattered(8, 8), 32, DType.BFLOAT16),
+    Sample("portable_fprop_b64_float32", Op.FPROP, lambda: scattered(6, 4), 64, DType.FLOAT32),
+    Sample(
+        "portable_fprop_b32_bfloat16_bias_gelu_residual",
+        Op.FPROP,
+        lambda: banded(8, 8, 3),
+        32,
+        DType.BFLOAT16,
+        epilogue=Epilogue(bias=True, activation=Activation.GELU, residual=True),
+    ),
+    Sample("portable_fprop_b16_bfloat16_split", Op.FPROP, lambda: hub(256, 12), 16, DType.BFLOAT16),
+    Sample("portable_dgrad_b8_float16", Op.DGRAD, lambda: scattered(12, 12), 8, DType.FLOAT16),
+    Sample("portable_dgrad_b128_bfloat16", Op.DGRAD, lambda: scattered(4, 4), 128, DType.BFLOAT16),
+    Sample("portable_wgrad_b8_float16", Op.WGRAD, lambda: scattered(8, 8), 8, DType.FLOAT16),
+    Sample("portable_wgrad_b32_bfloat16", Op.WGRAD, lambda: scattered(8, 8), 32, DType.BFLOAT16),
+    Sample("simt_fprop_b32_float32", Op.FPROP, lambda: scattered(8, 8), 32, DType.FLOAT32, Precision.IEEE),
+    Sample("simt_dgrad_b16_float32", Op.DGRAD, lambda: scattered(8, 8), 16, DType.FLOAT32, Precision.IEEE),
+    Sample("simt_wgrad_b32_float32", Op.WGRAD, lambda: scattered(8, 8), 32, DType.FLOAT32, Precision.IEEE),
+)
+
+
+def write(folder: Path = FOLDER) -> list[Path]:
+    """Render every sample into `folder`, and remove samples that are no more."""
+    files = {folder / f"{sample.name}.cu": sample.text.encode() for sample in SAMPLES}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_together(files)
+    for stale in set(folder.glob("*.cu")) - set(files):
+        stale.unlink()
+    return list(files)
+
+
+def main() -> None:
+    """Command line: the folder may be given."""
+    for file in write(*map(Path, sys.argv[1:2])):
+        print(f"wrote {file}")
+
+
+if __name__ == "__main__":
+    main()

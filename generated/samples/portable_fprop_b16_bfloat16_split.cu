@@ -1,0 +1,380 @@
+// y = x @ W for one block-sparse W [4096, 192], bfloat16.
+// Layout 5734be5d2ec1f220: 267 of 3072 blocks of 16 x 16 (8.69 %).
+// Plan: portable, mma_bf16, tile 128 x 128, 4 x 2 warps, 3 stages of 35 KiB, panels of 32, balanced groups, 1 split outputs.
+//
+// A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
+// activation panels and the pieces of W that its record names, then every warp multiplies, slot by slot.
+// Shared memory holds matrices of up to 128 bytes a row, their 16-byte chunks swizzled by row.
+
+using u32 = unsigned int;
+
+constexpr int kFeaturesIn = 4096, kFeaturesOut = 192;  // of a row of x and of y
+constexpr int kBlock = 16, kChunk = 8;  // elements of a block's side, of a chunk
+constexpr int kThreads = 256, kWarpsN = 2;  // 4 x kWarpsN warps
+constexpr int kMTiles = 2, kNTiles = 2, kRows = 128;  // 16-row and 8-column steps of a warp
+constexpr int kSlots = 8, kWarpSlots = 4;  // output blocks of the tile, of a warp
+constexpr int kNoOutput = -2147483647;
+constexpr int kTiles = 6;
+constexpr int kDepth = 16, kStep = 16;  // inputs of an operation, of a multiply step
+constexpr int kPieceChunks = 32, kPieceBytes = 512;  // the weights of an operation
+constexpr int kPieceRows = 16, kPieceColumns = 2, kLine = 2;  // in chunks; matrices of kLine chunks a row
+constexpr int kPanel = 32, kPanelChunks = 4, kPanelBytes = 8192;  // elements, chunks of a row
+constexpr int kLoadRows = 64, kLoadPasses = 2;  // rows of a panel that the thread block loads at once
+constexpr int kPiecesAtOnce = 8;  // pieces that the thread block loads at once
+constexpr int kStages = 3, kStageBytes = 35840;
+constexpr int kRecordWords = 28, kRecordRing = 5;
+constexpr int kSlotStarts = 2, kPanelIds = 11, kInputs = 15, kPieceStarts = 21;
+
+// Shared-memory addresses and asynchronous copies (PTX: cp.async, sm_80).
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
+
+// Have the compiler keep a pointer in registers instead of computing it again at each use.
+template <class T>
+__device__ __forceinline__ void keep(const T*& pointer) {
+    asm volatile("" : "+l"(pointer));
+}
+
+// Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
+template <int Chunks>
+__device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
+    return (row * Chunks + (chunk ^ (row / (8 / Chunks) % Chunks))) * 16;
+}
+
+// 16 bytes, past L1.
+__device__ __forceinline__ void cp_async_16(u32 shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
+
+// 16 bytes, or 16 zeros when `valid` is false.
+__device__ __forceinline__ void cp_async_16_or_zeros(u32 shared, const void* global, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0) : "memory");
+}
+
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Wait until at most `Pending` of this thread's newest groups are still on their way.
+template <int Pending>
+__device__ __forceinline__ void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+// Elements are bfloat16, kept as bits.
+using Element = unsigned short;
+
+__device__ __forceinline__ u32 pack(float low, float high) {
+    u32 bits;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+
+__device__ __forceinline__ float2 unpack(u32 bits) {
+    return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
+}
+
+__device__ __forceinline__ float2 load_pair(const Element* p) { return unpack(*reinterpret_cast<const u32*>(p)); }
+__device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_cast<u32*>(p) = pack(v.x, v.y); }
+// Two neighbouring sums of a row -> two outputs.
+__device__ __forceinline__ float2 finish(float2 v) {
+    return v;
+}
+__device__ const int __align__(16) kTileStages[] = {
+    0,8,16,24,32,40,47,
+};
+__device__ const int __align__(16) kTargets[] = {
+    -1,-13,-25,-2147483647,-7,-19,-31,-2147483647,-2,-14,-26,-2147483647,-8,-20,-32,-2147483647,
+    -3,-15,-27,9,-9,-21,1,5,-4,-16,-28,10,-10,-22,2,6,
+    -5,-17,-29,11,-11,-23,3,7,-6,-18,-30,-2147483647,-12,-24,4,8,
+};  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
+__device__ const int __align__(16) kRecords[] = {
+    3,6,0,4,4,4,4,6,6,6,6,0,24,1,0,0,
+    2,1024,1026,512,514,0,32,96,160,1888,1920,0,3,6,0,4,
+    4,4,4,6,6,6,6,25,2,3,0,512,514,1024,1026,0,
+    2,224,288,352,416,1952,1984,0,3,6,0,0,2,2,2,6,
+    6,6,6,26,48,27,0,512,514,0,2,1024,1026,3424,3456,2016,
+    2048,2080,2112,0,3,6,0,0,4,4,4,4,6,6,6,49,
+    72,50,0,0,2,1024,1026,512,514,3488,3520,3552,3584,4960,4992,0,
+    3,6,0,0,2,2,2,2,6,6,6,73,51,74,0,512,
+    514,0,2,1024,1026,3616,3648,5024,5056,5088,5120,0,3,6,0,0,
+    0,4,4,4,6,6,6,96,75,97,0,0,2,1024,1026,512,
+    514,6496,6528,6560,6592,5152,5184,0,3,6,0,0,0,4,4,4,
+    4,6,6,120,98,99,0,512,514,1024,1026,0,2,6624,6656,6688,
+    6720,8032,8064,0,3,6,0,0,0,0,0,0,0,6,6,121,
+    122,123,0,0,2,512,514,1024,1026,8096,8128,8160,8192,8224,8256,0,
+    3,6,0,4,4,4,4,6,6,6,6,4,28,5,0,0,
+    2,1024,1026,512,514,480,544,608,672,2144,2176,0,3,6,0,4,
+    4,4,4,6,6,6,6,29,6,7,0,512,514,1024,1026,0,
+    2,736,768,800,832,2208,2240,0,3,6,0,0,2,2,2,6,
+    6,6,6,30,52,31,0,512,514,0,2,1024,1026,3680,3712,2272,
+    2304,2336,2368,0,3,6,0,0,4,4,4,4,6,6,6,53,
+    76,54,0,0,2,1024,1026,512,514,3744,3776,3808,3840,5216,5248,0,
+    3,6,0,0,2,2,2,2,6,6,6,77,55,78,0,512,
+    514,0,2,1024,1026,3872,3904,5280,5312,5344,5376,0,3,6,0,0,
+    0,4,4,4,6,6,6,100,79,101,0,0,2,1024,1026,512,
+    514,6752,6784,6816,6848,5408,5440,0,3,6,0,0,0,4,4,4,
+    4,6,6,124,102,103,0,512,514,1024,1026,0,2,6880,6912,6944,
+    6976,8288,8320,0,3,6,0,0,0,0,0,0,0,6,6,125,
+    126,127,0,0,2,512,514,1024,1026,8352,8384,8416,8448,8480,8512,0,
+    4,5,0,2,2,2,3,3,3,4,5,0,4,2,8,1536,
+    1538,514,2,1026,0,864,896,576,64,320,0,0,3,6,0,4,
+    4,4,4,6,6,6,6,32,9,10,0,512,514,1024,1026,0,
+    2,928,960,992,1024,2400,2432,0,3,6,0,2,2,2,2,6,
+    6,6,6,33,11,34,0,512,514,0,2,1024,1026,1056,1088,2464,
+    2496,2528,2560,0,3,6,0,0,4,4,4,6,6,6,6,56,
+    35,57,0,0,2,1024,1026,512,514,3936,3968,4000,4032,2592,2624,0,
+    3,6,0,0,4,4,4,4,6,6,6,80,58,59,0,512,
+    514,1024,1026,0,2,4064,4096,4128,4160,5472,5504,0,3,6,0,0,
+    0,2,2,2,6,6,6,81,104,82,0,512,514,0,2,1024,
+    1026,7008,7040,5536,5568,5600,5632,0,3,6,0,0,0,4,4,4,
+    6,6,6,105,83,106,0,0,2,1024,1026,512,514,7072,7104,7136,
+    7168,5664,5696,0,1,2,0,0,0,2,2,2,2,2,2,107,
+    0,0,0,0,2,0,0,0,0,7200,7232,0,0,0,0,0,
+    4,5,0,2,2,2,3,3,3,4,5,1,5,3,12,1536,
+    1538,512,0,1024,0,1120,1152,640,128,384,0,0,3,6,0,4,
+    4,4,4,6,6,6,6,36,13,14,0,512,514,1024,1026,0,
+    2,1184,1216,1248,1280,2656,2688,0,3,6,0,2,2,2,2,6,
+    6,6,6,37,15,38,0,512,514,0,2,1024,1026,1312,1344,2720,
+    2752,2784,2816,0,3,6,0,0,4,4,4,6,6,6,6,60,
+    39,61,0,0,2,1024,1026,512,514,4192,4224,4256,4288,2848,2880,0,
+    3,6,0,0,4,4,4,4,6,6,6,84,62,63,0,512,
+    514,1024,1026,0,2,4320,4352,4384,4416,5728,5760,0,3,6,0,0,
+    0,2,2,2,6,6,6,85,108,86,0,512,514,0,2,1024,
+    1026,7264,7296,5792,5824,5856,5888,0,3,6,0,0,0,4,4,4,
+    6,6,6,109,87,110,0,0,2,1024,1026,512,514,7328,7360,7392,
+    7424,5920,5952,0,1,2,0,0,0,2,2,2,2,2,2,111,
+    0,0,0,0,2,0,0,0,0,7456,7488,0,0,0,0,0,
+    4,5,0,2,2,2,3,3,3,4,5,1,5,3,16,1536,
+    1538,514,2,1026,0,1376,1408,704,192,448,0,0,3,6,0,4,
+    4,4,4,6,6,6,6,40,17,18,0,512,514,1024,1026,0,
+    2,1440,1472,1504,1536,2912,2944,0,3,6,0,2,2,2,2,6,
+    6,6,6,41,19,42,0,512,514,0,2,1024,1026,1568,1600,2976,
+    3008,3040,3072,0,3,6,0,0,4,4,4,6,6,6,6,64,
+    43,65,0,0,2,1024,1026,512,514,4448,4480,4512,4544,3104,3136,0,
+    3,6,0,0,4,4,4,4,6,6,6,88,66,67,0,512,
+    514,1024,1026,0,2,4576,4608,4640,4672,5984,6016,0,3,6,0,0,
+    0,2,2,2,6,6,6,89,112,90,0,512,514,0,2,1024,
+    1026,7520,7552,6048,6080,6112,6144,0,3,6,0,0,0,4,4,4,
+    6,6,6,113,91,114,0,0,2,1024,1026,512,514,7584,7616,7648,
+    7680,6176,6208,0,1,2,0,0,0,2,2,2,2,2,2,115,
+    0,0,0,0,2,0,0,0,0,7712,7744,0,0,0,0,0,
+    4,6,0,4,4,4,4,4,4,5,6,2,20,4,21,512,
+    514,1536,1538,0,1024,1632,1664,1696,1728,256,512,0,3,6,0,4,
+    4,4,4,6,6,6,6,44,22,23,0,512,514,1024,1026,0,
+    2,1760,1792,1824,1856,3168,3200,0,3,6,0,0,2,2,2,6,
+    6,6,6,45,68,46,0,512,514,0,2,1024,1026,4704,4736,3232,
+    3264,3296,3328,0,3,6,0,0,4,4,4,6,6,6,6,69,
+    47,70,0,0,2,1024,1026,512,514,4768,4800,4832,4864,3360,3392,0,
+    3,6,0,0,2,2,2,2,6,6,6,92,71,93,0,512,
+    514,0,2,1024,1026,4896,4928,6240,6272,6304,6336,0,3,6,0,0,
+    0,2,2,2,6,6,6,116,94,95,0,0,2,512,514,1024,
+    1026,7776,7808,6368,6400,6432,6464,0,3,6,0,0,0,6,6,6,
+    6,6,6,117,118,119,0,0,2,512,514,1024,1026,7840,7872,7904,
+    7936,7968,8000,0,
+};
+
+// The record of a stage, global -> shared.
+__device__ __forceinline__ void load_record(u32 record, int stage) {
+#pragma unroll
+    for (int i = 0; i < kRecordWords / 4; i += kThreads) {
+        const int chunk = i + threadIdx.x;
+        if (chunk < kRecordWords / 4) cp_async_16(record + chunk * 16, kRecords + static_cast<long long>(stage) * kRecordWords + chunk * 4);
+    }
+}
+
+// The loads of a stage, global -> shared. What depends on the thread alone is computed once.
+struct Loads {
+    const Element* rows[kLoadPasses];  // this thread's chunk of panel 0 in each row that it loads
+    const Element* piece;              // this thread's chunk of a piece at the start of W
+    u32 row, weights;                  // where they go, from the start of a panel and of the weights
+
+    __device__ __forceinline__ Loads(const Element* __restrict__ activations, const Element* __restrict__ w, int row0, int n) {
+        const u32 thread = threadIdx.x, panel_row = thread / kPanelChunks, panel_column = thread % kPanelChunks;
+#pragma unroll
+        for (int pass = 0; pass < kLoadPasses; ++pass) {
+            // Rows past the end are loads of the last one: their sums are never stored.
+            const int r = min(row0 + static_cast<int>(panel_row) + pass * kLoadRows, n - 1);
+            rows[pass] = activations + static_cast<long long>(r) * kFeaturesIn + panel_column * kChunk;
+            keep(rows[pass]);
+        }
+        row = swizzled<kPanelChunks>(panel_row, panel_column);
+        const u32 inside = thread % kPieceChunks;
+        piece = w + (inside / kPieceColumns * (kBlock / kChunk) + inside % kPieceColumns) * kChunk;
+        keep(piece);
+        weights = piece_offset(inside) + thread / kPieceChunks * kPieceBytes;
+    }
+
+    static __device__ __forceinline__ u32 piece_offset(u32 inside) {
+        const u32 piece_row = inside / kPieceColumns, column = inside % kPieceColumns;
+        return column / kLine * (kPieceRows * kLine * 16) + swizzled<kLine>(piece_row, column % kLine);
+    }
+
+    __device__ __forceinline__ void issue(u32 stage, const int* record) const {
+        const int panels = record[0], operations = record[1];
+        u32 to = stage + row;
+#pragma unroll 2
+        for (int p = 0; p < panels; ++p, to += kPanelBytes) {
+            const int panel = record[kPanelIds + p];
+#pragma unroll
+            for (int pass = 0; pass < kLoadPasses; ++pass)
+                if (kRows % kLoadRows == 0 || static_cast<int>(threadIdx.x) / kPanelChunks + pass * kLoadRows < kRows)
+                    cp_async_16(to + pass * (kLoadRows * kPanelChunks * 16), rows[pass] + panel * kPanel);
+        }
+        to = stage + panels * kPanelBytes + weights;
+#pragma unroll 2
+        for (int p = threadIdx.x / kPieceChunks; p < operations; p += kPiecesAtOnce, to += kPiecesAtOnce * kPieceBytes)
+            cp_async_16(to, piece + static_cast<long long>(record[kPieceStarts + p]) * kChunk);
+    }
+};
+
+// d += a * b on tensor cores, 16 x 8 x 16, bfloat16 in, float32 sums (PTX: mma.sync.m16n8k16).
+__device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
+__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+__device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+// One operation: this warp's rows of kDepth inputs, at a, times one output block of weights, at b. Both are this lane's
+// addresses; the swizzle turns a step along the chunks of a row into an exclusive or.
+__device__ __forceinline__ void multiply(float (&sums)[kMTiles][kNTiles][4], u32 a, u32 b) {
+#pragma unroll 1
+    for (int k = 0; k < kDepth / kStep; ++k) {
+        u32 inputs[kMTiles][4];
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m) ldmatrix_x4(inputs[m], (a ^ k * 32) + m * (16 * kPanelChunks * 16));
+#pragma unroll
+        for (int j = 0; j < kNTiles; j += 2) {
+            u32 weights[4];
+            ldmatrix_x4_trans(weights, (b ^ j % kLine * 16) + j / kLine * (kPieceRows * kLine * 16) + k * (16 * kLine * 16));
+#pragma unroll
+            for (int m = 0; m < kMTiles; ++m) {
+                mma(sums[m][j], inputs[m], weights[0], weights[1]);
+                mma(sums[m][j + 1], inputs[m], weights[2], weights[3]);
+            }
+        }
+    }
+}
+// The operations of a stage that fall to this warp.
+__device__ __forceinline__ void multiply_stage(float (&sums)[kWarpSlots][kMTiles][kNTiles][4], u32 stage, const int* record, int warp_m, int warp_n) {
+    const int lane = threadIdx.x % 32;
+    // Lanes 0-15 point at 16 rows of inputs, lanes 16-31 at the same rows one chunk further.
+    const u32 rows = stage + (warp_m * (kMTiles * 16) + lane % 16) * (kPanelChunks * 16);
+    const u32 swizzle = swizzled<kPanelChunks>(lane % 16, lane / 16) % (kPanelChunks * 16);
+    const u32 weights = stage + record[0] * kPanelBytes + swizzled<kLine>(lane % 16, lane / 16);
+    const int* starts = record + kSlotStarts + warp_n * kWarpSlots;
+    const int* inputs = record + kInputs;
+    int operation = starts[0];
+    u32 ahead = inputs[operation];  // read one round ahead, to keep its latency out of the chain
+#pragma unroll
+    for (int s = 0; s < kWarpSlots; ++s) {
+        const int end = starts[s + 1];
+#pragma unroll 1
+        while (operation < end) {
+            const u32 a = rows + ahead * 16 ^ swizzle, b = weights + operation * kPieceBytes;
+            ahead = inputs[++operation];
+            multiply(sums[s], a, b);
+        }
+    }
+}
+// Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
+__device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][kNTiles][4], const int* targets, int row0, int n,
+                                      Element* __restrict__ y, float* __restrict__ workspace) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int s = 0; s < kWarpSlots; ++s) {
+        const int target = targets[s];
+        if (target == kNoOutput) continue;
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int row = row0 + m * 16 + half * 8 + lane / 4;
+                if (row >= n) continue;
+                if (target < 0) {
+                    float* partial = workspace + (static_cast<long long>(~target) * n + row) * kBlock + lane % 4 * 2;
+#pragma unroll
+                    for (int j = 0; j < kNTiles; ++j)
+                        *reinterpret_cast<float2*>(partial + j * 8) = make_float2(sums[s][m][j][half * 2], sums[s][m][j][half * 2 + 1]);
+                    continue;
+                }
+#pragma unroll
+                for (int j = 0; j < kNTiles; ++j) {
+                    const int column = target * kBlock + j * 8 + lane % 4 * 2;
+                    const long long place = static_cast<long long>(row) * kFeaturesOut + column;
+                    store_pair(y + place, finish(make_float2(sums[s][m][j][half * 2], sums[s][m][j][half * 2 + 1])));
+                }
+            }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 2)
+bsgen_fprop_b16_bfloat16_portable_5734be5d2ec1f220(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, float* __restrict__ workspace, int n) {
+    extern __shared__ __align__(128) unsigned char shared[];
+    const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;
+    const int* records = reinterpret_cast<const int*>(shared + kStages * kStageBytes);
+    const int tile = blockIdx.x % kTiles, row0 = blockIdx.x / kTiles * kRows;
+    const int first = kTileStages[tile], stages = kTileStages[tile + 1] - first;
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), warp_m = warp / kWarpsN, warp_n = warp % kWarpsN;
+
+    const Loads loads(x, w, row0, n);
+
+    // Issue the loads of stage i, and of the record that will be needed when it has arrived. Slots of the two rings go round.
+    int stage_slot = 0, record_slot = 0, next_record = kStages - 1;
+    const auto fetch = [&](int i) {
+        if (i < stages) loads.issue(stages_base + stage_slot * kStageBytes, records + record_slot * kRecordWords);
+        if (i + kStages - 1 < stages) load_record(records_base + next_record * (kRecordWords * 4), first + i + kStages - 1);
+        cp_async_commit();
+        stage_slot = stage_slot + 1 == kStages ? 0 : stage_slot + 1;
+        record_slot = record_slot + 1 == kRecordRing ? 0 : record_slot + 1;
+        next_record = next_record + 1 == kRecordRing ? 0 : next_record + 1;
+    };
+
+    // Prologue: the first records, then the first stages.
+    for (int i = 0; i < kStages - 1 && i < stages; ++i) load_record(records_base + i * kRecordWords * 4, first + i);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+    for (int i = 0; i < kStages - 1; ++i) fetch(i);
+
+    // Main loop: stage i has arrived and stage i - 1 has been consumed when all pass the barrier.
+    float sums[kWarpSlots][kMTiles][kNTiles][4] = {};
+    int slot = 0, record = 0;
+    for (int i = 0; i < stages; ++i) {
+        cp_async_wait<kStages - 2>();
+        __syncthreads();
+        fetch(i + kStages - 1);
+        multiply_stage(sums, stages_base + slot * kStageBytes, records + record * kRecordWords, warp_m, warp_n);
+        slot = slot + 1 == kStages ? 0 : slot + 1;
+        record = record + 1 == kRecordRing ? 0 : record + 1;
+    }
+
+    store(sums, kTargets + tile * kSlots + warp_n * kWarpSlots, row0 + warp_m * (kMTiles * 16), n, y, workspace);
+}
+
+// Split outputs: their partial sums, added in order, and the epilogue. [kSplits, 3]: output block, first partial sum, count.
+__device__ const int __align__(16) kReductions[] = {
+    0,0,32,
+};
+constexpr int kSplits = 1, kReduceRows = 32, kReduceThreads = 256;
+
+extern "C" __global__ void __launch_bounds__(kReduceThreads)
+bsgen_fprop_b16_bfloat16_portable_5734be5d2ec1f220_reduce(Element* __restrict__ y, const float* __restrict__ workspace, int n) {
+    const int* reduction = kReductions + blockIdx.x % kSplits * 3;
+    const int row = blockIdx.x / kSplits * kReduceRows + threadIdx.x / (kBlock / 2), inside = threadIdx.x % (kBlock / 2) * 2;
+    if (row >= n) return;
+    float2 sum = make_float2(0.0f, 0.0f);
+    for (int p = 0; p < reduction[2]; ++p) {
+        const float2 v = *reinterpret_cast<const float2*>(workspace + (static_cast<long long>(reduction[1] + p) * n + row) * kBlock + inside);
+        sum.x += v.x, sum.y += v.y;
+    }
+    const int column = reduction[0] * kBlock + inside;
+    const long long place = static_cast<long long>(row) * kFeaturesOut + column;
+    store_pair(y + place, finish(sum));
+}

@@ -1,0 +1,270 @@
+// dx = dy @ W.T for one block-sparse W [128, 128], float32.
+// Layout 15747c708fd7769d: 8 of 64 blocks of 16 x 16 (12.50 %).
+// Plan: simt, fma_f32, tile 32 x 256, 2 x 4 warps, 3 stages of 70 KiB, panels of 16, balanced groups.
+//
+// A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
+// activation panels and the pieces of W that its record names, then every warp multiplies, slot by slot.
+// Shared memory holds matrices of up to 128 bytes a row, their 16-byte chunks swizzled by row.
+
+using u32 = unsigned int;
+
+constexpr int kFeaturesIn = 128, kFeaturesOut = 128;  // of a row of dy and of dx
+constexpr int kBlock = 16, kChunk = 4;  // elements of a block's side, of a chunk
+constexpr int kThreads = 256, kWarpsN = 4;  // 2 x kWarpsN warps
+constexpr int kMTiles = 1, kNTiles = 2, kRows = 32;  // 16-row and 8-column steps of a warp
+constexpr int kSlots = 16, kWarpSlots = 4;  // output blocks of the tile, of a warp
+constexpr int kNoOutput = -2147483647;
+constexpr int kTiles = 1;
+constexpr int kDepth = 16;  // inputs of an operation
+constexpr int kPieceChunks = 64, kPieceBytes = 1024;  // the weights of an operation
+constexpr int kPieceRows = 16, kPieceColumns = 4, kLine = 4;  // in chunks; matrices of kLine chunks a row
+constexpr int kPanel = 16, kPanelChunks = 4, kPanelBytes = 2048;  // elements, chunks of a row
+constexpr int kLoadRows = 64, kLoadPasses = 1;  // rows of a panel that the thread block loads at once
+constexpr int kPiecesAtOnce = 4;  // pieces that the thread block loads at once
+constexpr int kStages = 3, kStageBytes = 71680;
+constexpr int kRecordWords = 40, kRecordRing = 5;
+constexpr int kSlotStarts = 2, kPanelIds = 19, kInputs = 23, kPieceStarts = 31;
+
+// Shared-memory addresses and asynchronous copies (PTX: cp.async, sm_80).
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
+
+// Have the compiler keep a pointer in registers instead of computing it again at each use.
+template <class T>
+__device__ __forceinline__ void keep(const T*& pointer) {
+    asm volatile("" : "+l"(pointer));
+}
+
+// Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
+template <int Chunks>
+__device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
+    return (row * Chunks + (chunk ^ (row / (8 / Chunks) % Chunks))) * 16;
+}
+
+// 16 bytes, past L1.
+__device__ __forceinline__ void cp_async_16(u32 shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
+
+// 16 bytes, or 16 zeros when `valid` is false.
+__device__ __forceinline__ void cp_async_16_or_zeros(u32 shared, const void* global, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0) : "memory");
+}
+
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Wait until at most `Pending` of this thread's newest groups are still on their way.
+template <int Pending>
+__device__ __forceinline__ void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+using Element = float;
+
+__device__ __forceinline__ float2 load_pair(const Element* p) { return *reinterpret_cast<const float2*>(p); }
+__device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_cast<float2*>(p) = v; }
+// Two neighbouring sums of a row -> two outputs.
+__device__ __forceinline__ float2 finish(float2 v) {
+    return v;
+}
+__device__ const int __align__(16) kTileStages[] = {
+    0,1,
+};
+__device__ const int __align__(16) kTargets[] = {
+    0,1,3,5,2,7,-2147483647,-2147483647,4,-2147483647,-2147483647,-2147483647,6,-2147483647,-2147483647,-2147483647,
+};  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
+__device__ const int __align__(16) kRecords[] = {
+    4,8,0,2,2,2,2,4,4,4,4,6,6,6,6,8,
+    8,8,8,0,2,4,6,0,256,128,384,0,256,128,384,0,
+    64,128,192,256,320,384,448,0,
+};
+
+// The record of a stage, global -> shared.
+__device__ __forceinline__ void load_record(u32 record, int stage) {
+#pragma unroll
+    for (int i = 0; i < kRecordWords / 4; i += kThreads) {
+        const int chunk = i + threadIdx.x;
+        if (chunk < kRecordWords / 4) cp_async_16(record + chunk * 16, kRecords + static_cast<long long>(stage) * kRecordWords + chunk * 4);
+    }
+}
+
+// The loads of a stage, global -> shared. What depends on the thread alone is computed once.
+struct Loads {
+    const Element* rows[kLoadPasses];  // this thread's chunk of panel 0 in each row that it loads
+    const Element* piece;              // this thread's chunk of a piece at the start of W
+    u32 row, weights;                  // where they go, from the start of a panel and of the weights
+
+    __device__ __forceinline__ Loads(const Element* __restrict__ activations, const Element* __restrict__ w, int row0, int n) {
+        const u32 thread = threadIdx.x, panel_row = thread / kPanelChunks, panel_column = thread % kPanelChunks;
+#pragma unroll
+        for (int pass = 0; pass < kLoadPasses; ++pass) {
+            // Rows past the end are loads of the last one: their sums are never stored.
+            const int r = min(row0 + static_cast<int>(panel_row) + pass * kLoadRows, n - 1);
+            rows[pass] = activations + static_cast<long long>(r) * kFeaturesIn + panel_column * kChunk;
+            keep(rows[pass]);
+        }
+        row = swizzled<kPanelChunks>(panel_row, panel_column);
+        const u32 inside = thread % kPieceChunks;
+        piece = w + (inside / kPieceColumns * (kBlock / kChunk) + inside % kPieceColumns) * kChunk;
+        keep(piece);
+        weights = piece_offset(inside) + thread / kPieceChunks * kPieceBytes;
+    }
+
+    static __device__ __forceinline__ u32 piece_offset(u32 inside) {
+        const u32 piece_row = inside / kPieceColumns, column = inside % kPieceColumns;
+        return column / kLine * (kPieceRows * kLine * 16) + swizzled<kLine>(piece_row, column % kLine);
+    }
+
+    __device__ __forceinline__ void issue(u32 stage, const int* record) const {
+        const int panels = record[0], operations = record[1];
+        u32 to = stage + row;
+#pragma unroll 2
+        for (int p = 0; p < panels; ++p, to += kPanelBytes) {
+            const int panel = record[kPanelIds + p];
+#pragma unroll
+            for (int pass = 0; pass < kLoadPasses; ++pass)
+                if (kRows % kLoadRows == 0 || static_cast<int>(threadIdx.x) / kPanelChunks + pass * kLoadRows < kRows)
+                    cp_async_16(to + pass * (kLoadRows * kPanelChunks * 16), rows[pass] + panel * kPanel);
+        }
+        to = stage + panels * kPanelBytes + weights;
+#pragma unroll 2
+        for (int p = threadIdx.x / kPieceChunks; p < operations; p += kPiecesAtOnce, to += kPiecesAtOnce * kPieceBytes)
+            cp_async_16(to, piece + static_cast<long long>(record[kPieceStarts + p]) * kChunk);
+    }
+};
+
+// Plain loads from shared memory by 32-bit address (PTX: ld.shared).
+__device__ __forceinline__ float load_shared(u32 address) {
+    float value;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+    return value;
+}
+
+__device__ __forceinline__ float2 load_shared_2(u32 address) {
+    float2 value;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(value.x), "=f"(value.y) : "r"(address) : "memory");
+    return value;
+}
+
+__device__ __forceinline__ float4 load_shared_4(u32 address) {
+    float4 value;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w) : "r"(address) : "memory");
+    return value;
+}
+// One operation on CUDA cores, its sums spread over the lanes as mma.sync spreads them: a lane owns rows g and g + 8 and
+// columns 2t and 2t + 1 of each 16 x 8 step. a points at row g of the inputs, b at the start of the weights.
+__device__ __forceinline__ void multiply(float (&sums)[kMTiles][kNTiles][4], u32 a, u32 b) {
+    const int t = threadIdx.x % 4;
+#pragma unroll 1
+    for (int chunk = 0; chunk < kDepth / kChunk; ++chunk) {
+        float inputs[kMTiles][2][4];
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const float4 v = load_shared_4((a ^ chunk * 16) + (m * 16 + half * 8) * (kPanelChunks * 16));
+                inputs[m][half][0] = v.x, inputs[m][half][1] = v.y, inputs[m][half][2] = v.z, inputs[m][half][3] = v.w;
+            }
+#pragma unroll
+        for (int j = 0; j < kNTiles; ++j) {
+            float weights[4][2];
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+                const float4 v = load_shared_4(b + swizzled<kLine>(j * 8 + t * 2 + c, chunk));
+                weights[0][c] = v.x, weights[1][c] = v.y, weights[2][c] = v.z, weights[3][c] = v.w;
+            }
+#pragma unroll
+            for (int m = 0; m < kMTiles; ++m)
+#pragma unroll
+                for (int k = 0; k < 4; ++k)
+#pragma unroll
+                    for (int i = 0; i < 4; ++i)
+                        sums[m][j][i] = fmaf(inputs[m][i / 2][k], weights[k][i % 2], sums[m][j][i]);
+        }
+    }
+}
+
+// The operations of a stage that fall to this warp.
+__device__ __forceinline__ void multiply_stage(float (&sums)[kWarpSlots][kMTiles][kNTiles][4], u32 stage, const int* record, int warp_m, int warp_n) {
+    const int g = threadIdx.x % 32 / 4;
+    const u32 rows = stage + (warp_m * (kMTiles * 16) + g) * (kPanelChunks * 16);
+    const u32 swizzle = swizzled<kPanelChunks>(g, 0) % (kPanelChunks * 16);
+    const u32 weights = stage + record[0] * kPanelBytes;
+    const int* starts = record + kSlotStarts + warp_n * kWarpSlots;
+    int operation = starts[0];
+#pragma unroll
+    for (int s = 0; s < kWarpSlots; ++s) {
+        const int end = starts[s + 1];
+#pragma unroll 1
+        for (; operation < end; ++operation)
+            multiply(sums[s], rows + record[kInputs + operation] * 16 ^ swizzle, weights + operation * kPieceBytes);
+    }
+}
+// Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
+__device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][kNTiles][4], const int* targets, int row0, int n,
+                                      Element* __restrict__ dx) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int s = 0; s < kWarpSlots; ++s) {
+        const int target = targets[s];
+        if (target == kNoOutput) continue;
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int row = row0 + m * 16 + half * 8 + lane / 4;
+                if (row >= n) continue;
+#pragma unroll
+                for (int j = 0; j < kNTiles; ++j) {
+                    const int column = target * kBlock + j * 8 + lane % 4 * 2;
+                    const long long place = static_cast<long long>(row) * kFeaturesOut + column;
+                    store_pair(dx + place, finish(make_float2(sums[s][m][j][half * 2], sums[s][m][j][half * 2 + 1])));
+                }
+            }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
+bsgen_dgrad_b16_float32_simt_15747c708fd7769d(const Element* __restrict__ dy, const Element* __restrict__ w, Element* __restrict__ dx, int n) {
+    extern __shared__ __align__(128) unsigned char shared[];
+    const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;
+    const int* records = reinterpret_cast<const int*>(shared + kStages * kStageBytes);
+    const int tile = blockIdx.x % kTiles, row0 = blockIdx.x / kTiles * kRows;
+    const int first = kTileStages[tile], stages = kTileStages[tile + 1] - first;
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), warp_m = warp / kWarpsN, warp_n = warp % kWarpsN;
+
+    const Loads loads(dy, w, row0, n);
+
+    // Issue the loads of stage i, and of the record that will be needed when it has arrived. Slots of the two rings go round.
+    int stage_slot = 0, record_slot = 0, next_record = kStages - 1;
+    const auto fetch = [&](int i) {
+        if (i < stages) loads.issue(stages_base + stage_slot * kStageBytes, records + record_slot * kRecordWords);
+        if (i + kStages - 1 < stages) load_record(records_base + next_record * (kRecordWords * 4), first + i + kStages - 1);
+        cp_async_commit();
+        stage_slot = stage_slot + 1 == kStages ? 0 : stage_slot + 1;
+        record_slot = record_slot + 1 == kRecordRing ? 0 : record_slot + 1;
+        next_record = next_record + 1 == kRecordRing ? 0 : next_record + 1;
+    };
+
+    // Prologue: the first records, then the first stages.
+    for (int i = 0; i < kStages - 1 && i < stages; ++i) load_record(records_base + i * kRecordWords * 4, first + i);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+    for (int i = 0; i < kStages - 1; ++i) fetch(i);
+
+    // Main loop: stage i has arrived and stage i - 1 has been consumed when all pass the barrier.
+    float sums[kWarpSlots][kMTiles][kNTiles][4] = {};
+    int slot = 0, record = 0;
+    for (int i = 0; i < stages; ++i) {
+        cp_async_wait<kStages - 2>();
+        __syncthreads();
+        fetch(i + kStages - 1);
+        multiply_stage(sums, stages_base + slot * kStageBytes, records + record * kRecordWords, warp_m, warp_n);
+        slot = slot + 1 == kStages ? 0 : slot + 1;
+        record = record + 1 == kRecordRing ? 0 : record + 1;
+    }
+
+    store(sums, kTargets + tile * kSlots + warp_n * kWarpSlots, row0 + warp_m * (kMTiles * 16), n, dx);
+}
