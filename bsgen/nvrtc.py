@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["FIXED_OPTIONS", "Binary", "KernelFacts", "compile", "supported", "version"]
 
 # -default-device lets a translation unit have plain helper functions and tables; -minimal leaves out textures and
-# device-side launches, which no kernel here uses; -no-cache, because NVRTC's own cache (12.9 and later, where there is a driver)
-# gives cubins back without the log; -v makes ptxas report what `KernelFacts` holds.
+# device-side launches, which no kernel here uses; -no-cache, because NVRTC's own cache (12.9 and later, where there is
+# a driver) gives cubins back without the log; -v makes ptxas report what `KernelFacts` holds.
 FIXED_OPTIONS = ("-std=c++17", "-default-device", "-minimal", "-no-cache", "--ptxas-options=-v")
 
 

@@ -3,8 +3,8 @@
 A thread block's stage makes four demands on its SM, in clocks: bytes from L2, multiply steps, issued instructions, and the
 latency of its busiest warp (hidden in part by other resident blocks). They overlap, but not wholly: their cost is a p-norm.
 Blocks fill the SMs as list scheduling would: the sum over SMs, or the heaviest block if that is longer. Device memory
-bounds the whole from below. The constants are a fit to the timings of 92 fprop plans on an H200 (bfloat16, 4096 x 4096,
-N = 4096, 10 % of the blocks, b = 8 ... 128); tests/gpu/bench_portable.py --all prints prediction beside measurement.
+bounds the whole from below. The constants are fits to the timings of 92 fprop and 108 wgrad plans on an H200 (bfloat16,
+4096 x 4096, N = 4096, 10 % of the blocks, b = 8 ... 128); tests/gpu/bench_portable.py --all prints prediction beside measurement.
 """
 
 from __future__ import annotations
@@ -26,25 +26,32 @@ if TYPE_CHECKING:
 
 DEFAULT_ROWS = 4096
 LAUNCH_SECONDS = 2.5e-6
-L2_BYTES_PER_CLOCK = 53.0  # an SM's share of L2 bandwidth through cp.async, for rows of 128 bytes
-NARROW_ROWS = 1.12  # rows of fewer bytes cost more
-STEP_CLOCKS = {
-    "mma_f16": 11.0,
-    "mma_bf16": 11.0,
-    "mma_tf32": 14.0,
-    "fma_f32": 60.0,
-}  # on one of an SM's four schedulers
-ISSUE_CLOCKS = 1.14
-OPERATION_INSTRUCTIONS = 5.3  # loop, table read and addresses of an operation
-COPY_INSTRUCTIONS = 8.0  # of a warp that copies 512 bytes
-SLOT_INSTRUCTIONS = 8.0  # of a warp, each slot of each stage
-OPERATION_LATENCY, STEP_LATENCY = 68.0, 8.0  # table read, ldmatrix and first multiply in a row; each further step
-STAGE_LATENCY = 27.0  # barrier
-BLOCK_LATENCY = 2500.0  # first records and stages from L2
+BLOCK_LATENCY = 2500.0  # clocks until the first records and stages have come from L2
 EPILOGUE_CLOCKS = 3.3e-3  # an output element
+STEP_RATIO = {"mma_f16": 1.0, "mma_bf16": 1.0, "mma_tf32": 1.3, "fma_f32": 5.5}  # clocks of a multiply step, relative
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 32)  # of N, for wgrad
-OVERLAP = 1.24  # the norm's exponent: 1 adds the demands up, infinity takes the largest
 
+
+@dataclass(frozen=True)
+class Fit:
+    """Constants of one kernel, in clocks, bytes and instructions; of what a warp issues unless it says otherwise."""
+
+    l2: float  # bytes a clock that an SM gets from L2 through cp.async
+    narrow: float  # how much more rows of fewer than 128 bytes cost
+    step: float  # clocks of a multiply step on one of an SM's four schedulers
+    issue: float  # clocks of an instruction
+    operation: float  # instructions of an operation beside fragments and steps: loop, table, addresses
+    copy: float  # instructions to copy 512 bytes
+    slot: float  # instructions of each slot, each stage
+    latency: float  # clocks of an operation alone: table, first fragments, first multiply
+    k_latency: float  # and of each of its steps along the reduction
+    step_latency: float  # and of each multiply step
+    stage: float  # clocks of a barrier
+    overlap: float  # the norm's exponent: 1 adds the demands up, infinity takes the largest
+
+
+MATMUL = Fit(53.0, 1.12, 11.0, 1.14, 5.3, 8.0, 8.0, 68.0, 0.0, 8.0, 27.0, 1.24)
+WGRAD = Fit(60.0, 1.05, 14.4, 0.53, 41.6, 0.5, 6.2, 52.0, 55.0, 0.1, 435.0, 1.09)
 
 Demands = dict[str, NDArray[np.floating[Any]]]
 
@@ -79,35 +86,62 @@ def matmul_cost(
     operations = np.array([stage.operations for stage in stages], float)
     busiest = np.array([_busiest_warp(stage, geo) for stage in stages], float)
 
-    rows = NARROW_ROWS if geo.panel_chunks < LINE_CHUNKS else 1.0
     panel_bytes, piece_bytes = geo.panel_size * CHUNK_BYTES, geo.piece_chunks * CHUNK_BYTES
-    loads = panels * panel_bytes + operations * piece_bytes
     k_steps = geo.depth / geo.math.depth
-    warp_steps = shape.m_tiles * (geo.block // 8) * k_steps
-    fragments = k_steps * (shape.m_tiles + max(1, geo.block // 16))
-    instructions = (
-        operations * shape.warps_m * (OPERATION_INSTRUCTIONS + fragments + warp_steps)
-        + loads / (CHUNK_BYTES * 32) * COPY_INSTRUCTIONS
-        + shape.threads / 32 * shape.slots_per_warp * SLOT_INSTRUCTIONS
+    demands = _demands(
+        MATMUL,
+        geo.math.name,
+        loads=panels * panel_bytes * _width(MATMUL, geo.panel_chunks) + operations * piece_bytes,
+        operations=operations * shape.warps_m,
+        busiest=busiest / resident,
+        steps=shape.m_tiles * (geo.block // 8) * k_steps,
+        k_steps=k_steps,
+        fragments=k_steps * (shape.m_tiles + max(1, geo.block // 16)),
+        slots=shape.threads // 32 * shape.slots_per_warp,
+        resident=resident,
     )
-    demands: Demands = {
-        "L2": (panels * panel_bytes * rows + operations * piece_bytes) / L2_BYTES_PER_CLOCK,
-        "math": operations * shape.warps_m * warp_steps * STEP_CLOCKS[geo.math.name] / 4,
-        "issue": instructions * ISSUE_CLOCKS / 4,
-        "latency": (busiest * (OPERATION_LATENCY + STEP_LATENCY * warp_steps) + STAGE_LATENCY) / resident,
-    }
-    sums = np.concatenate([[0.0], np.cumsum(_overlapped(demands))])
+    sums = np.concatenate([[0.0], np.cumsum(_overlapped(demands, MATMUL))])
     outputs = shape.rows * shape.slots * geo.block
     tiles = sums[tile_stages[1:]] - sums[tile_stages[:-1]] + BLOCK_LATENCY / resident + outputs * EPILOGUE_CLOCKS
     row_tiles = -(-n // shape.rows)
     seconds = makespan(tiles, row_tiles / share, target.sms) / target.clock
-    return _bounded(problem, target, n, seconds, demands, float(loads.sum()) * row_tiles / share)
+    l2_bytes = float((panels * panel_bytes + operations * piece_bytes).sum()) * row_tiles / share
+    return _bounded(problem, target, n, seconds, demands, l2_bytes)
 
 
-def _overlapped(demands: Demands) -> NDArray[np.float64]:
+def _width(fit: Fit, panel_chunks: int) -> float:
+    return fit.narrow if panel_chunks < LINE_CHUNKS else 1.0
+
+
+def _demands(
+    fit: Fit,
+    math: str,
+    *,
+    loads: NDArray[np.floating[Any]],
+    operations: NDArray[np.floating[Any]],
+    busiest: NDArray[np.floating[Any]],
+    steps: float,
+    k_steps: float,
+    fragments: float,
+    slots: int,
+    resident: int,
+) -> Demands:
+    """Clocks of each stage by demand: `operations` of all warps and of the `busiest`, each of so many steps and fragments."""
+    instructions = (
+        operations * (fit.operation + fragments + steps) + loads / (CHUNK_BYTES * 32) * fit.copy + slots * fit.slot
+    )
+    return {
+        "L2": loads / fit.l2,
+        "math": operations * steps * fit.step * STEP_RATIO[math] / 4,
+        "issue": instructions * fit.issue / 4,
+        "latency": busiest * (fit.latency + fit.k_latency * k_steps + fit.step_latency * steps) + fit.stage / resident,
+    }
+
+
+def _overlapped(demands: Demands, fit: Fit) -> NDArray[np.float64]:
     """Clocks of each stage: the p-norm of its demands."""
-    total = sum((demand**OVERLAP for demand in demands.values()), np.zeros(1))
-    return np.asarray(total ** (1 / OVERLAP))
+    total = sum((demand**fit.overlap for demand in demands.values()), np.zeros(1))
+    return np.asarray(total ** (1 / fit.overlap))
 
 
 def _bounded(problem: Problem, target: Target, n: int, seconds: float, demands: Demands, l2_bytes: float) -> Cost:
@@ -144,23 +178,20 @@ def wgrad_cost(
     steps = -(-n // shape.rows)
     active = (units[:, :, 0] >= 0).reshape(len(units), shape.warps, shape.units).sum(axis=2)
     k_steps = shape.rows // geo.math.depth
-    unit_steps = geo.m_tiles * geo.n_tiles * k_steps
-    rows = NARROW_ROWS if geo.panel_chunks < LINE_CHUNKS else 1.0
     loads = panel_counts.astype(float) * (geo.panel_size * CHUNK_BYTES)
-    fragments = k_steps * (geo.m_tiles + max(1, geo.n_tiles // 2))
-    all_active, busiest = active.sum(axis=1), active.max(axis=1, initial=0)
-    instructions = (
-        all_active * (OPERATION_INSTRUCTIONS + fragments + unit_steps)
-        + loads / (CHUNK_BYTES * 32) * COPY_INSTRUCTIONS
-        + shape.warps * shape.units * SLOT_INSTRUCTIONS
+    demands = _demands(
+        WGRAD,
+        geo.math.name,
+        loads=loads * _width(WGRAD, geo.panel_chunks),
+        operations=active.sum(axis=1).astype(float),
+        busiest=active.max(axis=1, initial=0) / resident,
+        steps=geo.m_tiles * geo.n_tiles * k_steps,
+        k_steps=k_steps,
+        fragments=k_steps * (geo.m_tiles + max(1, geo.n_tiles // 2)),
+        slots=shape.warps * shape.units,
+        resident=resident,
     )
-    demands: Demands = {
-        "L2": loads * rows / L2_BYTES_PER_CLOCK,
-        "math": all_active * unit_steps * STEP_CLOCKS[geo.math.name] / 4,
-        "issue": instructions * ISSUE_CLOCKS / 4,
-        "latency": (busiest * (OPERATION_LATENCY + STEP_LATENCY * unit_steps) + STAGE_LATENCY) / resident,
-    }
-    step_clocks = _overlapped(demands)
+    step_clocks = _overlapped(demands, WGRAD)
     elements = problem.layout.nnz * problem.block_size**2
 
     def seconds(splits: int) -> float:

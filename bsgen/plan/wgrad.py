@@ -253,8 +253,8 @@ def shapes(problem: Problem, target: Target) -> Iterator[WGradShape]:
     block, math = problem.block_size, math_of(problem)
     widths = {min(chunks * math.chunk, max(block, 4 * math.chunk)) for chunks in (4, 8)}
     bands = {min(problem.layout.shape[1], band) for band in (1, 2, 4, 8, 16, 32)}
-    for panel, band in product(sorted(widths), sorted(bands)):
-        shape = WGradShape(8, 1, 32, panel, 3, 0, band)
+    for rows, panel, band in product((32, 64), sorted(widths), sorted(bands)):
+        shape = WGradShape(8, 1, rows, panel, 3, 0, band)
         units = max(1, 64 // WGradGeometry(block, math, shape).accumulators)
         yield from _pipelines(replace(shape, units=units), problem, target)
 
@@ -265,7 +265,7 @@ def _pipelines(shape: WGradShape, problem: Problem, target: Target) -> Iterator[
     useful = 2 * geo.capacity * (2 if geo.paired else 1)
     for blocks in range(1, min(2, by_registers(geo)) + 1):
         budget = (target.shared_memory + 1024) // blocks - 1024 - TABLE_BYTES
-        for stages in (4, 3, 2):
+        for stages in (3, 2):
             room = budget // (stages * geo.stage_bytes)
             if room >= 2 * max(1, geo.block // shape.panel):
                 yield replace(shape, stages=stages, panels=min(room, useful))

@@ -1,5 +1,5 @@
 // y = x @ W for one block-sparse W [384, 256], float32.
-// Layout 4ecd6b80506a36ca: 3 of 24 blocks of 64 x 64 (12.50 %).
+// Layout b7eacf86d7484791: 9 of 24 blocks of 64 x 64 (37.50 %).
 // Plan: portable, mma_tf32, tile 32 x 256, 2 x 4 warps, 3 stages of 35 KiB, panels of 32, contiguous groups.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
@@ -23,7 +23,7 @@ constexpr int kLoadRows = 32, kLoadPasses = 1;  // rows of a panel that the thre
 constexpr int kPiecePasses = 2;  // chunks of a piece that each thread loads
 constexpr int kStages = 3, kStageBytes = 35840;
 constexpr int kRecordWords = 16, kRecordRing = 5;
-constexpr int kSlotStarts = 2, kPanelIds = 7, kInputs = 9, kPieceStarts = 11;
+constexpr int kSlotStarts = 2, kPanelIds = 7, kInputs = 9, kPieceStarts = 12;
 
 // Shared-memory addresses and asynchronous copies (PTX: cp.async, sm_80).
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -68,15 +68,20 @@ __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
 __device__ const int __align__(16) kTileStages[] = {
-    0,3,
+    0,8,
 };
 __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
-    2,2,0,1,1,2,2,0,4,0,256,0,1024,0,0,0,
-    2,2,0,1,1,2,2,1,5,0,256,512,1536,0,0,0,
-    2,2,0,2,2,2,2,8,9,0,256,2048,2560,0,0,0,
+    1,3,0,1,2,3,3,4,0,0,0,0,3072,4096,5120,0,
+    1,1,0,0,0,0,1,4,0,0,0,0,6144,0,0,0,
+    1,3,0,1,2,3,3,5,0,0,0,0,3584,4608,5632,0,
+    2,3,0,0,1,2,3,5,2,256,256,0,1024,2048,6656,0,
+    2,3,0,1,2,3,3,0,3,0,256,256,0,1536,2560,0,
+    2,2,0,1,1,2,2,1,10,0,256,0,512,8192,0,0,
+    2,2,0,1,1,2,2,8,11,0,256,0,7168,8704,0,0,
+    1,1,0,1,1,1,1,9,0,0,0,0,7680,0,0,0,
 };
 
 // The record of a stage, global -> shared.
@@ -233,7 +238,7 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 2)
-bsgen_fprop_b64_float32_portable_4ecd6b80506a36ca(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int n) {
+bsgen_fprop_b64_float32_portable_b7eacf86d7484791(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int n) {
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;
     const int* records = reinterpret_cast<const int*>(shared + kStages * kStageBytes);

@@ -1,6 +1,6 @@
 // y = x @ W for one block-sparse W [96, 96], float16.
-// Layout 4ecb9a36248521ab: 18 of 144 blocks of 8 x 8 (12.50 %).
-// Plan: portable, mma_f16, tile 32 x 256, 2 x 4 warps, 3 stages of 35 KiB, panels of 32, balanced groups.
+// Layout 19c45f6d87e1fe7c: 57 of 144 blocks of 8 x 8 (39.58 %).
+// Plan: portable, mma_f16, tile 64 x 256, 1 x 8 warps, 3 stages of 35 KiB, panels of 32, contiguous groups.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
 // activation panels and the pieces of W that its record names, then every warp multiplies, slot by slot.
@@ -10,19 +10,19 @@ using u32 = unsigned int;
 
 constexpr int kFeaturesIn = 96, kFeaturesOut = 96;  // of a row of x and of y
 constexpr int kBlock = 8, kChunk = 8;  // elements of a block's side, of a chunk
-constexpr int kThreads = 256, kWarpsN = 4;  // 2 x kWarpsN warps
-constexpr int kMTiles = 1, kNTiles = 1, kRows = 32;  // 16-row and 8-column steps of a warp
-constexpr int kSlots = 32, kWarpSlots = 8;  // output blocks of the tile, of a warp
+constexpr int kThreads = 256, kWarpsN = 8;  // 1 x kWarpsN warps
+constexpr int kMTiles = 4, kNTiles = 1, kRows = 64;  // 16-row and 8-column steps of a warp
+constexpr int kSlots = 32, kWarpSlots = 4;  // output blocks of the tile, of a warp
 constexpr int kNoOutput = -2147483647;
 constexpr int kTiles = 1;
 constexpr int kPieceChunks = 8, kPieceBytes = 128;  // the weights of an operation
 constexpr int kPieceRows = 8, kPieceColumns = 1, kLine = 1;  // in chunks; matrices of kLine chunks a row
-constexpr int kPanel = 32, kPanelChunks = 4, kPanelBytes = 2048;  // elements, chunks of a row
+constexpr int kPanel = 32, kPanelChunks = 4, kPanelBytes = 4096;  // elements, chunks of a row
 constexpr int kLoadRows = 64, kLoadPasses = 1;  // rows of a panel that the thread block loads at once
 constexpr int kPiecesAtOnce = 32;  // pieces that the thread block loads at once
 constexpr int kStages = 3, kStageBytes = 35840;
-constexpr int kRecordWords = 76, kRecordRing = 5;
-constexpr int kSlotStarts = 2, kPanelIds = 35, kInputs = 38, kPieceStarts = 56;
+constexpr int kRecordWords = 152, kRecordRing = 5;
+constexpr int kSlotStarts = 2, kPanelIds = 35, kInputs = 38, kPieceStarts = 95;
 
 // Shared-memory addresses and asynchronous copies (PTX: cp.async, sm_80).
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -84,15 +84,20 @@ __device__ const int __align__(16) kTileStages[] = {
     0,1,
 };
 __device__ const int __align__(16) kTargets[] = {
-    0,8,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,2,10,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,
-    4,1,3,5,7,9,11,-2147483647,6,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,
+    0,1,2,3,4,5,6,7,8,9,10,11,-2147483647,-2147483647,-2147483647,-2147483647,
+    -2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
-    3,18,0,3,6,6,6,6,6,6,6,9,12,12,12,12,
-    12,12,12,15,15,15,15,15,15,15,15,18,18,18,18,18,
-    18,18,18,0,1,2,0,128,256,0,128,256,2,130,258,2,
-    130,258,0,128,256,2,130,258,0,48,96,16,64,112,24,72,
-    120,40,88,136,8,56,104,32,80,128,0,0,
+    3,57,0,6,10,16,19,25,28,34,38,44,48,54,57,57,
+    57,57,57,57,57,57,57,57,57,57,57,57,57,57,57,57,
+    57,57,57,0,1,2,0,2,256,258,512,514,1,2,513,514,
+    1,2,257,258,513,514,2,259,514,0,2,256,258,512,514,2,
+    257,514,2,3,258,259,514,515,2,3,514,515,0,2,256,258,
+    512,514,1,2,513,514,1,2,257,258,513,514,2,259,514,0,
+    56,168,216,288,344,24,64,312,352,32,72,192,224,320,360,80,
+    264,368,8,88,176,232,296,376,96,200,384,104,152,240,272,392,
+    440,112,160,400,448,16,120,184,248,304,408,40,128,328,416,48,
+    136,208,256,336,424,144,280,432,
 };
 
 // The record of a stage, global -> shared.
@@ -252,7 +257,7 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 2)
-bsgen_fprop_b8_float16_portable_4ecb9a36248521ab(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int n) {
+bsgen_fprop_b8_float16_portable_19c45f6d87e1fe7c(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int n) {
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;
     const int* records = reinterpret_cast<const int*>(shared + kStages * kStageBytes);

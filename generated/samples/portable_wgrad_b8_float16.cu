@@ -1,6 +1,6 @@
 // dW = x.T @ dy at the stored blocks of W [64, 64], float16.
-// Layout 15747c708fd7769d: 8 of 64 blocks of 8 x 8 (12.50 %).
-// Plan: portable, mma_f16, 128 units of 16 x 8 on 8 warps, bands of 1, 4 stages of 32 rows, 3 panels of 32, 32 splits of N.
+// Layout 0dd315799237382c: 24 of 64 blocks of 8 x 8 (37.50 %).
+// Plan: portable, mma_f16, 128 units of 16 x 8 on 8 warps, bands of 2, 3 stages of 32 rows, 3 panels of 32, 32 splits of N.
 //
 // A thread block reduces one split of the N rows for the blocks of its tile. Each stage loads kStageRows rows of the panels
 // of x and dy that the tile needs; every warp then adds to its units: blocks, 64 x 64 parts of blocks, or pairs of 8 x 8 blocks.
@@ -13,7 +13,7 @@ constexpr int kBlock = 8, kChunk = 8;  // elements of a block's side, of a chunk
 constexpr int kWarps = 8, kThreads = 256, kUnits = 16;  // units of a warp
 constexpr int kMTiles = 1, kNTiles = 1, kStep = 16;  // 16-row and 8-column steps of a unit, rows of N a step
 constexpr int kTiles = 4, kSplits = 32;
-constexpr int kStageRows = 32, kStages = 4, kStageBytes = 6144;
+constexpr int kStageRows = 32, kStages = 3, kStageBytes = 6144;
 constexpr int kPanels = 3, kPanel = 32, kPanelChunks = 4;  // panels of a tile, elements and chunks of a row
 constexpr int kPanelBytes = 2048;
 constexpr int kLoadRows = 32, kPanelsAtOnce = 2;
@@ -79,15 +79,17 @@ __device__ const int __align__(16) kPanelIds[] = {
 };  // [kTiles, kPanels]: p is panel p of x, ~p panel p of dy
 // [kTiles, kWarps, kUnits, kUnitWords]: chunks from the stage's start to x, to the second block's x, to dy; chunk of dW, of the second block; -1 for none
 __device__ const int __align__(16) kUnitTable[] = {
-    0,256,128,0,32,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,2,128,0,32,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    1,2,129,16,40,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    256,258,128,112,144,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
@@ -117,15 +119,17 @@ __device__ const int __align__(16) kUnitTable[] = {
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    1,2,130,24,48,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    2,258,130,16,48,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    2,259,131,56,176,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    257,258,130,128,152,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
@@ -155,15 +159,17 @@ __device__ const int __align__(16) kUnitTable[] = {
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,2,128,8,64,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    0,256,128,8,40,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    2,257,129,72,136,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    256,258,128,120,160,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
@@ -193,23 +199,17 @@ __device__ const int __align__(16) kUnitTable[] = {
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    2,3,130,80,96,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    2,3,131,88,104,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    2,258,130,24,56,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    258,259,130,168,184,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
@@ -241,23 +241,40 @@ __device__ const int __align__(16) kUnitTable[] = {
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
 };
 
-// kStageRows rows of the tile's panels, global -> shared, zeros past the end.
-__device__ __forceinline__ void load_stage(u32 stage, const int* panels, int count, int row0, int end, const Element* __restrict__ x, const Element* __restrict__ dy) {
-    const int column = threadIdx.x % kPanelChunks, row = threadIdx.x / kPanelChunks % kLoadRows;
-#pragma unroll 1
-    for (int p = threadIdx.x / (kPanelChunks * kLoadRows); p < count; p += kPanelsAtOnce) {
-        const int id = panels[p];
-        const int features = id < 0 ? kFeaturesY : kFeaturesX;
-        const int feature = min((id < 0 ? ~id : id) * kPanel + column * kChunk, features - kChunk);
-        const Element* source = (id < 0 ? dy : x) + feature;
-#pragma unroll
-        for (int r = row; r < kStageRows; r += kLoadRows) {
-            const bool valid = row0 + r < end;
-            cp_async_16_or_zeros(stage + p * kPanelBytes + swizzled<kPanelChunks>(r, column),
-                                 source + (valid ? static_cast<long long>(row0 + r) * features : 0), valid);
-        }
+// The loads of a stage, kStageRows rows of the tile's panels, global -> shared. What depends on the thread alone is computed once.
+struct Loads {
+    const Element* x;  // this thread's chunk of panel 0 in its first row of the next stage
+    const Element* dy;
+    u32 to;  // where it goes, from the start of a panel
+    int left;  // rows from this thread's first to the end
+
+    __device__ __forceinline__ Loads(const Element* __restrict__ x_, const Element* __restrict__ dy_, int row0, int n) {
+        const u32 column = threadIdx.x % kPanelChunks, row = threadIdx.x / kPanelChunks % kLoadRows;
+        x = x_ + static_cast<long long>(row0 + row) * kFeaturesX + column * kChunk;
+        dy = dy_ + static_cast<long long>(row0 + row) * kFeaturesY + column * kChunk;
+        to = swizzled<kPanelChunks>(row, column) + threadIdx.x / (kPanelChunks * kLoadRows) * kPanelBytes;
+        left = n - row0 - static_cast<int>(row);
     }
-}
+
+    __device__ __forceinline__ void issue(u32 stage, const int* panels, int count) {
+        stage += to;
+#pragma unroll 2
+        for (int p = threadIdx.x / (kPanelChunks * kLoadRows); p < count; p += kPanelsAtOnce, stage += kPanelsAtOnce * kPanelBytes) {
+            const int id = panels[p];
+            const bool of_x = id >= 0;
+            const Element* from = (of_x ? x : dy) + (of_x ? id : ~id) * kPanel;
+#pragma unroll
+            for (int pass = 0; pass < kStageRows / kLoadRows; ++pass) {
+                // Rows past the end are zeros; their address is not read.
+                cp_async_16_or_zeros(stage + pass * (kLoadRows * kPanelChunks * 16), from, pass * kLoadRows < left);
+                from += kLoadRows * (of_x ? kFeaturesX : kFeaturesY);
+            }
+        }
+        x += static_cast<long long>(kStageRows) * kFeaturesX;
+        dy += static_cast<long long>(kStageRows) * kFeaturesY;
+        left -= kStageRows;
+    }
+};
 
 // d += a * b on tensor cores, 16 x 8 x 16, float16 in, float32 sums (PTX: mma.sync.m16n8k16).
 __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
@@ -288,7 +305,7 @@ __device__ __forceinline__ void multiply(float (&sums)[kMTiles][kNTiles][4], u32
     const u32 a = stage + row * kRowBytes + unit[lane / 8 % 2] * 16 ^ swizzled<kPanelChunks>(row, 0) % kRowBytes;
     // For dy, lanes 0-15 point at the 16 reduced rows of 8 columns.
     const u32 b = stage + lane % 16 * kRowBytes + unit[2] * 16 ^ swizzled<kPanelChunks>(lane % 16, 0) % kRowBytes;
-#pragma unroll
+#pragma unroll 2
     for (int k = 0; k < kStageRows / kStep; ++k) {
         u32 inputs[kMTiles][4];
 #pragma unroll
@@ -299,7 +316,7 @@ __device__ __forceinline__ void multiply(float (&sums)[kMTiles][kNTiles][4], u32
     }
 }
 extern "C" __global__ void __launch_bounds__(kThreads, 2)
-bsgen_wgrad_b8_float16_portable_15747c708fd7769d(const Element* __restrict__ x, const Element* __restrict__ dy, float* __restrict__ partials, int n) {
+bsgen_wgrad_b8_float16_portable_0dd315799237382c(const Element* __restrict__ x, const Element* __restrict__ dy, float* __restrict__ partials, int n) {
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 stages_base = shared_address(shared);
     int* panels = reinterpret_cast<int*>(shared + kStages * kStageBytes);
@@ -319,22 +336,27 @@ bsgen_wgrad_b8_float16_portable_15747c708fd7769d(const Element* __restrict__ x, 
     __syncthreads();
     const int* mine = units + warp * (kUnits * kUnitWords);
 
+    Loads loads(x, dy, first * kStageRows, n);
+    int stage_slot = 0;
     const auto fetch = [&](int i) {
-        if (i < stages) load_stage(stages_base + i % kStages * kStageBytes, panels, count, (first + i) * kStageRows, n, x, dy);
+        if (i < stages) loads.issue(stages_base + stage_slot * kStageBytes, panels, count);
         cp_async_commit();
+        stage_slot = stage_slot + 1 == kStages ? 0 : stage_slot + 1;
     };
     for (int i = 0; i < kStages - 1; ++i) fetch(i);
 
     // Main loop: stage i has arrived and stage i - 1 has been consumed when all pass the barrier.
     float sums[kUnits][kMTiles][kNTiles][4] = {};
+    int slot = 0;
     for (int i = 0; i < stages; ++i) {
         cp_async_wait<kStages - 2>();
         __syncthreads();
         fetch(i + kStages - 1);
-        const u32 stage = stages_base + i % kStages * kStageBytes;
+        const u32 stage = stages_base + slot * kStageBytes;
 #pragma unroll
         for (int u = 0; u < kUnits; ++u)
             if (mine[u * kUnitWords] >= 0) multiply(sums[u], stage, mine + u * kUnitWords);
+        slot = slot + 1 == kStages ? 0 : slot + 1;
     }
 
     // Accumulators -> global.
@@ -351,14 +373,14 @@ bsgen_wgrad_b8_float16_portable_15747c708fd7769d(const Element* __restrict__ x, 
 #pragma unroll
                 for (int j = 0; j < kNTiles; ++j) {
                     float2 v = make_float2(sums[u][m][j][half * 2], sums[u][m][j][half * 2 + 1]);
-                    *reinterpret_cast<float2*>(partials + static_cast<long long>(split) * 512ll + start + j * 8) = v;
+                    *reinterpret_cast<float2*>(partials + static_cast<long long>(split) * 1536ll + start + j * 8) = v;
                 }
             }
 }
 // The splits' partial sums, added in order.
 extern "C" __global__ void __launch_bounds__(256)
-bsgen_wgrad_b8_float16_portable_15747c708fd7769d_reduce(const float* __restrict__ partials, Element* __restrict__ dw, int accumulate) {
-    constexpr long long kElements = 512;
+bsgen_wgrad_b8_float16_portable_0dd315799237382c_reduce(const float* __restrict__ partials, Element* __restrict__ dw, int accumulate) {
+    constexpr long long kElements = 1536;
     const long long i = (static_cast<long long>(blockIdx.x) * 256 + threadIdx.x) * 4;
     if (i >= kElements) return;
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);

@@ -1,6 +1,6 @@
 // dx = dy @ W.T for one block-sparse W [128, 128], float32.
-// Layout 15747c708fd7769d: 8 of 64 blocks of 16 x 16 (12.50 %).
-// Plan: simt, fma_f32, tile 32 x 256, 2 x 4 warps, 3 stages of 70 KiB, panels of 16, balanced groups.
+// Layout 0dd315799237382c: 24 of 64 blocks of 16 x 16 (37.50 %).
+// Plan: simt, fma_f32, tile 32 x 256, 2 x 4 warps, 3 stages of 70 KiB, panels of 32, balanced groups, 1 split outputs.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
 // activation panels and the pieces of W that its record names, then every warp multiplies, slot by slot.
@@ -18,12 +18,12 @@ constexpr int kTiles = 1;
 constexpr int kDepth = 16;  // inputs of an operation
 constexpr int kPieceChunks = 64, kPieceBytes = 1024;  // the weights of an operation
 constexpr int kPieceRows = 16, kPieceColumns = 4, kLine = 4;  // in chunks; matrices of kLine chunks a row
-constexpr int kPanel = 16, kPanelChunks = 4, kPanelBytes = 2048;  // elements, chunks of a row
-constexpr int kLoadRows = 64, kLoadPasses = 1;  // rows of a panel that the thread block loads at once
+constexpr int kPanel = 32, kPanelChunks = 8, kPanelBytes = 4096;  // elements, chunks of a row
+constexpr int kLoadRows = 32, kLoadPasses = 1;  // rows of a panel that the thread block loads at once
 constexpr int kPiecesAtOnce = 4;  // pieces that the thread block loads at once
 constexpr int kStages = 3, kStageBytes = 71680;
-constexpr int kRecordWords = 40, kRecordRing = 5;
-constexpr int kSlotStarts = 2, kPanelIds = 19, kInputs = 23, kPieceStarts = 31;
+constexpr int kRecordWords = 72, kRecordRing = 5;
+constexpr int kSlotStarts = 2, kPanelIds = 19, kInputs = 23, kPieceStarts = 47;
 
 // Shared-memory addresses and asynchronous copies (PTX: cp.async, sm_80).
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -71,12 +71,14 @@ __device__ const int __align__(16) kTileStages[] = {
     0,1,
 };
 __device__ const int __align__(16) kTargets[] = {
-    0,1,3,5,2,7,-2147483647,-2147483647,4,-2147483647,-2147483647,-2147483647,6,-2147483647,-2147483647,-2147483647,
+    -1,3,-2147483647,-2147483647,-2,4,-2147483647,-2147483647,6,5,-2147483647,-2147483647,0,1,7,-2147483647,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
-    4,8,0,2,2,2,2,4,4,4,4,6,6,6,6,8,
-    8,8,8,0,2,4,6,0,256,128,384,0,256,128,384,0,
-    64,128,192,256,320,384,448,0,
+    4,24,0,4,6,6,6,10,12,12,12,16,18,18,18,20,
+    22,24,24,0,1,2,3,0,4,256,260,768,772,512,516,768,
+    772,0,512,0,256,512,768,256,516,0,512,4,256,260,768,256,
+    320,384,448,768,832,512,576,640,704,896,960,1152,1216,1280,1344,1024,
+    1088,0,64,128,192,1408,1472,0,
 };
 
 // The record of a stage, global -> shared.
@@ -203,7 +205,7 @@ __device__ __forceinline__ void multiply_stage(float (&sums)[kWarpSlots][kMTiles
 }
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
 __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][kNTiles][4], const int* targets, int row0, int n,
-                                      Element* __restrict__ dx) {
+                                      Element* __restrict__ dx, float* __restrict__ workspace) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int s = 0; s < kWarpSlots; ++s) {
@@ -215,6 +217,13 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
             for (int half = 0; half < 2; ++half) {
                 const int row = row0 + m * 16 + half * 8 + lane / 4;
                 if (row >= n) continue;
+                if (target < 0) {
+                    float* partial = workspace + (static_cast<long long>(~target) * n + row) * kBlock + lane % 4 * 2;
+#pragma unroll
+                    for (int j = 0; j < kNTiles; ++j)
+                        *reinterpret_cast<float2*>(partial + j * 8) = make_float2(sums[s][m][j][half * 2], sums[s][m][j][half * 2 + 1]);
+                    continue;
+                }
 #pragma unroll
                 for (int j = 0; j < kNTiles; ++j) {
                     const int column = target * kBlock + j * 8 + lane % 4 * 2;
@@ -226,7 +235,7 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
-bsgen_dgrad_b16_float32_simt_15747c708fd7769d(const Element* __restrict__ dy, const Element* __restrict__ w, Element* __restrict__ dx, int n) {
+bsgen_dgrad_b16_float32_simt_0dd315799237382c(const Element* __restrict__ dy, const Element* __restrict__ w, Element* __restrict__ dx, float* __restrict__ workspace, int n) {
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;
     const int* records = reinterpret_cast<const int*>(shared + kStages * kStageBytes);
@@ -266,5 +275,26 @@ bsgen_dgrad_b16_float32_simt_15747c708fd7769d(const Element* __restrict__ dy, co
         record = record + 1 == kRecordRing ? 0 : record + 1;
     }
 
-    store(sums, kTargets + tile * kSlots + warp_n * kWarpSlots, row0 + warp_m * (kMTiles * 16), n, dx);
+    store(sums, kTargets + tile * kSlots + warp_n * kWarpSlots, row0 + warp_m * (kMTiles * 16), n, dx, workspace);
+}
+
+// Split outputs: their partial sums, added in order, and the epilogue. [kSplits, 3]: output block, first partial sum, count.
+__device__ const int __align__(16) kReductions[] = {
+    2,0,2,
+};
+constexpr int kSplits = 1, kReduceRows = 32, kReduceThreads = 256;
+
+extern "C" __global__ void __launch_bounds__(kReduceThreads)
+bsgen_dgrad_b16_float32_simt_0dd315799237382c_reduce(Element* __restrict__ dx, const float* __restrict__ workspace, int n) {
+    const int* reduction = kReductions + blockIdx.x % kSplits * 3;
+    const int row = blockIdx.x / kSplits * kReduceRows + threadIdx.x / (kBlock / 2), inside = threadIdx.x % (kBlock / 2) * 2;
+    if (row >= n) return;
+    float2 sum = make_float2(0.0f, 0.0f);
+    for (int p = 0; p < reduction[2]; ++p) {
+        const float2 v = *reinterpret_cast<const float2*>(workspace + (static_cast<long long>(reduction[1] + p) * n + row) * kBlock + inside);
+        sum.x += v.x, sum.y += v.y;
+    }
+    const int column = reduction[0] * kBlock + inside;
+    const long long place = static_cast<long long>(row) * kFeaturesOut + column;
+    store_pair(dx + place, finish(sum));
 }

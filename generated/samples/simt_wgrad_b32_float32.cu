@@ -1,6 +1,6 @@
 // dW = x.T @ dy at the stored blocks of W [256, 256], float32.
-// Layout 15747c708fd7769d: 8 of 64 blocks of 32 x 32 (12.50 %).
-// Plan: simt, fma_f32, 16 units of 32 x 32 on 8 warps, bands of 1, 4 stages of 32 rows, 3 panels of 32, 32 splits of N.
+// Layout 0dd315799237382c: 24 of 64 blocks of 32 x 32 (37.50 %).
+// Plan: simt, fma_f32, 16 units of 32 x 32 on 8 warps, bands of 2, 3 stages of 32 rows, 7 panels of 32, 32 splits of N.
 //
 // A thread block reduces one split of the N rows for the blocks of its tile. Each stage loads kStageRows rows of the panels
 // of x and dy that the tile needs; every warp then adds to its units: blocks, 64 x 64 parts of blocks, or pairs of 8 x 8 blocks.
@@ -13,8 +13,8 @@ constexpr int kBlock = 32, kChunk = 4;  // elements of a block's side, of a chun
 constexpr int kWarps = 8, kThreads = 256, kUnits = 2;  // units of a warp
 constexpr int kMTiles = 2, kNTiles = 4;  // 16-row and 8-column steps of a unit
 constexpr int kTiles = 4, kSplits = 32;
-constexpr int kStageRows = 32, kStages = 4, kStageBytes = 12288;
-constexpr int kPanels = 3, kPanel = 32, kPanelChunks = 8;  // panels of a tile, elements and chunks of a row
+constexpr int kStageRows = 32, kStages = 3, kStageBytes = 28672;
+constexpr int kPanels = 7, kPanel = 32, kPanelChunks = 8;  // panels of a tile, elements and chunks of a row
 constexpr int kPanelBytes = 4096;
 constexpr int kLoadRows = 32, kPanelsAtOnce = 1;
 constexpr int kUnitWords = 5;
@@ -58,52 +58,70 @@ using Element = float;
 __device__ __forceinline__ float2 load_pair(const Element* p) { return *reinterpret_cast<const float2*>(p); }
 __device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_cast<float2*>(p) = v; }
 __device__ const int __align__(16) kPanelCounts[] = {
-    3,3,3,3,
+    7,7,7,6,
 };
 __device__ const int __align__(16) kPanelIds[] = {
-    0,-1,4,2,-3,6,0,-5,4,2,-7,6,
+    0,-1,1,-2,2,4,6,1,-3,2,-4,5,6,7,0,-5,
+    2,-6,4,5,6,2,-7,-8,3,6,7,0,
 };  // [kTiles, kPanels]: p is panel p of x, ~p panel p of dy
 // [kTiles, kWarps, kUnits, kUnitWords]: chunks from the stage's start to x, to the second block's x, to dy; chunk of dW, of the second block; -1 for none
 __device__ const int __align__(16) kUnitTable[] = {
-    0,0,256,0,-1,-1,-1,-1,-1,-1,512,512,256,1024,-1,-1,
+    0,0,256,0,-1,-1,-1,-1,-1,-1,512,512,768,512,-1,-1,
+    -1,-1,-1,-1,1024,1024,256,1024,-1,-1,-1,-1,-1,-1,1024,1024,
+    768,1280,-1,-1,-1,-1,-1,-1,1280,1280,256,3584,-1,-1,-1,-1,
+    -1,-1,1536,1536,256,4608,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,256,768,-1,-1,-1,-1,-1,-1,512,512,256,1536,-1,-1,
+    -1,-1,-1,-1,512,512,768,1792,-1,-1,-1,-1,-1,-1,1024,1024,
+    256,4096,-1,-1,-1,-1,-1,-1,1280,1280,256,4864,-1,-1,-1,-1,
+    -1,-1,1536,1536,768,5632,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,256,256,-1,-1,-1,-1,-1,-1,512,512,256,2048,-1,-1,
+    -1,-1,-1,-1,512,512,768,2304,-1,-1,-1,-1,-1,-1,1024,1024,
+    256,3840,-1,-1,-1,-1,-1,-1,1280,1280,768,4352,-1,-1,-1,-1,
+    -1,-1,1536,1536,256,5120,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    0,0,256,512,-1,-1,-1,-1,-1,-1,512,512,256,1536,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    0,0,256,256,-1,-1,-1,-1,-1,-1,512,512,256,1280,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    0,0,256,768,-1,-1,-1,-1,-1,-1,512,512,256,1792,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,256,2560,-1,-1,-1,-1,-1,-1,0,0,512,2816,-1,-1,
+    -1,-1,-1,-1,768,768,256,3072,-1,-1,-1,-1,-1,-1,768,768,
+    512,3328,-1,-1,-1,-1,-1,-1,1024,1024,256,5376,-1,-1,-1,-1,
+    -1,-1,1280,1280,256,5888,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
 };
 
-// kStageRows rows of the tile's panels, global -> shared, zeros past the end.
-__device__ __forceinline__ void load_stage(u32 stage, const int* panels, int count, int row0, int end, const Element* __restrict__ x, const Element* __restrict__ dy) {
-    const int column = threadIdx.x % kPanelChunks, row = threadIdx.x / kPanelChunks % kLoadRows;
-#pragma unroll 1
-    for (int p = threadIdx.x / (kPanelChunks * kLoadRows); p < count; p += kPanelsAtOnce) {
-        const int id = panels[p];
-        const int features = id < 0 ? kFeaturesY : kFeaturesX;
-        const int feature = min((id < 0 ? ~id : id) * kPanel + column * kChunk, features - kChunk);
-        const Element* source = (id < 0 ? dy : x) + feature;
-#pragma unroll
-        for (int r = row; r < kStageRows; r += kLoadRows) {
-            const bool valid = row0 + r < end;
-            cp_async_16_or_zeros(stage + p * kPanelBytes + swizzled<kPanelChunks>(r, column),
-                                 source + (valid ? static_cast<long long>(row0 + r) * features : 0), valid);
-        }
+// The loads of a stage, kStageRows rows of the tile's panels, global -> shared. What depends on the thread alone is computed once.
+struct Loads {
+    const Element* x;  // this thread's chunk of panel 0 in its first row of the next stage
+    const Element* dy;
+    u32 to;  // where it goes, from the start of a panel
+    int left;  // rows from this thread's first to the end
+
+    __device__ __forceinline__ Loads(const Element* __restrict__ x_, const Element* __restrict__ dy_, int row0, int n) {
+        const u32 column = threadIdx.x % kPanelChunks, row = threadIdx.x / kPanelChunks % kLoadRows;
+        x = x_ + static_cast<long long>(row0 + row) * kFeaturesX + column * kChunk;
+        dy = dy_ + static_cast<long long>(row0 + row) * kFeaturesY + column * kChunk;
+        to = swizzled<kPanelChunks>(row, column) + threadIdx.x / (kPanelChunks * kLoadRows) * kPanelBytes;
+        left = n - row0 - static_cast<int>(row);
     }
-}
+
+    __device__ __forceinline__ void issue(u32 stage, const int* panels, int count) {
+        stage += to;
+#pragma unroll 2
+        for (int p = threadIdx.x / (kPanelChunks * kLoadRows); p < count; p += kPanelsAtOnce, stage += kPanelsAtOnce * kPanelBytes) {
+            const int id = panels[p];
+            const bool of_x = id >= 0;
+            const Element* from = (of_x ? x : dy) + (of_x ? id : ~id) * kPanel;
+#pragma unroll
+            for (int pass = 0; pass < kStageRows / kLoadRows; ++pass) {
+                // Rows past the end are zeros; their address is not read.
+                cp_async_16_or_zeros(stage + pass * (kLoadRows * kPanelChunks * 16), from, pass * kLoadRows < left);
+                from += kLoadRows * (of_x ? kFeaturesX : kFeaturesY);
+            }
+        }
+        x += static_cast<long long>(kStageRows) * kFeaturesX;
+        dy += static_cast<long long>(kStageRows) * kFeaturesY;
+        left -= kStageRows;
+    }
+};
 
 // Plain loads from shared memory by 32-bit address (PTX: ld.shared).
 __device__ __forceinline__ float load_shared(u32 address) {
@@ -160,7 +178,7 @@ __device__ __forceinline__ void multiply(float (&sums)[kMTiles][kNTiles][4], u32
     }
 }
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
-bsgen_wgrad_b32_float32_simt_15747c708fd7769d(const Element* __restrict__ x, const Element* __restrict__ dy, float* __restrict__ partials, int n) {
+bsgen_wgrad_b32_float32_simt_0dd315799237382c(const Element* __restrict__ x, const Element* __restrict__ dy, float* __restrict__ partials, int n) {
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 stages_base = shared_address(shared);
     int* panels = reinterpret_cast<int*>(shared + kStages * kStageBytes);
@@ -180,22 +198,27 @@ bsgen_wgrad_b32_float32_simt_15747c708fd7769d(const Element* __restrict__ x, con
     __syncthreads();
     const int* mine = units + warp * (kUnits * kUnitWords);
 
+    Loads loads(x, dy, first * kStageRows, n);
+    int stage_slot = 0;
     const auto fetch = [&](int i) {
-        if (i < stages) load_stage(stages_base + i % kStages * kStageBytes, panels, count, (first + i) * kStageRows, n, x, dy);
+        if (i < stages) loads.issue(stages_base + stage_slot * kStageBytes, panels, count);
         cp_async_commit();
+        stage_slot = stage_slot + 1 == kStages ? 0 : stage_slot + 1;
     };
     for (int i = 0; i < kStages - 1; ++i) fetch(i);
 
     // Main loop: stage i has arrived and stage i - 1 has been consumed when all pass the barrier.
     float sums[kUnits][kMTiles][kNTiles][4] = {};
+    int slot = 0;
     for (int i = 0; i < stages; ++i) {
         cp_async_wait<kStages - 2>();
         __syncthreads();
         fetch(i + kStages - 1);
-        const u32 stage = stages_base + i % kStages * kStageBytes;
+        const u32 stage = stages_base + slot * kStageBytes;
 #pragma unroll
         for (int u = 0; u < kUnits; ++u)
             if (mine[u * kUnitWords] >= 0) multiply(sums[u], stage, mine + u * kUnitWords);
+        slot = slot + 1 == kStages ? 0 : slot + 1;
     }
 
     // Accumulators -> global.
@@ -212,14 +235,14 @@ bsgen_wgrad_b32_float32_simt_15747c708fd7769d(const Element* __restrict__ x, con
 #pragma unroll
                 for (int j = 0; j < kNTiles; ++j) {
                     float2 v = make_float2(sums[u][m][j][half * 2], sums[u][m][j][half * 2 + 1]);
-                    *reinterpret_cast<float2*>(partials + static_cast<long long>(split) * 8192ll + start + j * 8) = v;
+                    *reinterpret_cast<float2*>(partials + static_cast<long long>(split) * 24576ll + start + j * 8) = v;
                 }
             }
 }
 // The splits' partial sums, added in order.
 extern "C" __global__ void __launch_bounds__(256)
-bsgen_wgrad_b32_float32_simt_15747c708fd7769d_reduce(const float* __restrict__ partials, Element* __restrict__ dw, int accumulate) {
-    constexpr long long kElements = 8192;
+bsgen_wgrad_b32_float32_simt_0dd315799237382c_reduce(const float* __restrict__ partials, Element* __restrict__ dw, int accumulate) {
+    constexpr long long kElements = 24576;
     const long long i = (static_cast<long long>(blockIdx.x) * 256 + threadIdx.x) * 4;
     if (i >= kElements) return;
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
