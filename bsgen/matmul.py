@@ -111,6 +111,8 @@ class MatMul:
         operation = Operation(self._problem(op), self.target)
         if self._compiled:
             operation.prepare()
+        else:
+            _ = operation.plan  # what cannot be planned is said now
         return operation
 
     def _problem(self, op: Op) -> Problem:

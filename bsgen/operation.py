@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bsgen import reference
-from bsgen.build import build
-from bsgen.emit import Source, render
+from bsgen.compiled import Compiled, compiled
+from bsgen.emit import Source
 from bsgen.errors import ArgumentError
 from bsgen.nvrtc import Binary
 from bsgen.operands import contract_of
 from bsgen.plan import Plan, choose
+from bsgen.plan.launch import Outline
 from bsgen.problem import Problem, Target
 from bsgen.runtime import context
 from bsgen.runtime.arrays import CPU, Framework, View, framework_of, stream_handle
@@ -67,23 +68,36 @@ class Operation:
     def __init__(self, problem: Problem, target: Target) -> None:
         self.problem, self.target = problem, target
         self.contract = contract_of(problem)
-        self.plan: Plan = choose(problem, target)
         self._express: Express | None = None
 
     @cached_property
-    def source(self) -> Source:
-        """The CUDA text."""
-        return render(self.plan)
+    def plan(self) -> Plan:
+        """How it is done; made only when asked for, a warm start needs no more than its outline."""
+        return choose(self.problem, self.target)
 
     @cached_property
+    def _compiled(self) -> Compiled:
+        return compiled(self.problem, self.target, self.__dict__.get("plan"))
+
+    @property
+    def outline(self) -> Outline:
+        """The launches, the workspace and the predicted time."""
+        return self._compiled.outline
+
+    @property
+    def source(self) -> Source:
+        """The CUDA text."""
+        return self._compiled.source
+
+    @property
     def binary(self) -> Binary:
         """The cubin and its facts; compiled, or found in the disk cache."""
-        return build(self.source, self.target.arch)
+        return self._compiled.binary
 
     @cached_property
     def kernels(self) -> Kernels:
         """What launches the binary."""
-        return Kernels(self.binary, self.plan.launches, self.plan.workspace)
+        return Kernels(self.binary, self.outline.launches, self.outline.workspace)
 
     def __call__(self, arrays: Mapping[str, Any], out: Any = None, accumulate: bool = False, stream: Any = None) -> Any:
         """Check, then run where the arrays are: the result, which is `out` if given."""
@@ -160,7 +174,7 @@ class Operation:
             primary.lent([*call.arrays.values(), out], device, handle)
         primary.finished(device, handle)
         if self._express is None and isinstance(primary, Torch) and 0 not in call.shape:
-            self._express = Express(self.contract, self.kernels, self.plan.workspace, primary)
+            self._express = Express(self.contract, self.kernels, self.outline.workspace, primary)
         return out
 
     def _enqueue(self, call: _Call, out: int, accumulate: int, stream: int) -> None:
@@ -172,7 +186,7 @@ class Operation:
         operands["out"], operands["n"], operands["accumulate"] = out, call.n, accumulate
         # A name of its own keeps the workspace until everything that uses it is enqueued.
         workspace = None
-        elements = self.plan.workspace.elements(call.n)
+        elements = self.outline.workspace.elements(call.n)
         if elements:
             workspace = call.primary.empty((elements,), "float32", call.device, stream)
             operands["workspace"] = call.primary.pointer(workspace)

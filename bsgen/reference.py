@@ -6,6 +6,7 @@ The sums are float32 in the plan's order of stages, slots and splits, as on the 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ def _wgrad(plan: WGradPlan, operands: Mapping[str, Array]) -> Array:
     inside = (np.arange(geo.unit)[:, None] * block + np.arange(geo.unit)).astype(np.int64)
     for x_features, y_features, place in unit_terms(plan):
         a, b = x[:, x_features], dy[:, y_features]
-        total = sum(a[begin:end].T @ b[begin:end] for begin, end in zip(cuts, cuts[1:], strict=False))
+        total = sum(a[begin:end].T @ b[begin:end] for begin, end in pairwise(cuts))
         out[place + inside] = total
     return out.reshape(-1, block, block)
 

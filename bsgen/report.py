@@ -37,12 +37,12 @@ class OpReport:
     @classmethod
     def of(cls, operation: Operation) -> OpReport:
         """Describe an operation, compiling it if it was not."""
-        plan, binary = operation.plan, operation.binary
+        outline, binary = operation.outline, operation.binary
         kernels = tuple(
-            _kernel(binary.kernel(launch.entry), launch.shared_memory, launch.threads) for launch in plan.launches
+            _kernel(binary.kernel(launch.entry), launch.shared_memory, launch.threads) for launch in outline.launches
         )
         op, arch = str(operation.problem.op), binary.arch
-        return cls(op, plan.family, arch, plan.summary, kernels, plan.cost.seconds, plan.cost.n)
+        return cls(op, outline.family, arch, outline.summary, kernels, outline.seconds, outline.n)
 
 
 def _kernel(facts: KernelFacts, dynamic: int, threads: int) -> KernelReport:

@@ -34,6 +34,7 @@ _LENGTH = struct.Struct("<Q")
 _DIGEST = hashlib.sha256().digest_size
 _FOLDER = "binaries"
 _SUFFIX = ".bin"
+_REQUEST = ".json"
 _TEMPORARY = ".tmp"
 
 _log = logging.getLogger("bsgen")
@@ -144,8 +145,29 @@ class Store:
             return False
         return True
 
+    def get_request(self, key: str) -> str | None:
+        """What was put for a request; None if nothing was, it cannot be read, or it is broken (then it is removed)."""
+        path = self.folder / f"{key}{_REQUEST}"
+        try:
+            text = _checked(path.read_bytes())
+        except OSError:
+            return None
+        if text is None:
+            _log.warning("cache entry %s is broken; planning again", path)
+            with contextlib.suppress(OSError):
+                path.unlink()
+        return text
+
+    def put_request(self, key: str, text: str) -> None:
+        """Publish text for a request, where that can be done: its SHA-256 on the first line, then the text."""
+        data = text.encode()
+        with contextlib.suppress(OSError):
+            self._make()
+            digest = hashlib.sha256(data).hexdigest().encode()
+            self._publish(self.folder / f"{key}{_REQUEST}", digest + b"\n" + data)
+
     def entries(self) -> tuple[Entry, ...]:
-        """Every entry, good or bad, by key."""
+        """Every entry, good or bad, by key: binaries, and what requests were compiled to."""
         return tuple(self._entries())
 
     def size(self) -> int:
@@ -164,9 +186,9 @@ class Store:
         """Remove every entry, and what interrupted writers left; gives the number of entries removed."""
         removed = 0
         try:
-            for path in self._files(_SUFFIX, _TEMPORARY):
+            for path in self._files(_SUFFIX, _REQUEST, _TEMPORARY):
                 path.unlink(missing_ok=True)
-                removed += path.suffix == _SUFFIX
+                removed += path.suffix != _TEMPORARY
         except OSError as error:
             raise CacheError(f"{self.folder}: cannot be cleared ({error.strerror}); check who owns it") from None
         return removed
@@ -199,7 +221,7 @@ class Store:
                 temporary.unlink()
 
     def _entries(self) -> Iterator[Entry]:
-        for path in self._files(_SUFFIX):
+        for path in self._files(_SUFFIX, _REQUEST):
             # Another process may remove an entry while this one looks.
             with contextlib.suppress(OSError):
                 yield Entry(path.stem, path, path.stat().st_size)
@@ -254,10 +276,19 @@ def _parse(key: str, body: bytes) -> Binary:
 
 def _is_good(entry: Entry) -> bool:
     try:
-        decode(entry.key, entry.path.read_bytes())
+        data = entry.path.read_bytes()
+        if entry.path.suffix == _REQUEST:
+            return _checked(data) is not None
+        decode(entry.key, data)
     except (OSError, ValueError):
         return False
     return True
+
+
+def _checked(data: bytes) -> str | None:
+    """The text of a request's file, None if its digest does not match."""
+    digest, _, text = data.partition(b"\n")
+    return text.decode() if hashlib.sha256(text).hexdigest().encode() == digest else None
 
 
 @functools.lru_cache(maxsize=64)

@@ -111,7 +111,7 @@ def test_emit_only_never_compiles(monkeypatch):
     def fail(*arguments):
         raise AssertionError("compiled")
 
-    monkeypatch.setattr("bsgen.operation.build", fail)
+    monkeypatch.setattr("bsgen.compiled.build", fail)
     result = run("layout.npy", "--emit-only", "-o", "out", "--dtype", "float32", "--precision", "ieee")
     assert {Path(name).suffix for name in written("out")} == {".cu", ".json"}
     assert f"wrote out/fprop_b32_float32_ieee_{artefact.default_arch()}_{DIGEST}.{{cu,json}}" in result.stdout

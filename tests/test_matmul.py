@@ -167,7 +167,7 @@ def test_explicit_arch_runs_on_the_cpu() -> None:
 def test_no_gpu_is_logged_and_compiles_nothing(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bsgen.operation.build", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr("bsgen.compiled.build", lambda *_: pytest.fail("compiled"))
     with caplog.at_level(logging.INFO, logger="bsgen"):
         mm = make()
     assert "sm_90a" in caplog.text

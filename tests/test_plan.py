@@ -267,8 +267,8 @@ def test_candidates_come_in_one_order(op: Op) -> None:
 @pytest.mark.parametrize("block", BLOCK_SIZES)
 @pytest.mark.parametrize("op", Op, ids=str)
 def test_costs_and_summaries(op: Op, block: int) -> None:
-    sparse, denser = bernoulli(40, 40, 0.05), Layout(np.ones((40, 40), bool))
-    for dtype, precision in ARITHMETIC:
+    sparse, denser = bernoulli(16, 16, 0.05), Layout(np.ones((16, 16), bool))
+    for dtype, precision in ARITHMETIC[1:]:
         plans = [choose(Problem(op, layout, block, dtype, precision), BIG) for layout in (sparse, denser)]
         times = [plan.cost.seconds for plan in plans]
         assert all(0 < a < b < 1 for a, b in pairwise(times))

@@ -162,7 +162,6 @@ def test_the_tables_decide(op: Op) -> None:
     right = reference.run(plan, arrays)
     if isinstance(plan, WGradPlan):
         units = plan.units.copy()
-        units[plan.units >= 0] = plan.units[plan.units >= 0]
         places = units[0, 0, 3:]
         assert sorted(places.tolist()) == [0, 16], "one unit of two blocks"
         units[0, 0, 3:] = places[::-1]

@@ -7,6 +7,7 @@ from types import ModuleType
 
 from bsgen.errors import PlanError
 from bsgen.plan import matmul, wgrad
+from bsgen.plan.launch import Outline
 from bsgen.plan.matmul import MatMulPlan
 from bsgen.plan.wgrad import WGradPlan
 from bsgen.problem import Op, Problem, Target
@@ -16,7 +17,7 @@ Plan = MatMulPlan | WGradPlan
 # The families of each op; a further one adds its module, with `candidates` and `shortlist`, here.
 FAMILIES: dict[Op, tuple[ModuleType, ...]] = {Op.FPROP: (matmul,), Op.DGRAD: (matmul,), Op.WGRAD: (wgrad,)}
 
-__all__ = ["FAMILIES", "MatMulPlan", "Plan", "WGradPlan", "candidates", "choose"]
+__all__ = ["FAMILIES", "MatMulPlan", "Plan", "WGradPlan", "candidates", "choose", "outline"]
 
 
 def candidates(problem: Problem, target: Target) -> Iterator[Plan]:
@@ -35,3 +36,8 @@ def choose(problem: Problem, target: Target) -> Plan:
             f"{target.shared_memory // 1024} KiB of shared memory of {target.arch}; use a smaller block size"
         )
     return best
+
+
+def outline(plan: Plan) -> Outline:
+    """What of a plan is kept beside its binary."""
+    return Outline(plan.family, plan.summary, plan.launches, plan.workspace, plan.cost.seconds, plan.cost.n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -42,3 +43,24 @@ class Workspace:
     def elements(self, n: int) -> int:
         """float32 elements for N = `n`; 0 means no workspace is needed."""
         return self.fixed + self.per_row * n
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What running a plan's kernels takes, and what reports say of it; all that a warm start needs of a plan."""
+
+    family: str
+    summary: str
+    launches: tuple[Launch, ...]
+    workspace: Workspace
+    seconds: float
+    n: int
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Outline:
+        """The outline that `dataclasses.asdict` gave `fields` of."""
+        launches = [
+            Launch(**{**launch, "grid": Grid(**launch["grid"]), "arguments": tuple(launch["arguments"])})
+            for launch in fields["launches"]
+        ]
+        return cls(**{**fields, "launches": tuple(launches), "workspace": Workspace(**fields["workspace"])})

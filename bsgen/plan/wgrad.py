@@ -226,8 +226,12 @@ def by_registers(geo: WGradGeometry) -> int:
 
 def candidates(problem: Problem, target: Target) -> Iterator[WGradPlan]:
     """Plans to choose from: panel widths, and bands of output blocks that a tile may draw from."""
+    seen = set()
     for shape in shapes(problem, target):
-        yield assemble(problem, target, WGradGeometry(problem.block_size, math_of(problem), shape))
+        plan = assemble(problem, target, WGradGeometry(problem.block_size, math_of(problem), shape))
+        if plan.geometry not in seen:  # room for more panels than a layout can use makes no difference
+            seen.add(plan.geometry)
+            yield plan
 
 
 def shortlist(problem: Problem, target: Target) -> Iterator[WGradPlan]:

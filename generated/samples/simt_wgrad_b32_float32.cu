@@ -92,6 +92,7 @@ __device__ const int __align__(16) kUnitTable[] = {
 struct Loads {
     const Element* x;  // this thread's chunk of panel 0 in its first row of the next stage
     const Element* dy;
+    const Element* start;
     u32 to;  // where it goes, from the start of a panel
     int left;  // rows from this thread's first to the end
 
@@ -99,6 +100,7 @@ struct Loads {
         const u32 column = threadIdx.x % kPanelChunks, row = threadIdx.x / kPanelChunks % kLoadRows;
         x = x_ + static_cast<long long>(row0 + row) * kFeaturesX + column * kChunk;
         dy = dy_ + static_cast<long long>(row0 + row) * kFeaturesY + column * kChunk;
+        start = x_;
         to = swizzled<kPanelChunks>(row, column) + threadIdx.x / (kPanelChunks * kLoadRows) * kPanelBytes;
         left = n - row0 - static_cast<int>(row);
     }
@@ -112,8 +114,9 @@ struct Loads {
             const Element* from = (of_x ? x : dy) + (of_x ? id : ~id) * kPanel;
 #pragma unroll
             for (int pass = 0; pass < kStageRows / kLoadRows; ++pass) {
-                // Rows past the end are zeros; their address is not read.
-                cp_async_16_or_zeros(stage + pass * (kLoadRows * kPanelChunks * 16), from, pass * kLoadRows < left);
+                // Rows past the end are zeros; `start` stands in for their address.
+                const bool valid = pass * kLoadRows < left;
+                cp_async_16_or_zeros(stage + pass * (kLoadRows * kPanelChunks * 16), valid ? from : start, valid);
                 from += kLoadRows * (of_x ? kFeaturesX : kFeaturesY);
             }
         }

@@ -22,7 +22,7 @@ import torch
 from bsgen import nvrtc, plan, topology
 from bsgen.emit import render
 from bsgen.layout import Layout
-from bsgen.problem import TARGETS, DType, Op, Precision, Problem, Target
+from bsgen.problem import TARGETS, DType, Op, Precision, Problem
 from bsgen.runtime.launch import Kernels
 
 sys.path.insert(0, str(Path(__file__).parent))

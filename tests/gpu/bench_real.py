@@ -1,4 +1,4 @@
-"""Real inputs: the 576-block small-world layout of the 2017 LSTM work, and trained feed-forward weights with a quarter of their blocks.
+"""Real inputs: the 576-block small-world layout of the 2017 LSTM work; trained weights with a quarter of their blocks.
 
     PYTHONPATH=. python3 tests/gpu/bench_real.py [model.safetensors] --json out.json
 
@@ -39,15 +39,28 @@ def case(name: str, layout: bsgen.Layout, block: int, n: int, dense: np.ndarray 
         "dgrad": (lambda: mm.dgrad(dy, w), lambda: dy @ masked.T),
         "wgrad": (lambda: mm.wgrad(x, dy), lambda: x.T @ dy),
     }
-    wide = {"fprop": x.double() @ masked.double(), "dgrad": dy.double() @ masked.double().T, "wgrad": x.double().T @ dy.double()}
-    result: dict[str, Any] = {"name": name, "block": block, "shape": shape, "n": n, "nnz": mm.nnz, "density": mm.layout.density}
+    wide = {
+        "fprop": x.double() @ masked.double(),
+        "dgrad": dy.double() @ masked.double().T,
+        "wgrad": x.double().T @ dy.double(),
+    }
+    result: dict[str, Any] = {
+        "name": name,
+        "block": block,
+        "shape": shape,
+        "n": n,
+        "nnz": mm.nnz,
+        "density": mm.layout.density,
+    }
     for op, (sparse_call, dense_call) in calls.items():
         got = sparse_call().double()
         expected = mm.from_dense(wide[op]) if op == "wgrad" else wide[op]
         error = float((got - expected).norm() / expected.norm())
         times = {"us": graph_seconds(sparse_call) * 1e6, "dense_us": graph_seconds(dense_call) * 1e6}
         result[op] = {"error": error, **times, "plan": mm.plan(op).summary}
-        print(f"{name} b={block} N={n} {op}: {times['us']:.1f} us, torch.matmul {times['dense_us']:.1f} us, error {error:.1e}")
+        print(
+            f"{name} b={block} N={n} {op}: {times['us']:.1f} us, torch.matmul {times['dense_us']:.1f} us, error {error:.1e}"
+        )
     return result
 
 

@@ -1,0 +1,99 @@
+"""What a problem was compiled to before: a warm start finds the outline, the source and the binary, and plans nothing.
+
+A request's key covers the problem with every block of its layout, the target, the compiler build, and every file that
+planning and rendering depend on, so that a change to any of them is a miss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from bsgen import nvrtc, store
+from bsgen.build import build
+from bsgen.emit import Source, render, template_folder
+from bsgen.nvrtc import Binary
+from bsgen.plan import Plan, choose, outline
+from bsgen.plan.launch import Outline
+from bsgen.problem import Problem, Target
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A problem's outline, source and binary."""
+
+    outline: Outline
+    source: Source
+    binary: Binary
+
+
+def compiled(problem: Problem, target: Target, plan: Plan | None = None) -> Compiled:
+    """From the disk cache; else planned (unless `plan` is given), rendered, built, and remembered."""
+    disk = store.default()
+    request = key(problem, target, nvrtc.version()) if disk else ""
+    found = _recall(disk, request) if disk else None
+    if found is not None:
+        return found
+    plan = plan or choose(problem, target)
+    source = render(plan)
+    made = Compiled(outline(plan), source, build(source, target.arch))
+    if disk:
+        _remember(disk, request, made)
+    return made
+
+
+def key(problem: Problem, target: Target, compiler: str) -> str:
+    """The name of a request: a digest of all that its answer depends on."""
+    epilogue = {name: str(value) for name, value in dataclasses.asdict(problem.epilogue).items()}
+    fields = {
+        "op": str(problem.op),
+        "shape": problem.layout.shape,
+        "blocks": hashlib.sha256(np.packbits(problem.layout.mask).tobytes()).hexdigest(),
+        "block size": problem.block_size,
+        "dtype": str(problem.dtype),
+        "precision": str(problem.precision),
+        "epilogue": epilogue,
+        "batch": problem.batch,
+        "target": dataclasses.asdict(target),
+        "compiler": compiler,
+        "generator": generator(),
+    }
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def generator() -> str:
+    """A digest of the files that turn a problem into a source."""
+    package = Path(__file__).resolve().parent
+    files = [*sorted(package.glob("plan/*.py")), package / "problem.py", package / "emit.py", package / "layout.py"]
+    files += sorted(path for path in template_folder().rglob("*") if path.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        data = file.read_bytes()
+        digest.update(f"{file.name} {len(data)}\n".encode() + data)
+    return digest.hexdigest()
+
+
+def _recall(disk: store.Store, request: str) -> Compiled | None:
+    text = disk.get_request(request)
+    if text is None:
+        return None
+    fields = json.loads(text)
+    binary = disk.get(fields["binary"])
+    if binary is None:
+        return None
+    source = fields["source"]
+    made = Source(source["name"], source["text"], tuple(source["entries"]), tuple(source["options"]))
+    return Compiled(Outline.from_json(fields["outline"]), made, binary)
+
+
+def _remember(disk: store.Store, request: str, made: Compiled) -> None:
+    binary = store.key(made.source, made.binary.arch, made.binary.compiler)
+    fields = {"outline": dataclasses.asdict(made.outline), "source": dataclasses.asdict(made.source), "binary": binary}
+    disk.put_request(request, json.dumps(fields))

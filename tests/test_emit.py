@@ -1,0 +1,203 @@
+"""Sources: what identifies them, what they say of themselves, and the templates that make them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import jinja2
+import numpy as np
+import pytest
+from problems import ARITHMETIC, BIG, ROOT, bernoulli, fingerprint, hub, sample
+
+from bsgen import emit
+from bsgen.emit import Source, render
+from bsgen.layout import Layout
+from bsgen.plan import MatMulPlan, Plan, candidates, choose
+from bsgen.problem import BLOCK_SIZES, Activation, DType, Epilogue, Op, Precision, Problem
+
+EVERYTHING = Epilogue(True, Activation.GELU, True)
+BASE = Problem(Op.FPROP, bernoulli(6, 6, 0.4), 32, DType.FLOAT32)
+PERTURBED = {
+    "op": {"op": Op.DGRAD},
+    "op, wgrad": {"op": Op.WGRAD},
+    "block size": {"block_size": 16},
+    "dtype": {"dtype": DType.BFLOAT16},
+    "dtype, float16": {"dtype": DType.FLOAT16},
+    "precision": {"precision": Precision.IEEE},
+    "bias": {"epilogue": Epilogue(bias=True)},
+    "residual": {"epilogue": Epilogue(residual=True)},
+    "relu": {"epilogue": Epilogue(activation=Activation.RELU)},
+    "gelu": {"epilogue": Epilogue(activation=Activation.GELU)},
+    "silu": {"epilogue": Epilogue(activation=Activation.SILU)},
+    "layout": {"layout": bernoulli(6, 6, 0.4, seed=1)},
+    "layout, one more row": {"layout": Layout(np.vstack([bernoulli(6, 6, 0.4).mask, np.zeros((1, 6), bool)]))},
+    "layout, transposed": {"layout": bernoulli(6, 6, 0.4).transpose()},
+}
+
+
+def plans() -> list[Plan]:
+    """One plan of every op, block size and arithmetic, and those with epilogues and reductions."""
+    matrix = [Problem(op, BASE.layout, block, *kind) for op in Op for block in BLOCK_SIZES for kind in ARITHMETIC]
+    finishing = [replace(BASE, epilogue=Epilogue(True, activation, True)) for activation in Activation]
+    split = [split_plan(op, kind) for op in (Op.FPROP, Op.DGRAD) for kind in ARITHMETIC[1:]]
+    rows = replace(BASE, op=Op.WGRAD, batch=100_000, layout=Layout([[1]]))
+    return [choose(problem, BIG) for problem in (*matrix, *finishing, rows)] + split
+
+
+def split_plan(op: Op, kind: tuple[DType, Precision], epilogue: Epilogue | None = None) -> MatMulPlan:
+    """A plan that splits an output block."""
+    mask = hub(150, 4).mask
+    layout = Layout(mask if op is Op.FPROP else mask.T)
+    problem = Problem(op, layout, 8, *kind, epilogue or Epilogue())
+    return next(plan for plan in candidates(problem, BIG) if isinstance(plan, MatMulPlan) and plan.reductions)
+
+
+@pytest.fixture(scope="module")
+def all_plans() -> list[Plan]:
+    return plans()
+
+
+def digests() -> list[str]:
+    """Of the sources of a plan of each op, one of them split."""
+    chosen = [choose(replace(BASE, op=op), BIG) for op in Op]
+    sources = [render(plan) for plan in (*chosen, split_plan(Op.FPROP, ARITHMETIC[0], EVERYTHING))]
+    return [hashlib.sha256(repr(source).encode()).hexdigest() for source in sources]
+
+
+@pytest.mark.parametrize("seed", ["0", "1", "random"])
+def test_the_same_bytes_in_every_process(seed: str) -> None:
+    script = "import test_emit; print(*test_emit.digests(), sep='\\n')"
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, check=True, text=True)
+    assert done.stdout.split() == digests()
+
+
+def test_one_self_contained_translation_unit(all_plans: list[Plan]) -> None:
+    for plan in all_plans:
+        text = render(plan).text
+        assert "#include" not in text
+        assert "{{" not in text
+        assert "//%" not in text
+        assert "<%" not in text
+        assert text.isascii()
+        assert text.endswith("\n")
+        assert not re.search(r"[ \t]+$", text, re.MULTILINE), f"trailing space in {plan.entry}"
+
+
+def test_it_opens_by_saying_what_it_is(all_plans: list[Plan]) -> None:
+    products = {Op.FPROP: "y = x @ W", Op.DGRAD: "dx = dy @ W.T", Op.WGRAD: "dW = x.T @ dy"}
+    for plan in all_plans:
+        problem, layout = plan.problem, plan.problem.layout
+        opening = "".join(re.match(r"(//.*\n)+", render(plan).text).group())
+        assert opening.startswith(f"// {products[problem.op]}")
+        for fact in (
+            layout.digest,
+            f"{layout.nnz} of {layout.size} blocks of {problem.block_size} x {problem.block_size}",
+            f"{100 * layout.density:.2f} %",
+            f"[{problem.in_features}, {problem.out_features}]",
+            str(problem.dtype),
+            f"{plan.family}, {plan.summary}",
+        ):
+            assert fact in opening
+
+
+@pytest.mark.parametrize("change", PERTURBED.values(), ids=list(PERTURBED))
+def test_whatever_the_numbers_depend_on_changes_the_source(change: dict[str, Any]) -> None:
+    before, after = render(choose(BASE, BIG)), render(choose(replace(BASE, **change), BIG))
+    assert before.text != after.text
+    assert render(choose(replace(BASE), BIG)) == before
+
+
+def test_no_two_plans_share_a_source() -> None:
+    for op in Op:
+        found = sample(list(candidates(replace(BASE, op=op, layout=bernoulli(20, 20, 0.3)), BIG)), 8)
+        assert len({render(plan).text for plan in found}) == len({fingerprint(plan) for plan in found}) > 1
+
+
+def test_each_entry_is_a_kernel_with_the_arguments_of_its_launch(all_plans: list[Plan]) -> None:
+    for plan in all_plans:
+        source = render(plan)
+        assert source.name == plan.entry
+        assert source.entries == tuple(launch.entry for launch in plan.launches)
+        assert source.text.count('extern "C" __global__') == len(source.entries)
+        for launch in plan.launches:
+            assert parameters(source, launch.entry) == [spelled(name, plan) for name in launch.arguments]
+
+
+def parameters(source: Source, entry: str) -> list[str]:
+    """Names of a kernel's parameters; integers as int NAME."""
+    (found,) = re.findall(rf"\n{entry}\(([^)]*)\)", source.text)
+    return [(parameter if "*" not in parameter else parameter.split()[-1]).strip() for parameter in found.split(",")]
+
+
+def spelled(argument: str, plan: Plan) -> str:
+    """What a kernel calls an argument of its launch."""
+    if argument in ("n", "accumulate"):
+        return f"int {argument}"
+    if argument == "workspace" and plan.problem.op is Op.WGRAD:
+        return "partials"
+    return {Op.FPROP: "y", Op.DGRAD: "dx", Op.WGRAD: "dw"}[plan.problem.op] if argument == "out" else argument
+
+
+def test_the_entry_names_op_block_type_family_and_layout(all_plans: list[Plan]) -> None:
+    for plan in all_plans:
+        problem = plan.problem
+        kind = f"{problem.op}_b{problem.block_size}_{problem.dtype}_{plan.family}"
+        assert render(plan).entries[0] == f"bsgen_{kind}_{problem.layout.digest}"
+
+
+def test_a_layout_with_no_blocks() -> None:
+    empty = replace(BASE, layout=Layout(np.zeros((2, 3), bool)))
+    assert len(render(choose(empty, BIG)).entries) == 1
+    assert render(choose(replace(empty, op=Op.WGRAD), BIG)).entries == ()
+
+
+def test_undefined_names_are_errors() -> None:
+    environment = emit.environment()
+    assert environment.undefined is jinja2.StrictUndefined
+    for text in ("{{ nothing }}", "//% if nothing\n//% endif\n", "{{ plan.nothing }}"):
+        with pytest.raises(jinja2.UndefinedError):
+            environment.from_string(text).render(plan=object())
+
+
+def test_no_arithmetic_on_layouts_or_loops_over_blocks_in_templates() -> None:
+    """Tables are written by the one macro; nothing else in a template repeats itself."""
+    loops = [
+        file.name
+        for file in emit.template_folder().rglob("*.j2")
+        for line in file.open()
+        if re.match(r"\s*//% *for ", line)
+    ]
+    assert loops == ["tables.j2"]
+
+
+def test_every_template_is_used(all_plans: list[Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    loader, loaded = emit.environment().loader, set()
+    read = jinja2.FileSystemLoader.get_source
+
+    def reading(self: jinja2.FileSystemLoader, environment: jinja2.Environment, template: str) -> Any:
+        loaded.add(template)
+        return read(self, environment, template)
+
+    assert loader is not None
+    monkeypatch.setattr(jinja2.FileSystemLoader, "get_source", reading)
+    emit.environment.cache_clear()
+    for plan in all_plans:
+        render(plan)
+    folder = emit.template_folder()
+    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    assert files == loaded, f"never used: {sorted(files - loaded)}"
+
+
+def test_words_of_a_table() -> None:
+    assert list(emit.words(np.zeros((0, 3), np.int32))) == ["0,"]
+    assert list(emit.words(np.arange(3, dtype=np.int32))) == ["0,1,2,"]
+    lines = list(emit.words(np.arange(40, dtype=np.int32).reshape(8, 5)))
+    assert [int(word) for line in lines for word in line.split(",") if word] == list(range(40))

@@ -1,0 +1,151 @@
+"""The kernels themselves, without a GPU: NVRTC compiles the matrix for every architecture, and nothing spills."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from problems import ARITHMETIC, bernoulli, hub
+
+from bsgen import disasm, nvrtc
+from bsgen.emit import render
+from bsgen.layout import Layout
+from bsgen.nvrtc import Binary
+from bsgen.plan import Plan, choose
+from bsgen.problem import BLOCK_SIZES, TARGETS, Activation, DType, Epilogue, Op, Precision, Problem
+
+SMALL, LARGE = bernoulli(6, 5, 0.4), bernoulli(64, 64, 0.1)
+SKEWED = hub(400, 6)
+MATRIX = [(op, block, kind) for op in Op for block in BLOCK_SIZES for kind in ARITHMETIC]
+# One of every op, block size and arithmetic for each architecture, another selection for each.
+DIAGONALS = [
+    (arch, tuple(Op)[(at + i) % 3], BLOCK_SIZES[i % 5], ARITHMETIC[(at + i) % 4])
+    for at, arch in enumerate(arch for arch in TARGETS if arch != "sm_90a")
+    for i in range(5)
+]
+EPILOGUES = [
+    Epilogue(True, Activation.GELU, True),
+    Epilogue(True, Activation.SILU, False),
+    Epilogue(False, Activation.RELU, True),
+]
+needs_nvdisasm = pytest.mark.skipif(disasm.find() is None, reason=str(disasm.why_unavailable()))
+
+
+def named(values: object) -> str:
+    """A short name of a case."""
+    return "-".join(map(str, values)) if isinstance(values, tuple) else str(values)
+
+
+def compiled(problem: Problem, arch: str = "sm_90a") -> tuple[Plan, Binary]:
+    """The chosen plan, and its kernels compiled; they must be whole, silent and within the registers."""
+    plan = choose(problem, TARGETS[arch])
+    binary = nvrtc.compile(render(plan), arch)
+    asked = f"{problem.op} b{problem.block_size} {problem.dtype} {problem.precision} {arch}: {plan.summary}"
+    assert [kernel.name for kernel in binary.kernels] == [launch.entry for launch in plan.launches]
+    assert binary.warnings == (), asked
+    assert not re.search(r"C75\d\d", binary.log), asked
+    for launch, kernel in zip(plan.launches, binary.kernels, strict=True):
+        assert (kernel.spill_stores, kernel.spill_loads, kernel.stack) == (0, 0, 0), f"{asked}: {kernel}"
+        assert kernel.registers * launch.threads <= 65536, f"{asked}: {kernel}"
+        assert kernel.static_shared == 0
+    if binary.kernels:
+        main = binary.kernels[0]
+        assert main.registers * plan.launches[0].threads * plan.blocks_per_sm <= 65536, f"{asked}: {main}"
+    return plan, binary
+
+
+def test_the_selections_cover_every_architecture() -> None:
+    for arch in {arch for arch in TARGETS if arch != "sm_90a"}:
+        chosen = [case[1:] for case in DIAGONALS if case[0] == arch]
+        assert {case[0] for case in chosen} == set(Op)
+        assert {case[1] for case in chosen} == set(BLOCK_SIZES)
+        assert {case[2] for case in chosen} == set(ARITHMETIC)
+
+
+@pytest.mark.parametrize(("op", "block", "kind"), MATRIX, ids=named)
+def test_a_small_layout(op: Op, block: int, kind: tuple[DType, Precision]) -> None:
+    plan, binary = compiled(Problem(op, SMALL, block, *kind))
+    check_instructions(plan, binary)
+
+
+@pytest.mark.parametrize(("op", "block", "kind"), MATRIX, ids=named)
+def test_a_larger_layout(op: Op, block: int, kind: tuple[DType, Precision]) -> None:
+    compiled(Problem(op, LARGE, block, *kind))
+
+
+@pytest.mark.parametrize(("arch", "op", "block", "kind"), DIAGONALS, ids=named)
+def test_every_architecture(arch: str, op: Op, block: int, kind: tuple[DType, Precision]) -> None:
+    _, binary = compiled(Problem(op, LARGE, block, *kind), arch)
+    assert binary.arch == arch
+
+
+def check_instructions(plan: Plan, binary: Binary) -> None:
+    """Asynchronous copies, and tensor cores or none, as the plan says; only where nvdisasm is installed."""
+    if disasm.find() is None:
+        return
+    summary = disasm.summary(binary.cubin)
+    assert summary is not None
+    (main,) = [kernel for kernel in summary.kernels if kernel.name == plan.entry]
+    assert main.count("LDGSTS") > 0
+    assert (main.count("HMMA") > 0) == (plan.family == "portable")
+    assert main.count("FFMA") > 0 or plan.family == "portable"
+    assert main.count("LDL") == main.count("STL") == 0
+    assert not any(kernel.count(atomic) for kernel in summary.kernels for atomic in ("ATOM", "ATOMG", "RED", "REDG"))
+
+
+@needs_nvdisasm
+@pytest.mark.parametrize("block", BLOCK_SIZES)
+def test_16_bit_multiplies_are_full_rate(block: int) -> None:
+    """k16 steps at every block size, also where a block is only 8 wide."""
+    _, binary = compiled(Problem(Op.FPROP, SMALL, block, DType.BFLOAT16))
+    assert hmma_shapes(binary) >= {"HMMA.16816.F32.BF16"}
+
+
+def hmma_shapes(binary: Binary) -> set[str]:
+    """The kinds of tensor core instructions of a binary."""
+    tool = disasm.find()
+    assert tool is not None
+    header, functions, *_ = disasm._disassemble(tool, binary.cubin)
+    opcodes = {entry["opcode"] for function in functions for entry in function["sass-instructions"]}
+    return {opcode for opcode in opcodes if opcode.startswith("HMMA")}
+
+
+@pytest.mark.parametrize("kind", ARITHMETIC, ids=named)
+@pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
+def test_split_outputs_come_with_their_reduction(op: Op, kind: tuple[DType, Precision]) -> None:
+    layout = SKEWED if op is Op.FPROP else SKEWED.transpose()
+    plan, binary = compiled(Problem(op, layout, 8, *kind))
+    assert [kernel.name for kernel in binary.kernels] == [plan.entry, f"{plan.entry}_reduce"]
+
+
+@pytest.mark.parametrize("kind", ARITHMETIC, ids=named)
+def test_splits_of_the_rows_come_with_their_reduction(kind: tuple[DType, Precision]) -> None:
+    plan, binary = compiled(Problem(Op.WGRAD, Layout([[1, 0], [1, 1]]), 16, *kind, batch=100_000))
+    assert [kernel.name for kernel in binary.kernels] == [plan.entry, f"{plan.entry}_reduce"]
+
+
+@pytest.mark.parametrize("epilogue", EPILOGUES, ids=named)
+@pytest.mark.parametrize("kind", ARITHMETIC, ids=named)
+def test_epilogues(kind: tuple[DType, Precision], epilogue: Epilogue) -> None:
+    block = BLOCK_SIZES[ARITHMETIC.index(kind) + EPILOGUES.index(epilogue) - 1]
+    compiled(Problem(Op.FPROP, LARGE, block, *kind, epilogue))
+
+
+@pytest.mark.parametrize("kind", ARITHMETIC[:3], ids=named)
+def test_epilogue_of_split_outputs(kind: tuple[DType, Precision]) -> None:
+    plan, _ = compiled(Problem(Op.FPROP, SKEWED, 16, *kind, EPILOGUES[0]))
+    assert plan.launches[-1].arguments == ("out", "bias", "residual", "workspace", "n")
+
+
+@pytest.mark.parametrize("op", Op, ids=str)
+@pytest.mark.parametrize("layout", [Layout([[1]]), Layout(np.zeros((2, 3), bool))], ids=["one block", "no blocks"])
+def test_the_least_layouts(layout: Layout, op: Op) -> None:
+    for block, kind in ((8, ARITHMETIC[0]), (128, ARITHMETIC[3])):
+        compiled(Problem(op, layout, block, *kind))
+
+
+@pytest.mark.parametrize("batch", [1, 64, 100_000])
+def test_hints_for_n(batch: int) -> None:
+    for op in Op:
+        compiled(Problem(op, LARGE, 32, DType.BFLOAT16, batch=batch))
