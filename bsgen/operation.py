@@ -11,7 +11,7 @@ import numpy as np
 
 from bsgen import reference
 from bsgen.compiled import Compiled, compiled
-from bsgen.emit import Source
+from bsgen.emit import Source, render
 from bsgen.errors import ArgumentError
 from bsgen.nvrtc import Binary
 from bsgen.operands import contract_of
@@ -86,8 +86,9 @@ class Operation:
 
     @property
     def source(self) -> Source:
-        """The CUDA text."""
-        return self._compiled.source
+        """The CUDA text; does not compile it."""
+        made = self.__dict__.get("_compiled")
+        return made.source if made else render(self.plan)
 
     @property
     def binary(self) -> Binary:
