@@ -107,11 +107,12 @@ def products(plan: WGradPlan) -> Iterator[Product]:
             if first == NO_UNIT:
                 assert unit == [NO_UNIT] * 5, "an empty unit with something in it"
                 continue
+            # Warps read the second block's inputs even where there is none.
+            x, second_x = (_unit_features(plan, tile, offset, gradient=False) for offset in (first, second))
             dy = _unit_features(plan, tile, gradient, gradient=True)
-            yield Product(tile, _unit_features(plan, tile, first, gradient=False), dy, place * chunk + inside)
+            yield Product(tile, x, dy, place * chunk + inside)
             if second_place != NO_UNIT:
-                x = _unit_features(plan, tile, second, gradient=False)
-                yield Product(tile, x, dy, second_place * chunk + inside)
+                yield Product(tile, second_x, dy, second_place * chunk + inside)
 
 
 def _unit_features(plan: WGradPlan, tile: int, offset: int, gradient: bool) -> np.ndarray:

@@ -15,7 +15,7 @@ Array = np.ndarray[Any, Any]
 
 def to_device(array: Array, device: int, stream: int = driver.DEFAULT_STREAM) -> DeviceArray:
     """A copy of a float16, bfloat16 or float32 array on a GPU, in the order of `stream`; complete on return."""
-    source = np.ascontiguousarray(array)
+    source = np.asarray(array, order="C")
     result = DeviceArray(source.shape, source.dtype.name, device, stream)
     if source.nbytes:
         with driver.on(device):

@@ -226,8 +226,8 @@ __device__ __forceinline__ void multiply_stage(float (&sums)[kWarpSlots][kMTiles
             multiply_pair(sums[s], a, b);
         }
         if (operation < end) {
-            // Lanes 0-15 hold the left-over block's offset already; the other half's addresses are not read.
-            multiply(sums[s], rows + ahead * 16 ^ swizzle, weights + operation * kPieceBytes);
+            // Lanes 0-15 hold the left-over block's offset already; the other half has no block, and its addresses are not read.
+            multiply(sums[s], rows + (lane < 16 ? ahead : 0) * 16 ^ swizzle, weights + operation * kPieceBytes);
             ahead = inputs[++operation];
         }
     }
