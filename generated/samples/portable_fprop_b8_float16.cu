@@ -237,22 +237,20 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
                                       Element* __restrict__ y) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int s = 0; s < kWarpSlots; ++s) {
-        const int target = targets[s];
-        if (target == kNoOutput) continue;
+    for (int half = 0; half < 2 * kMTiles; ++half) {
+        const int m = half / 2, i = half % 2 * 2, row = row0 + half * 8 + lane / 4;
+        if (row >= n) return;
 #pragma unroll
-        for (int m = 0; m < kMTiles; ++m)
+        for (int s = 0; s < kWarpSlots; ++s) {
+            const int target = targets[s];
+            if (target == kNoOutput) continue;
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int row = row0 + m * 16 + half * 8 + lane / 4;
-                if (row >= n) continue;
-#pragma unroll
-                for (int j = 0; j < kNTiles; ++j) {
-                    const int column = target * kBlock + j * 8 + lane % 4 * 2;
-                    const long long place = static_cast<long long>(row) * kFeaturesOut + column;
-                    store_pair(y + place, finish(make_float2(sums[s][m][j][half * 2], sums[s][m][j][half * 2 + 1])));
-                }
+            for (int j = 0; j < kNTiles; ++j) {
+                const int column = target * kBlock + j * 8 + lane % 4 * 2;
+                const long long place = static_cast<long long>(row) * kFeaturesOut + column;
+                store_pair(y + place, finish(make_float2(sums[s][m][j][i], sums[s][m][j][i + 1])));
             }
+        }
     }
 }
 

@@ -208,29 +208,27 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
                                       Element* __restrict__ dx, float* __restrict__ workspace) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int s = 0; s < kWarpSlots; ++s) {
-        const int target = targets[s];
-        if (target == kNoOutput) continue;
+    for (int half = 0; half < 2 * kMTiles; ++half) {
+        const int m = half / 2, i = half % 2 * 2, row = row0 + half * 8 + lane / 4;
+        if (row >= n) return;
 #pragma unroll
-        for (int m = 0; m < kMTiles; ++m)
+        for (int s = 0; s < kWarpSlots; ++s) {
+            const int target = targets[s];
+            if (target == kNoOutput) continue;
+            if (target < 0) {
+                float* partial = workspace + (static_cast<long long>(~target) * n + row) * kBlock + lane % 4 * 2;
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int row = row0 + m * 16 + half * 8 + lane / 4;
-                if (row >= n) continue;
-                if (target < 0) {
-                    float* partial = workspace + (static_cast<long long>(~target) * n + row) * kBlock + lane % 4 * 2;
-#pragma unroll
-                    for (int j = 0; j < kNTiles; ++j)
-                        *reinterpret_cast<float2*>(partial + j * 8) = make_float2(sums[s][m][j][half * 2], sums[s][m][j][half * 2 + 1]);
-                    continue;
-                }
-#pragma unroll
-                for (int j = 0; j < kNTiles; ++j) {
-                    const int column = target * kBlock + j * 8 + lane % 4 * 2;
-                    const long long place = static_cast<long long>(row) * kFeaturesOut + column;
-                    store_pair(dx + place, finish(make_float2(sums[s][m][j][half * 2], sums[s][m][j][half * 2 + 1])));
-                }
+                for (int j = 0; j < kNTiles; ++j)
+                    *reinterpret_cast<float2*>(partial + j * 8) = make_float2(sums[s][m][j][i], sums[s][m][j][i + 1]);
+                continue;
             }
+#pragma unroll
+            for (int j = 0; j < kNTiles; ++j) {
+                const int column = target * kBlock + j * 8 + lane % 4 * 2;
+                const long long place = static_cast<long long>(row) * kFeaturesOut + column;
+                store_pair(dx + place, finish(make_float2(sums[s][m][j][i], sums[s][m][j][i + 1])));
+            }
+        }
     }
 }
 
