@@ -24,6 +24,13 @@ DIAGONALS = [
     for at, arch in enumerate(arch for arch in TARGETS if arch != "sm_90a")
     for i in range(5)
 ]
+# What needs most registers, on every architecture: the most accumulators of a thread, and full-rate pairs of 8-wide blocks.
+HEAVIEST = [
+    (arch, *case)
+    for arch in TARGETS
+    for case in ((Op.FPROP, 128, ARITHMETIC[3]), (Op.FPROP, 8, ARITHMETIC[1]))
+    if arch != "sm_90a" and (arch, *case) not in DIAGONALS
+]
 EPILOGUES = [
     Epilogue(True, Activation.GELU, True),
     Epilogue(True, Activation.SILU, False),
@@ -75,7 +82,7 @@ def test_a_larger_layout(op: Op, block: int, kind: tuple[DType, Precision]) -> N
     compiled(Problem(op, LARGE, block, *kind))
 
 
-@pytest.mark.parametrize(("arch", "op", "block", "kind"), DIAGONALS, ids=named)
+@pytest.mark.parametrize(("arch", "op", "block", "kind"), DIAGONALS + HEAVIEST, ids=named)
 def test_every_architecture(arch: str, op: Op, block: int, kind: tuple[DType, Precision]) -> None:
     _, binary = compiled(Problem(op, LARGE, block, *kind), arch)
     assert binary.arch == arch

@@ -157,7 +157,7 @@ def by_registers(geo: Geometry) -> int:
     return 65536 // ((geo.shape.accumulators(geo.block) + OTHER_REGISTERS[geo.math.tensor]) * geo.shape.threads)
 
 
-# Tile shapes that were best for some block size or N on an H200; tried and dropped: PERFORMANCE in tests/gpu/README.md.
+# Tile shapes that were best for some block size or N on an H200; tests/gpu/README.md has what was tried and dropped.
 SHAPES = (
     (4, 2, 2, 64),  # warps_m, warps_n, m_tiles, output columns of a warp
     (1, 8, 4, 32),
