@@ -11,7 +11,7 @@ from bsgen.problem import DType, Op, Problem
 from bsgen.runtime.arrays import CPU, View
 
 ALIGNMENT = 16
-MAXIMUM_ROWS = 2**31 - 1
+MAXIMUM_ROWS = 2**31 - 2**16  # the last tile of rows must end below 2^31, too
 
 
 @dataclass(frozen=True, eq=False)

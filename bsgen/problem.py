@@ -90,6 +90,10 @@ class Problem:
     epilogue: Epilogue = field(default_factory=Epilogue)
     batch: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.op is not Op.FPROP and self.epilogue != Epilogue():
+            raise ArgumentError(f"epilogue: got {self.epilogue} for {self.op}, expected none: only fprop has one")
+
     @property
     def in_features(self) -> int:
         """C: the rows of W."""

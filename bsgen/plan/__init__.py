@@ -28,6 +28,7 @@ def candidates(problem: Problem, target: Target) -> Iterator[Plan]:
 
 def choose(problem: Problem, target: Target) -> Plan:
     """The plan with the least predicted time; the first of equals, so that the choice never varies."""
+    _check_size(problem)
     plans = (plan for family in FAMILIES[problem.op] for plan in family.shortlist(problem, target))
     best: Plan | None = min(plans, key=lambda plan: plan.cost.seconds, default=None)
     if best is None:
@@ -36,6 +37,17 @@ def choose(problem: Problem, target: Target) -> Plan:
             f"{target.shared_memory // 1024} KiB of shared memory of {target.arch}; use a smaller block size"
         )
     return best
+
+
+def _check_size(problem: Problem) -> None:
+    """Tables and constants are 32-bit: features, and places in W in chunks of 16 bytes, must fit."""
+    bytes_stored = problem.layout.nnz * problem.block_size**2 * problem.dtype.itemsize
+    features = max(problem.in_features, problem.out_features)
+    if bytes_stored >= 16 << 31 or features >= 1 << 31:
+        raise PlanError(
+            f"layout: {problem.layout.nnz} blocks of {problem.block_size} x {problem.block_size} {problem.dtype} and "
+            f"{features} features, expected less than 32 GiB of weights and 2^31 features; split the layout"
+        )
 
 
 def outline(plan: Plan) -> Outline:

@@ -14,7 +14,7 @@ from bsgen.plan.blocks import IntArray, OutputBlocks, Part, Reduction, output_bl
 from bsgen.plan.cost import Cost, matmul_cost
 from bsgen.plan.launch import Grid, Launch, Workspace
 from bsgen.plan.stages import RecordFormat, Stage, encode, pack, tile_items
-from bsgen.plan.tile import CHUNK_BYTES, Geometry, TileShape, geometry
+from bsgen.plan.tile import CHUNK_BYTES, Geometry, TileShape, geometry, math_of
 from bsgen.problem import Op, Problem, Target
 
 NO_OUTPUT = -(2**31) + 1
@@ -169,12 +169,14 @@ SHAPES = (
     (1, 4, 1, 64),
     (1, 4, 1, 128),
 )
+# On CUDA cores operands take more registers: 64 accumulators a thread.
+FMA_SHAPES = ((4, 2, 2, 64), (1, 8, 4, 32), (4, 1, 1, 128), (2, 4, 1, 64), (1, 4, 1, 64), (1, 4, 1, 128))
 
 
 def shapes(problem: Problem, target: Target) -> Iterator[TileShape]:
     """Every tile shape worth a plan: accumulators fit the registers, two stages or more fit shared memory."""
     block, item = problem.block_size, problem.dtype.itemsize
-    for warps_m, warps_n, m_tiles, columns in SHAPES:
+    for warps_m, warps_n, m_tiles, columns in SHAPES if math_of(problem).tensor else FMA_SHAPES:
         for panel_bytes in (64, 128):
             panel = panel_bytes // item
             if columns < block or (block > panel and panel_bytes < 128):

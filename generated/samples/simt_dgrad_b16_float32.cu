@@ -1,6 +1,6 @@
 // dx = dy @ W.T for one block-sparse W [128, 128], float32.
 // Layout 0dd315799237382c: 24 of 64 blocks of 16 x 16 (37.50 %).
-// Plan: simt, fma_f32, tile 32 x 256, 2 x 4 warps, 3 stages of 70 KiB, panels of 32, balanced groups, 1 split outputs.
+// Plan: simt, fma_f32, tile 64 x 128, 4 x 1 warps, 3 stages of 35 KiB, panels of 32, balanced groups, 1 split outputs.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
 // activation panels and the pieces of W that its record names, then every warp multiplies, slot by slot.
@@ -10,20 +10,20 @@ using u32 = unsigned int;
 
 constexpr int kFeaturesIn = 128, kFeaturesOut = 128;  // of a row of dy and of dx
 constexpr int kBlock = 16, kChunk = 4;  // elements of a block's side, of a chunk
-constexpr int kThreads = 256, kWarpsN = 4;  // 2 x kWarpsN warps
-constexpr int kMTiles = 1, kNTiles = 2, kRows = 32;  // 16-row and 8-column steps of a warp
-constexpr int kSlots = 16, kWarpSlots = 4;  // output blocks of the tile, of a warp
+constexpr int kThreads = 128, kWarpsN = 1;  // 4 x kWarpsN warps
+constexpr int kMTiles = 1, kNTiles = 2, kRows = 64;  // 16-row and 8-column steps of a warp
+constexpr int kSlots = 8, kWarpSlots = 8;  // output blocks of the tile, of a warp
 constexpr int kNoOutput = -2147483647;
-constexpr int kTiles = 1;
+constexpr int kTiles = 2;
 constexpr int kDepth = 16;  // inputs of an operation
 constexpr int kPieceChunks = 64, kPieceBytes = 1024;  // the weights of an operation
 constexpr int kPieceRows = 16, kPieceColumns = 4, kLine = 4;  // in chunks; matrices of kLine chunks a row
-constexpr int kPanel = 32, kPanelChunks = 8, kPanelBytes = 4096;  // elements, chunks of a row
-constexpr int kLoadRows = 32, kLoadPasses = 1;  // rows of a panel that the thread block loads at once
-constexpr int kPiecesAtOnce = 4;  // pieces that the thread block loads at once
-constexpr int kStages = 3, kStageBytes = 71680;
-constexpr int kRecordWords = 72, kRecordRing = 5;
-constexpr int kSlotStarts = 2, kPanelIds = 19, kInputs = 23, kPieceStarts = 47;
+constexpr int kPanel = 32, kPanelChunks = 8, kPanelBytes = 8192;  // elements, chunks of a row
+constexpr int kLoadRows = 16, kLoadPasses = 4;  // rows of a panel that the thread block loads at once
+constexpr int kPiecesAtOnce = 2;  // pieces that the thread block loads at once
+constexpr int kStages = 3, kStageBytes = 35840;
+constexpr int kRecordWords = 32, kRecordRing = 5;
+constexpr int kSlotStarts = 2, kPanelIds = 11, kInputs = 14, kPieceStarts = 23;
 
 // Shared-memory addresses and asynchronous copies (PTX: cp.async, sm_80).
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -68,17 +68,20 @@ __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
 __device__ const int __align__(16) kTileStages[] = {
-    0,1,
+    0,2,4,
 };
 __device__ const int __align__(16) kTargets[] = {
-    -1,3,-2147483647,-2147483647,-2,4,-2147483647,-2147483647,6,5,-2147483647,-2147483647,0,1,7,-2147483647,
+    -1,6,3,5,-2147483647,-2147483647,-2147483647,-2147483647,-2,0,1,4,7,-2147483647,-2147483647,-2147483647,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
-    4,24,0,4,6,6,6,10,12,12,12,16,18,18,18,20,
-    22,24,24,0,1,2,3,0,4,256,260,768,772,512,516,768,
-    772,0,512,0,256,512,768,256,516,0,512,4,256,260,768,256,
-    320,384,448,768,832,512,576,640,704,896,960,1152,1216,1280,1344,1024,
-    1088,0,64,128,192,1408,1472,0,
+    3,9,0,4,7,7,9,9,9,9,9,0,1,2,0,4,
+    512,516,0,512,1024,512,1028,256,320,384,448,1152,1216,1280,1024,1088,
+    1,3,0,0,1,3,3,3,3,3,3,3,0,0,0,0,
+    4,0,0,0,0,0,0,1344,768,832,0,0,0,0,0,0,
+    3,9,0,2,4,6,8,9,9,9,9,0,1,2,1024,1028,
+    0,1024,4,512,0,1024,516,512,576,0,64,128,192,896,960,1408,
+    1,3,0,2,2,2,2,3,3,3,3,3,0,0,0,4,
+    0,0,0,0,0,0,0,640,704,1472,0,0,0,0,0,0,
 };
 
 // The record of a stage, global -> shared.
@@ -232,7 +235,7 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
     }
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, 1)
+extern "C" __global__ void __launch_bounds__(kThreads, 2)
 bsgen_dgrad_b16_float32_simt_0dd315799237382c(const Element* __restrict__ dy, const Element* __restrict__ w, Element* __restrict__ dx, float* __restrict__ workspace, int n) {
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;

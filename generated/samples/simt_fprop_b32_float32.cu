@@ -1,6 +1,6 @@
 // y = x @ W for one block-sparse W [256, 256], float32.
 // Layout 0dd315799237382c: 24 of 64 blocks of 32 x 32 (37.50 %).
-// Plan: simt, fma_f32, tile 32 x 256, 2 x 4 warps, 3 stages of 70 KiB, panels of 32, contiguous groups.
+// Plan: simt, fma_f32, tile 64 x 128, 4 x 1 warps, 3 stages of 35 KiB, panels of 32, contiguous groups.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
 // activation panels and the pieces of W that its record names, then every warp multiplies, slot by slot.
@@ -10,20 +10,20 @@ using u32 = unsigned int;
 
 constexpr int kFeaturesIn = 256, kFeaturesOut = 256;  // of a row of x and of y
 constexpr int kBlock = 32, kChunk = 4;  // elements of a block's side, of a chunk
-constexpr int kThreads = 256, kWarpsN = 4;  // 2 x kWarpsN warps
-constexpr int kMTiles = 1, kNTiles = 4, kRows = 32;  // 16-row and 8-column steps of a warp
-constexpr int kSlots = 8, kWarpSlots = 2;  // output blocks of the tile, of a warp
+constexpr int kThreads = 128, kWarpsN = 1;  // 4 x kWarpsN warps
+constexpr int kMTiles = 1, kNTiles = 4, kRows = 64;  // 16-row and 8-column steps of a warp
+constexpr int kSlots = 4, kWarpSlots = 4;  // output blocks of the tile, of a warp
 constexpr int kNoOutput = -2147483647;
-constexpr int kTiles = 1;
+constexpr int kTiles = 2;
 constexpr int kDepth = 32;  // inputs of an operation
 constexpr int kPieceChunks = 256, kPieceBytes = 4096;  // the weights of an operation
 constexpr int kPieceRows = 32, kPieceColumns = 8, kLine = 8;  // in chunks; matrices of kLine chunks a row
-constexpr int kPanel = 32, kPanelChunks = 8, kPanelBytes = 4096;  // elements, chunks of a row
-constexpr int kLoadRows = 32, kLoadPasses = 1;  // rows of a panel that the thread block loads at once
-constexpr int kPiecesAtOnce = 1;  // pieces that the thread block loads at once
-constexpr int kStages = 3, kStageBytes = 71680;
-constexpr int kRecordWords = 44, kRecordRing = 5;
-constexpr int kSlotStarts = 2, kPanelIds = 11, kInputs = 16, kPieceStarts = 30;
+constexpr int kPanel = 32, kPanelChunks = 8, kPanelBytes = 8192;  // elements, chunks of a row
+constexpr int kLoadRows = 16, kLoadPasses = 4;  // rows of a panel that the thread block loads at once
+constexpr int kPiecePasses = 2;  // chunks of a piece that each thread loads
+constexpr int kStages = 3, kStageBytes = 35840;
+constexpr int kRecordWords = 20, kRecordRing = 5;
+constexpr int kSlotStarts = 2, kPanelIds = 7, kInputs = 9, kPieceStarts = 13;
 
 // Shared-memory addresses and asynchronous copies (PTX: cp.async, sm_80).
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -68,18 +68,24 @@ __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
 __device__ const int __align__(16) kTileStages[] = {
-    0,2,
+    0,4,9,
 };
 __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,4,5,6,7,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
-    3,14,0,3,4,6,7,10,11,13,14,2,6,0,0,0,
-    0,256,512,0,0,256,0,0,256,512,0,0,256,0,1024,4608,
-    0,1280,1536,4864,1792,2048,5120,256,2304,2560,5376,2816,5,10,0,1,
-    2,4,5,6,7,9,10,7,4,1,3,5,256,512,512,1024,
-    0,256,1024,0,768,768,0,0,0,0,3584,512,768,4096,5632,3840,
-    4352,5888,3072,3328,0,0,0,0,
+    2,3,0,1,2,3,3,0,1,0,512,512,0,0,512,768,
+    0,0,0,0,1,4,0,1,2,3,4,2,0,0,0,0,
+    0,1024,1280,1536,1792,0,0,0,2,2,0,1,1,2,2,4,
+    5,0,512,0,0,3584,4096,0,0,0,0,0,2,3,0,1,
+    1,2,3,6,7,0,0,512,0,4608,4864,5632,0,0,0,0,
+    1,1,0,1,1,1,1,0,0,0,0,0,0,256,0,0,
+    0,0,0,0,1,4,0,1,2,3,4,2,0,0,0,0,
+    0,2048,2304,2560,2816,0,0,0,2,3,0,1,1,2,3,3,
+    4,512,0,0,0,3840,3072,3328,0,0,0,0,2,3,0,1,
+    2,3,3,5,6,512,0,512,0,5120,4352,5376,0,0,0,0,
+    1,1,0,0,0,1,1,7,0,0,0,0,0,5888,0,0,
+    0,0,0,0,
 };
 
 // The record of a stage, global -> shared.
@@ -110,7 +116,7 @@ struct Loads {
         const u32 inside = thread % kPieceChunks;
         piece = w + (inside / kPieceColumns * (kBlock / kChunk) + inside % kPieceColumns) * kChunk;
         keep(piece);
-        weights = piece_offset(inside) + thread / kPieceChunks * kPieceBytes;
+        weights = piece_offset(inside);
     }
 
     static __device__ __forceinline__ u32 piece_offset(u32 inside) {
@@ -130,9 +136,17 @@ struct Loads {
                     cp_async_16(to + pass * (kLoadRows * kPanelChunks * 16), rows[pass] + panel * kPanel);
         }
         to = stage + panels * kPanelBytes + weights;
-#pragma unroll 2
-        for (int p = threadIdx.x / kPieceChunks; p < operations; p += kPiecesAtOnce, to += kPiecesAtOnce * kPieceBytes)
-            cp_async_16(to, piece + static_cast<long long>(record[kPieceStarts + p]) * kChunk);
+#pragma unroll 1
+        for (int p = 0; p < operations; ++p, to += kPieceBytes) {
+            const Element* from = piece + static_cast<long long>(record[kPieceStarts + p]) * kChunk;
+#pragma unroll
+            for (int pass = 0; pass < kPiecePasses; ++pass) {
+                constexpr int kPassRows = kThreads / kPieceColumns;
+                const u32 there = kPassRows % 8 == 0 ? to + pass * (kPassRows * kLine * 16)
+                                                     : to - weights + piece_offset(threadIdx.x + pass * kThreads);
+                cp_async_16(there, from + pass * (kPassRows * kBlock));
+            }
+        }
     }
 };
 
@@ -228,7 +242,7 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
     }
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, 1)
+extern "C" __global__ void __launch_bounds__(kThreads, 2)
 bsgen_fprop_b32_float32_simt_0dd315799237382c(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int n) {
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;
