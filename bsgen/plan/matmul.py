@@ -10,6 +10,7 @@ from itertools import islice
 
 import numpy as np
 
+from bsgen.plan import occupancy
 from bsgen.plan.blocks import IntArray, OutputBlocks, Part, Reduction, output_blocks, split
 from bsgen.plan.cost import Cost, matmul_cost
 from bsgen.plan.launch import Grid, Launch, Workspace
@@ -21,7 +22,6 @@ NO_OUTPUT = -(2**31) + 1
 REDUCE_THREADS = 256
 SAMPLE, SHORTLIST = 6, 2  # tiles that a draft is estimated from, drafts that are worked out
 SKEWED = 1.5  # a longest output block of so many times the mean is worth balancing
-OTHER_REGISTERS = {True: 64, False: 112}  # of a thread, beside its accumulators: with tensor cores, without
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +73,11 @@ class MatMulPlan:
         """Features of a row of the activations and of a row of the result."""
         sizes = self.problem.in_features, self.problem.out_features
         return sizes if self.problem.op is Op.FPROP else (sizes[1], sizes[0])
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the last panel reaches past the activations' features."""
+        return self.features[0] % self.geometry.shape.panel != 0
 
     @property
     def no_output(self) -> int:
@@ -147,14 +152,13 @@ class MatMulPlan:
 
 
 def resident(geo: Geometry, shared_memory: int, target: Target) -> int:
-    """Thread blocks an SM holds: its shared memory (1 KiB is the system's, each block) and about 65536 registers."""
-    by_memory = (target.shared_memory + 1024) // (shared_memory + 1024)
-    return max(1, min(by_memory, by_registers(geo)))
+    """Thread blocks an SM holds, by shared memory and registers."""
+    return max(1, min(occupancy.by_shared_memory(shared_memory, target), by_registers(geo)))
 
 
 def by_registers(geo: Geometry) -> int:
     """Thread blocks whose registers fit an SM."""
-    return 65536 // ((geo.shape.accumulators(geo.block) + OTHER_REGISTERS[geo.math.tensor]) * geo.shape.threads)
+    return occupancy.by_registers(geo.shape.threads, geo.shape.accumulators(geo.block), geo.math.tensor)
 
 
 # Tile shapes that were best for some block size or N on an H200; tests/gpu/README.md has what was tried and dropped.
@@ -192,7 +196,7 @@ def _pipelines(shape: TileShape, problem: Problem, target: Target) -> Iterator[T
     geo = geometry(problem, shape)
     residents = range(1, min(2, by_registers(geo)) + 1)
     least = (geo.panel_size + 2 * geo.piece_chunks) * CHUNK_BYTES
-    for budget in ((target.shared_memory + 1024) // blocks - 1024 for blocks in residents):
+    for budget in (occupancy.shared_memory_of(blocks, target) for blocks in residents):
         for stages in (3, 2):
             stage_bytes = (budget * 15 // 16 // stages) // 1024 * 1024  # the rest holds records
             if least <= stage_bytes:

@@ -127,6 +127,11 @@ class Geometry:
         return max(1, self.shape.threads // self.piece_chunks)
 
     @property
+    def n_tiles(self) -> int:
+        """Multiply steps along the columns of an output block."""
+        return self.block // MMA_COLUMNS
+
+    @property
     def weight_line(self) -> int:
         """Chunks of a row of weights that lie together; wider rows are stored as several matrices of one line each."""
         return min(LINE_CHUNKS, self.weight_chunks)

@@ -9,6 +9,7 @@ from itertools import product
 
 import numpy as np
 
+from bsgen.plan import occupancy
 from bsgen.plan.blocks import IntArray
 from bsgen.plan.cost import Cost, wgrad_cost
 from bsgen.plan.launch import Grid, Launch, Workspace
@@ -24,7 +25,6 @@ SAMPLE, SAMPLE_COLUMNS, SHORTLIST = (
     2,
 )  # bands, and block columns, that a shape is estimated from; shapes worked out
 TABLE_BYTES = 4096  # at least what the tables of a tile take of shared memory
-OTHER_REGISTERS = {True: 64, False: 112}  # of a thread, beside its accumulators: with tensor cores, without
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,11 @@ class WGradPlan:
         return self.problem.in_features, self.problem.out_features
 
     @property
+    def ragged(self) -> bool:
+        """Whether a last panel reaches past the features of x or of dy."""
+        return any(features % self.geometry.shape.panel for features in self.features)
+
+    @property
     def elements(self) -> int:
         """Elements of dW."""
         return self.problem.layout.nnz * self.problem.block_size**2
@@ -215,13 +220,13 @@ class WGradPlan:
 
 def resident(geo: WGradGeometry, target: Target) -> int:
     """Thread blocks an SM holds, by shared memory and registers."""
-    by_memory = (target.shared_memory + 1024) // (geo.shape.stages * geo.stage_bytes + TABLE_BYTES + 1024)
-    return max(1, min(by_memory, by_registers(geo)))
+    shared_memory = geo.shape.stages * geo.stage_bytes + TABLE_BYTES
+    return max(1, min(occupancy.by_shared_memory(shared_memory, target), by_registers(geo)))
 
 
 def by_registers(geo: WGradGeometry) -> int:
     """Thread blocks whose registers fit an SM."""
-    return 65536 // ((geo.accumulators + OTHER_REGISTERS[geo.math.tensor]) * geo.threads)
+    return occupancy.by_registers(geo.threads, geo.accumulators, geo.math.tensor)
 
 
 def candidates(problem: Problem, target: Target) -> Iterator[WGradPlan]:
@@ -268,7 +273,7 @@ def _pipelines(shape: WGradShape, problem: Problem, target: Target) -> Iterator[
     geo = WGradGeometry(problem.block_size, math_of(problem), replace(shape, panels=1))
     useful = 2 * geo.capacity * (2 if geo.paired else 1)
     for blocks in range(1, min(2, by_registers(geo)) + 1):
-        budget = (target.shared_memory + 1024) // blocks - 1024 - TABLE_BYTES
+        budget = occupancy.shared_memory_of(blocks, target) - TABLE_BYTES
         for stages in (3, 2):
             room = budget // (stages * geo.stage_bytes)
             if room >= 2 * max(1, geo.block // shape.panel):
