@@ -21,7 +21,7 @@ from bsgen.matmul import DEFAULT_ARCH
 from bsgen.nvrtc import FIXED_OPTIONS
 from bsgen.operation import Operation
 from bsgen.plan import Plan
-from bsgen.plan.launch import Launch
+from bsgen.outline import Launch
 from bsgen.problem import DType, Precision, Problem
 from bsgen.runtime import driver
 

@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,9 +20,11 @@ from bsgen import nvrtc, store
 from bsgen.build import build
 from bsgen.emit import Source, render, template_folder
 from bsgen.nvrtc import Binary
-from bsgen.plan import Plan, choose, outline
-from bsgen.plan.launch import Outline
+from bsgen.outline import Outline
 from bsgen.problem import Problem, Target
+
+if TYPE_CHECKING:
+    from bsgen.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ def compiled(problem: Problem, target: Target, plan: Plan | None = None) -> Comp
     found = _recall(disk, request) if disk else None
     if found is not None:
         return found
+    from bsgen.plan import choose, outline  # most starts are warm and need no planner
+
     plan = plan or choose(problem, target)
     source = render(plan)
     made = Compiled(outline(plan), source, build(source, target.arch))
@@ -71,7 +76,10 @@ def key(problem: Problem, target: Target, compiler: str) -> str:
 def generator() -> str:
     """A digest of the files that turn a problem into a source."""
     package = Path(__file__).resolve().parent
-    files = [*sorted(package.glob("plan/*.py")), package / "problem.py", package / "emit.py", package / "layout.py"]
+    files = [
+        *sorted(package.glob("plan/*.py")),
+        *(package / f"{name}.py" for name in ("problem", "emit", "layout", "outline")),
+    ]
     files += sorted(path for path in template_folder().rglob("*") if path.is_file())
     digest = hashlib.sha256()
     for file in files:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ NPY_MAGIC = b"\x93NUMPY"
 ZIP_MAGIC = b"PK"
 PICKLE_MAGIC = b"\x80"
 MAGIC_BYTES = 16
-_BROKEN = (ValueError, EOFError, KeyError, OSError, MemoryError, OverflowError, zipfile.BadZipFile, zlib.error)
+_BROKEN = (ValueError, EOFError, KeyError, OSError, MemoryError, OverflowError, zlib.error)
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -54,9 +53,11 @@ def read_npz(path: Path) -> Arrays:
 
 @contextlib.contextmanager
 def _as_layout_error(path: Path, kind: str, writer: str) -> Iterator[None]:
+    import zipfile  # slow to import, and few programs read a layout from a file
+
     try:
         yield
-    except _BROKEN as error:
+    except (*_BROKEN, zipfile.BadZipFile) as error:
         if "allow_pickle" in str(error):
             raise pickle_error(path) from None
         raise LayoutError(

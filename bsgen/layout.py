@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bsgen import picture
 from bsgen.files import require_suffix, write_atomic
 from bsgen.masks import as_mask, read_mask
 
@@ -135,6 +134,8 @@ class Layout:
 
     def text(self, width: int = 72, height: int = 40, ascii: bool = False) -> str:
         """A picture for a terminal, at most `width` x `height` characters inside its frame; see `picture.text`."""
+        from bsgen import picture
+
         return picture.text(self.mask, width, height, picture.ASCII if ascii else picture.UNICODE)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -145,6 +146,8 @@ class Layout:
 
     def save_png(self, path: str | os.PathLike[str]) -> None:
         """Draw the mask as a grey PNG, stored blocks dark; small layouts are magnified, huge ones averaged."""
+        from bsgen import picture
+
         write_atomic(require_suffix(path, ".png"), picture.png(self.mask))
 
     def __eq__(self, other: object) -> bool:

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bsgen import dense as dense_weights
 from bsgen.checks import integer
@@ -14,7 +14,6 @@ from bsgen.errors import ArgumentError
 from bsgen.layout import Layout
 from bsgen.nvrtc import Binary
 from bsgen.operation import Operation
-from bsgen.plan import Plan
 from bsgen.problem import (
     DType,
     Epilogue,
@@ -29,8 +28,11 @@ from bsgen.problem import (
     parse_precision,
     parse_target,
 )
-from bsgen.report import OpReport, Report
 from bsgen.runtime import driver
+
+if TYPE_CHECKING:
+    from bsgen.plan import Plan
+    from bsgen.report import Report
 
 DEFAULT_ARCH = "sm_90a"
 OPS = ("fprop", "dgrad", "wgrad")
@@ -205,6 +207,8 @@ class MatMul:
 
     def report(self) -> Report:
         """For each op the plan, registers, spills, shared memory and predicted time."""
+        from bsgen.report import OpReport, Report
+
         ops = tuple(OpReport.of(operation) for operation in self._operations.values())
         return Report(repr(self.layout), self.block_size, str(self.dtype), ops)
 

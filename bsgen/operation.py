@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bsgen import reference
 from bsgen.compiled import Compiled, compiled
 from bsgen.emit import Source, render
 from bsgen.errors import ArgumentError
 from bsgen.nvrtc import Binary
 from bsgen.operands import contract_of
-from bsgen.plan import Plan, choose
-from bsgen.plan.launch import Outline
+from bsgen.outline import Outline
 from bsgen.problem import Problem, Target
 from bsgen.runtime import context
 from bsgen.runtime.arrays import CPU, Framework, View, framework_of, stream_handle
@@ -24,6 +22,9 @@ from bsgen.runtime.express import Express
 from bsgen.runtime.host_arrays import NumPy
 from bsgen.runtime.launch import Kernels
 from bsgen.runtime.torch_arrays import Torch
+
+if TYPE_CHECKING:
+    from bsgen.plan import Plan
 
 
 class _Call(NamedTuple):
@@ -73,6 +74,8 @@ class Operation:
     @cached_property
     def plan(self) -> Plan:
         """How it is done; made only when asked for, a warm start needs no more than its outline."""
+        from bsgen.plan import choose  # the planner is a third of the import time, and a warm start needs none
+
         return choose(self.problem, self.target)
 
     @cached_property
@@ -158,6 +161,8 @@ class Operation:
     def _reference(self, call: _Call) -> np.ndarray[Any, Any]:
         if not call.n or 0 in call.shape:
             return np.zeros(call.shape, self.problem.dtype.numpy)
+        from bsgen import reference
+
         rows = self.contract.rows
         flat = {name: array.reshape(call.n, -1) if name in rows else array for name, array in call.arrays.items()}
         return reference.run(self.plan, flat).reshape(call.shape)

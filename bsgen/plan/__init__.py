@@ -7,7 +7,7 @@ from types import ModuleType
 
 from bsgen.errors import PlanError
 from bsgen.plan import matmul, wgrad
-from bsgen.plan.launch import Outline
+from bsgen.outline import Outline
 from bsgen.plan.matmul import MatMulPlan
 from bsgen.plan.wgrad import WGradPlan
 from bsgen.problem import Op, Problem, Target

@@ -12,7 +12,7 @@ import numpy as np
 from bsgen.plan import occupancy
 from bsgen.plan.blocks import IntArray
 from bsgen.plan.cost import Cost, wgrad_cost
-from bsgen.plan.launch import Grid, Launch, Workspace
+from bsgen.outline import Grid, Launch, Workspace
 from bsgen.plan.tile import CHUNK_BYTES, MMA_COLUMNS, MMA_ROWS, Math, math_of
 from bsgen.problem import Problem, Target
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bsgen.operands import ALIGNMENT, MAXIMUM_ROWS, Contract
-from bsgen.plan.launch import Workspace
+from bsgen.outline import Workspace
 from bsgen.runtime.launch import Kernels
 from bsgen.runtime.torch_arrays import Torch
 
@@ -23,54 +23,61 @@ class Express:
         self._dtype = framework.dtypes[contract.dtype.value]
         self._float32 = framework.dtypes["float32"]
         self._leading, self._width = contract.leading, contract.rows[contract.leading]
-        self._rows, self._fixed = contract.rows, contract.fixed
+        # Name, shape and width of the others; one of shape and width is given.
+        self._others = [(name, shape, 0) for name, shape in contract.fixed.items()]
+        self._others += [(name, None, width) for name, width in contract.rows.items() if name != contract.leading]
         self._result_features, self._result_shape = contract.result_features, contract.result_shape
-        self._workspace, self._kernels, self._stream = workspace, kernels, framework.current
-        self._scratch = workspace != Workspace()
+        self._scratch = None if workspace == Workspace() else workspace.elements
+        self._kernels, self._stream = kernels, framework.current
         self._fresh, self._current_device = framework.fresh, framework.current_device
 
     def __call__(self, arrays: Mapping[str, Any]) -> Any | None:
         """The result, or None where this is not the common call."""
+        try:
+            operands = self._operands(arrays)
+        except RuntimeError:  # a sparse tensor, say, has no address
+            return None
+        if operands is None:
+            return None
         first = arrays[self._leading]
-        if type(first) not in self._kinds or not first.is_cuda:
-            return None
-        shape = first.shape
-        if not shape:
-            return None
-        *lead, _ = shape
-        device, n = first.get_device(), first.numel() // self._width
-        operands = self._addresses(arrays, lead, device)
-        if operands is None or not 0 < n <= MAXIMUM_ROWS:
-            return None
-        out = self._empty(first, self._result_shape or (*lead, self._result_features), device)
-        operands["out"], operands["n"], operands["accumulate"] = out.data_ptr(), n, 0
-        scratch = self._scratch and self._workspace.elements(n)
-        if scratch:
+        device = first.get_device()
+        out = self._empty(first, self._result_shape or (*first.shape[:-1], self._result_features), device)
+        operands["out"] = out.data_ptr()
+        if self._scratch is not None and (scratch := self._scratch(operands["n"])):
             workspace = first.new_empty(scratch, dtype=self._float32)
             operands["workspace"] = workspace.data_ptr()
         self._kernels(device, self._stream(device), operands)
         return out
+
+    def _operands(self, arrays: Mapping[str, Any]) -> dict[str, int] | None:
+        """The kernels' arguments but for the result, or None."""
+        first, dtype, kinds = arrays[self._leading], self._dtype, self._kinds
+        if type(first) not in kinds or first.dtype is not dtype or not first.is_cuda or not first.is_contiguous():
+            return None
+        *lead, width = first.shape or (0,)
+        n = lead[0] if len(lead) == 1 else first.numel() // self._width
+        address = first.data_ptr()
+        if width != self._width or address % ALIGNMENT or not 0 < n <= MAXIMUM_ROWS:
+            return None
+        device = first.get_device()
+        operands = {self._leading: address, "n": n, "accumulate": 0}
+        for name, fixed, width in self._others:
+            array = arrays[name]
+            if (
+                type(array) not in kinds
+                or array.dtype is not dtype
+                or array.get_device() != device
+                or array.shape != (fixed or (*lead, width))
+                or not array.is_contiguous()
+            ):
+                return None
+            address = operands[name] = array.data_ptr()
+            if address % ALIGNMENT:
+                return None
+        return operands
 
     def _empty(self, like: Any, shape: tuple[int, ...], device: int) -> Any:
         """A new tensor; the quick way knows only the current GPU, and here only two dimensions."""
         if self._fresh is None or len(shape) != 2 or self._current_device() != device:
             return like.new_empty(shape)
         return self._fresh(shape, (shape[1], 1), self._dtype)
-
-    def _addresses(self, arrays: Mapping[str, Any], lead: list[int], device: int) -> dict[str, int] | None:
-        addresses: dict[str, int] = {}
-        for name, array in arrays.items():
-            shape = self._fixed.get(name) or (*lead, self._rows[name])
-            if (
-                type(array) not in self._kinds
-                or array.shape != shape
-                or array.dtype is not self._dtype
-                or not array.is_cuda
-                or array.get_device() != device
-                or not array.is_contiguous()
-            ):
-                return None
-            pointer = addresses[name] = array.data_ptr()
-            if pointer % ALIGNMENT:
-                return None
-        return addresses

@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import Any, Protocol
 
 from bsgen.errors import ArgumentError
-from bsgen.plan.launch import Launch, Workspace
+from bsgen.outline import Launch, Workspace
 from bsgen.runtime import context, driver
 
 MAXIMUM_ARGUMENTS = 16
@@ -46,21 +46,30 @@ class _Arguments(threading.local):
 
 
 _arguments = _Arguments()
+_handles: dict[int, Any] = {}  # CUstream of each address: making one takes longer than finding it
+_MAXIMUM_HANDLES = 256
+
+
+def _handle(stream: int) -> Any:
+    if len(_handles) >= _MAXIMUM_HANDLES:  # a program that makes streams without end
+        _handles.clear()
+    return _handles.setdefault(stream, driver.bindings().CUstream(stream))
 
 
 class _Loaded:
     """A launch with its function of one device, taken apart so that enqueuing it is little work."""
 
     def __init__(self, launch: Launch, function: Any) -> None:
-        self.grid, self.threads, self.shared_memory = launch.grid, launch.threads, launch.shared_memory
+        self.blocks, self.rows = launch.grid.blocks, launch.grid.rows
+        self.threads, self.shared_memory = launch.threads, launch.shared_memory
         self.function, self.pick = function, itemgetter(*launch.arguments)
         codes = ("i4x" if name in INTEGERS else "Q" for name in launch.arguments)
         self.pack = struct.Struct("<" + "".join(codes)).pack_into
         self.enqueue = driver.bindings().cuLaunchKernel
 
-    def __call__(self, stream: int, operands: Mapping[str, int]) -> None:
-        """Enqueue it."""
-        blocks = self.grid.size(operands["n"])
+    def __call__(self, stream: Any, operands: Mapping[str, int]) -> None:
+        """Enqueue it on a CUstream."""
+        blocks = self.blocks * -(-operands["n"] // self.rows) if self.rows else self.blocks  # as Grid.size
         if not 0 < blocks <= MAXIMUM_BLOCKS:
             return _refuse(blocks, operands["n"])
         arguments = _arguments
@@ -116,10 +125,11 @@ class Kernels:
         if loaded is None:
             context.forbid_capture(device, stream)
             loaded = self.load(device)
+        handle = _handles.get(stream) or _handle(stream)
         pushed = driver.enter(device)
         try:
             for kernel in loaded:
-                kernel(stream, operands)
+                kernel(handle, operands)
         finally:
             if pushed:
                 driver.leave()
