@@ -20,8 +20,8 @@ from bsgen.files import reason, write_together
 from bsgen.matmul import DEFAULT_ARCH
 from bsgen.nvrtc import FIXED_OPTIONS
 from bsgen.operation import Operation
-from bsgen.plan import Plan
 from bsgen.outline import Launch
+from bsgen.plan import Plan
 from bsgen.problem import DType, Precision, Problem
 from bsgen.runtime import driver
 

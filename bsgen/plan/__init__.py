@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from bsgen.errors import PlanError
-from bsgen.plan import matmul, wgrad
 from bsgen.outline import Outline
+from bsgen.plan import matmul, wgrad
 from bsgen.plan.matmul import MatMulPlan
 from bsgen.plan.wgrad import WGradPlan
 from bsgen.problem import Op, Problem, Target

@@ -10,10 +10,10 @@ from itertools import islice
 
 import numpy as np
 
+from bsgen.outline import Grid, Launch, Workspace
 from bsgen.plan import occupancy
 from bsgen.plan.blocks import IntArray, OutputBlocks, Part, Reduction, output_blocks, split
 from bsgen.plan.cost import Cost, matmul_cost
-from bsgen.outline import Grid, Launch, Workspace
 from bsgen.plan.stages import RecordFormat, Stage, encode, pack, tile_items
 from bsgen.plan.tile import CHUNK_BYTES, Geometry, TileShape, geometry, math_of
 from bsgen.problem import Op, Problem, Target

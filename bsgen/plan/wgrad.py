@@ -9,10 +9,10 @@ from itertools import product
 
 import numpy as np
 
+from bsgen.outline import Grid, Launch, Workspace
 from bsgen.plan import occupancy
 from bsgen.plan.blocks import IntArray
 from bsgen.plan.cost import Cost, wgrad_cost
-from bsgen.outline import Grid, Launch, Workspace
 from bsgen.plan.tile import CHUNK_BYTES, MMA_COLUMNS, MMA_ROWS, Math, math_of
 from bsgen.problem import Problem, Target
 

@@ -24,7 +24,9 @@ class Express:
         self._float32 = framework.dtypes["float32"]
         self._leading, self._width = contract.leading, contract.rows[contract.leading]
         # Name, shape and width of the others; one of shape and width is given.
-        self._others = [(name, shape, 0) for name, shape in contract.fixed.items()]
+        self._others: list[tuple[str, tuple[int, ...] | None, int]] = [
+            (name, shape, 0) for name, shape in contract.fixed.items()
+        ]
         self._others += [(name, None, width) for name, width in contract.rows.items() if name != contract.leading]
         self._result_features, self._result_shape = contract.result_features, contract.result_shape
         self._scratch = None if workspace == Workspace() else workspace.elements
