@@ -8,14 +8,39 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Grid:
-    """A linear grid: `blocks` thread blocks, times ceil(N / rows) when `rows` is not 0."""
+    """A linear grid: `blocks` thread blocks, times ceil(N / rows) when `rows` is not 0.
+
+    A persistent grid has at most as many thread blocks as the GPU has multiprocessors.
+    """
 
     blocks: int
     rows: int = 0
+    persistent: bool = False
 
-    def size(self, n: int) -> int:
-        """Thread blocks for N = `n`; 0 means there is nothing to launch."""
-        return self.blocks * (-(-n // self.rows) if self.rows else 1)
+    def size(self, n: int, sms: int) -> int:
+        """Thread blocks for N = `n` on a GPU of `sms` multiprocessors; 0 means there is nothing to launch."""
+        blocks = self.blocks * (-(-n // self.rows) if self.rows else 1)
+        return min(blocks, sms) if self.persistent else blocks
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """How TMA reads an operand: a matrix of `rows` (0: N) times `columns`, in boxes; a row of a box is one swizzle line.
+
+    Encoded for each call by cuTensorMapEncodeTiled; the kernel takes it as the argument `<operand>_map`.
+    """
+
+    operand: str
+    columns: int
+    rows: int
+    box_columns: int
+    box_rows: int
+    dtype: str
+
+    @property
+    def argument(self) -> str:
+        """The kernel's name for it."""
+        return f"{self.operand}_map"
 
 
 @dataclass(frozen=True)
@@ -24,6 +49,7 @@ class Launch:
 
     `arguments` names the kernel's parameters in order. Pointers: x, dy, w, out, bias, residual, workspace; 32-bit
     integers: n (rows of x), accumulate (wgrad: 1 adds into out). dgrad's activations are called dy, wgrad has x and dy.
+    `maps` are those of its arguments that are tensor maps.
     """
 
     entry: str
@@ -31,6 +57,7 @@ class Launch:
     threads: int
     shared_memory: int
     arguments: tuple[str, ...]
+    maps: tuple[TensorMap, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,8 +86,10 @@ class Outline:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Outline:
         """The outline that `dataclasses.asdict` gave `fields` of."""
-        launches = [
-            Launch(**{**launch, "grid": Grid(**launch["grid"]), "arguments": tuple(launch["arguments"])})
-            for launch in fields["launches"]
-        ]
+        launches = [_launch(launch) for launch in fields["launches"]]
         return cls(**{**fields, "launches": tuple(launches), "workspace": Workspace(**fields["workspace"])})
+
+
+def _launch(fields: dict[str, Any]) -> Launch:
+    maps = tuple(TensorMap(**tensor_map) for tensor_map in fields["maps"])
+    return Launch(**{**fields, "grid": Grid(**fields["grid"]), "arguments": tuple(fields["arguments"]), "maps": maps})

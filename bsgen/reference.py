@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bsgen.plan import MatMulPlan, Plan, WGradPlan
-from bsgen.plan.matmul import NO_OUTPUT
+from bsgen.plan import HopperPlan, MatMulPlan, Plan, WGradPlan
+from bsgen.plan.product import NO_OUTPUT
 from bsgen.plan.wgrad import NO_UNIT
 from bsgen.problem import Activation, Op, Problem
+from bsgen.reference_rings import ring_terms
 
 Array = NDArray[Any]
 
@@ -31,13 +32,14 @@ def run(plan: Plan, operands: Mapping[str, Array]) -> Array:
         return result.astype(plan.problem.dtype.numpy)
 
 
-def _matmul(plan: MatMulPlan, operands: Mapping[str, Array]) -> Array:
+def _matmul(plan: HopperPlan | MatMulPlan, operands: Mapping[str, Array]) -> Array:
     activations, weights = operands[plan.activations], operands["w"].reshape(-1)
     rows, block = len(activations), plan.geometry.block
     out = np.zeros((rows, plan.features[1]), np.float32)
     partials = np.zeros((plan.partials, rows, block), np.float32)
+    terms = ring_terms if isinstance(plan, HopperPlan) else slot_terms
     for tile in range(plan.tiles):
-        for slot, (inputs, pieces) in enumerate(slot_terms(plan, tile)):
+        for slot, (inputs, pieces) in enumerate(terms(plan, tile)):
             target = int(plan.targets[tile, slot])
             if target == NO_OUTPUT:
                 continue

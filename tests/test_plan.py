@@ -154,14 +154,14 @@ def check_matmul_launches(plan: MatMulPlan) -> None:
     shape, block = plan.geometry.shape, plan.problem.block_size
     check_launches(plan)
     assert shape.rows == shape.warps_m * shape.m_tiles * 16
-    assert main.grid.size(0) == 0
+    assert main.grid.size(0, 132) == 0
     for n in BATCHES:
-        assert main.grid.size(n) == plan.tiles * -(-n // shape.rows)
+        assert main.grid.size(n, 132) == plan.tiles * -(-n // shape.rows)
         assert plan.workspace.elements(n) == plan.partials * n * block
     assert len(reduce) == bool(plan.reductions)
     for launch in reduce:
         rows = launch.threads * 2 // block
-        assert [launch.grid.size(n) for n in BATCHES] == [len(plan.reductions) * -(-n // rows) for n in BATCHES]
+        assert [launch.grid.size(n, 132) for n in BATCHES] == [len(plan.reductions) * -(-n // rows) for n in BATCHES]
 
 
 def check_launches(plan: Plan) -> None:
@@ -222,11 +222,11 @@ def check_wgrad_launches(plan: WGradPlan) -> None:
         assert plan.launches == ()
         return
     main, *reduce = plan.launches
-    assert {main.grid.size(n) for n in BATCHES} == {plan.tiles * plan.splits}
+    assert {main.grid.size(n, 132) for n in BATCHES} == {plan.tiles * plan.splits}
     assert len(reduce) == (plan.splits > 1)
     assert plan.workspace.elements(5) == (plan.splits * elements if plan.splits > 1 else 0)
     for launch in reduce:
-        covered = launch.grid.size(1) * launch.threads * 4
+        covered = launch.grid.size(1, 132) * launch.threads * 4
         assert covered - launch.threads * 4 < elements <= covered
     assert all("accumulate" in launch.arguments for launch in plan.launches[-1:])
 

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 from bsgen.errors import ArgumentError
 from bsgen.outline import Launch, Workspace
-from bsgen.runtime import context, driver
+from bsgen.runtime import context, driver, tensor_maps
 
 MAXIMUM_ARGUMENTS = 16
 MAXIMUM_BLOCKS = 2**31 - 1
+SLOT_BYTES = tensor_maps.BYTES
 INTEGERS = frozenset({"n", "accumulate"})
 
 
@@ -33,15 +34,15 @@ class Cubin(Protocol):
 
 
 class _Arguments(threading.local):
-    """Room for a kernel's arguments, one 8-byte slot each, and the pointers to them that the driver reads.
+    """Room for a kernel's arguments, a slot each, and the pointers to them that the driver reads.
 
     Made once a thread: the driver copies the arguments before a launch returns.
     """
 
     def __init__(self) -> None:
-        self.slots = (ctypes.c_uint64 * MAXIMUM_ARGUMENTS)()
-        first = ctypes.addressof(self.slots)
-        self.pointers = (ctypes.c_void_p * MAXIMUM_ARGUMENTS)(*(first + 8 * i for i in range(MAXIMUM_ARGUMENTS)))
+        self.slots = (ctypes.c_char * (SLOT_BYTES * MAXIMUM_ARGUMENTS))()
+        first, places = ctypes.addressof(self.slots), range(0, SLOT_BYTES * MAXIMUM_ARGUMENTS, SLOT_BYTES)
+        self.pointers = (ctypes.c_void_p * MAXIMUM_ARGUMENTS)(*(first + place for place in places))
         self.address = ctypes.addressof(self.pointers)
 
 
@@ -59,17 +60,23 @@ def _handle(stream: int) -> Any:
 class _Loaded:
     """A launch with its function of one device, taken apart so that enqueuing it is little work."""
 
-    def __init__(self, launch: Launch, function: Any) -> None:
+    def __init__(self, launch: Launch, function: Any, sms: int) -> None:
         self.blocks, self.rows = launch.grid.blocks, launch.grid.rows
+        self.most = sms if launch.grid.persistent else MAXIMUM_BLOCKS + 1
         self.threads, self.shared_memory = launch.threads, launch.shared_memory
         self.function, self.pick = function, itemgetter(*launch.arguments)
-        codes = ("i4x" if name in INTEGERS else "Q" for name in launch.arguments)
+        self.maps = [(tensor_map.argument, tensor_maps.Encoder(tensor_map)) for tensor_map in launch.maps]
+        codes = (_code(name, launch) for name in launch.arguments)
         self.pack = struct.Struct("<" + "".join(codes)).pack_into
         self.enqueue = driver.bindings().cuLaunchKernel
 
-    def __call__(self, stream: Any, operands: Mapping[str, int]) -> None:
-        """Enqueue it on a CUstream."""
+    def __call__(self, stream: Any, operands: dict[str, Any]) -> None:
+        """Enqueue it on a CUstream; tensor maps are added to `operands`."""
         blocks = self.blocks * -(-operands["n"] // self.rows) if self.rows else self.blocks  # as Grid.size
+        if blocks > self.most:
+            blocks = self.most
+        for name, encode in self.maps:
+            operands[name] = encode(operands[encode.operand], operands["n"])
         if not 0 < blocks <= MAXIMUM_BLOCKS:
             return _refuse(blocks, operands["n"])
         arguments = _arguments
@@ -80,6 +87,13 @@ class _Loaded:
         if error:
             raise driver.failure("cuLaunchKernel", error)
         return None
+
+
+def _code(name: str, launch: Launch) -> str:
+    """How `struct` writes an argument, padded to a slot."""
+    if name in INTEGERS:
+        return f"i{SLOT_BYTES - 4}x"
+    return f"{SLOT_BYTES}s" if name in {tensor_map.argument for tensor_map in launch.maps} else f"Q{SLOT_BYTES - 8}x"
 
 
 def _refuse(blocks: int, n: int) -> None:
@@ -108,7 +122,8 @@ class Kernels:
                 self._check_arch(device)
                 sizes = {launch.entry: launch.shared_memory for launch in self.launches}
                 functions = context.load(device, self.binary.cubin, sizes)
-                self._loaded[device] = tuple(_Loaded(launch, functions[launch.entry]) for launch in self.launches)
+                sms = driver.device(device).sms
+                self._loaded[device] = tuple(_Loaded(launch, functions[launch.entry], sms) for launch in self.launches)
             return self._loaded[device]
 
     def _check_arch(self, device: int) -> None:
@@ -126,10 +141,11 @@ class Kernels:
             context.forbid_capture(device, stream)
             loaded = self.load(device)
         handle = _handles.get(stream) or _handle(stream)
+        named = dict(operands)
         pushed = driver.enter(device)
         try:
             for kernel in loaded:
-                kernel(handle, operands)
+                kernel(handle, named)
         finally:
             if pushed:
                 driver.leave()

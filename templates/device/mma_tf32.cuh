@@ -1,9 +1,4 @@
-// Round to TF32 (to nearest, ties away from zero); the tensor core alone would cut the bits off.
-__device__ __forceinline__ u32 tf32(u32 bits) {
-    u32 rounded;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
-    return rounded;
-}
+//% include "device/tf32.cuh"
 
 // d += a * b on tensor cores, 16 x 8 x 8, TF32 in, float32 sums (PTX: mma.sync.m16n8k8).
 __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {

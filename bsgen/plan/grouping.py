@@ -1,0 +1,91 @@
+"""Which output blocks a tile computes, and in which slots: in order, balanced for skewed layouts, or by the inputs they share."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from bsgen.plan.blocks import OutputBlocks, Part, Reduction, split
+from bsgen.problem import Target
+
+UNEVEN = 3.0  # and of so many, worth nothing but that
+SKEWED = 1.5  # a longest output block of so many times the mean is worth balancing
+Tiles = Sequence[Sequence[Part | None]]
+Grouping = tuple[str, Tiles, tuple[Reduction, ...]]
+
+
+def groupings(view: OutputBlocks, columns: int, slots: int, target: Target) -> Iterator[Grouping]:
+    """Ways to fill tiles of `columns` times `slots`: contiguous; for skewed layouts balanced, and with long output blocks split."""
+    tile_slots, longest = columns * slots, max(1, int(view.work.max()))
+    parts, _ = split(view, longest)
+    yield "contiguous", _in_tiles(parts, tile_slots), ()
+    if not skewed(view):
+        return
+    yield "balanced", balanced(parts, columns, slots), ()
+    fair = max(4, int(view.work.sum()) // max(-(-view.outputs // tile_slots), target.sms // 4))
+    if longest > fair:
+        parts, reductions = split(view, fair)
+        yield "balanced", balanced(parts, columns, slots), reductions
+
+
+def skewed(view: OutputBlocks) -> bool:
+    """Whether some output block has so many more inputs than the mean that tiles of neighbours would be uneven."""
+    return bool(max(1, int(view.work.max())) > SKEWED * view.work.mean())
+
+
+def similar(view: OutputBlocks, tile_slots: int) -> Iterator[Grouping]:
+    """Output blocks that share inputs in one tile: greedily, each next one shares most with those that the tile has."""
+    if view.outputs <= tile_slots or int(view.work.max()) > UNEVEN * view.work.mean():
+        return
+    uses = np.zeros((view.inputs_total, view.outputs), bool)
+    uses[view.inputs, np.repeat(np.arange(view.outputs), view.work)] = True
+    free = np.ones(view.outputs, bool)
+    order: list[int] = []
+    while free.any():
+        order += _tile_of_similar(uses, free, tile_slots)
+    parts, _ = split(view, max(1, int(view.work.max())))
+    yield "similar", _in_tiles([parts[output] for output in order], tile_slots), ()
+
+
+def _tile_of_similar(uses: np.ndarray, free: np.ndarray, tile_slots: int) -> list[int]:
+    """One tile's output blocks, taken out of `free`; starts from the first that is free."""
+    chosen: list[int] = []
+    covered = np.zeros(len(uses), bool)
+    shared = np.zeros(len(free), np.int64)
+    while free.any() and len(chosen) < tile_slots:
+        output = int(np.argmax(np.where(free, shared, -1)))
+        chosen.append(output)
+        free[output] = False
+        fresh = uses[:, output] & ~covered
+        covered |= fresh
+        shared += np.count_nonzero(uses[fresh], axis=0)
+    return chosen
+
+
+def balanced(parts: Sequence[Part], columns: int, slots: int) -> list[list[Part | None]]:
+    """Longest part first into the lightest tile with a free slot, and likewise onto the columns of warps inside a tile."""
+    tile_slots = columns * slots
+    tiles = _spread(sorted(parts, key=lambda part: -part.work), -(-len(parts) // tile_slots), tile_slots)
+    tiles.sort(key=lambda tile: -sum(part.work for part in tile))
+    return [[slot for warp in _spread(tile, columns, slots) for slot in _padded(warp, slots)] for tile in tiles]
+
+
+def _in_tiles(parts: Sequence[Part], tile_slots: int) -> list[list[Part | None]]:
+    return [_padded(parts[i : i + tile_slots], tile_slots) for i in range(0, len(parts), tile_slots)]
+
+
+def _spread(parts: Sequence[Part], bins: int, space: int) -> list[list[Part]]:
+    filled: list[list[Part]] = [[] for _ in range(bins)]
+    heap = [(0, index) for index in range(bins)]
+    for part in parts:
+        load, index = heapq.heappop(heap)
+        filled[index].append(part)
+        if len(filled[index]) < space:
+            heapq.heappush(heap, (load + part.work, index))
+    return filled
+
+
+def _padded(parts: Sequence[Part], length: int) -> list[Part | None]:
+    return [*parts, *[None] * (length - len(parts))]

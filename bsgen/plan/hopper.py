@@ -1,0 +1,191 @@
+"""Plans for fprop and dgrad on Hopper: TMA rings and warpgroups that multiply (wgmma), for blocks of 32, 64 and 128."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, islice
+
+import numpy as np
+
+from bsgen.outline import Grid, Launch, TensorMap
+from bsgen.plan.blocks import IntArray, Part, Reduction, output_blocks
+from bsgen.plan.grouping import Tiles, groupings, similar
+from bsgen.plan.hopper_cost import hopper_cost
+from bsgen.plan.product import NO_OUTPUT, ProductPlan
+from bsgen.plan.rings import RingStage, encode_loads, encode_records, pack, record_bytes, tile_items
+from bsgen.plan.warpgroup import WarpgroupGeometry, WarpgroupShape, warpgroup_geometry
+from bsgen.problem import DType, Op, Precision, Problem, Target
+
+BLOCK_SIZES = (32, 64, 128)
+BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
+SAMPLE, SHORTLIST = 6, 2
+STAGES = (4, 6)
+
+
+@dataclass(frozen=True, eq=False)
+class HopperPlan(ProductPlan):
+    """A plan of fprop or dgrad by wgmma: a stage's loads are a row of `loads`, what follows is a row of `records`."""
+
+    geometry: WarpgroupGeometry
+    loads: IntArray
+    records: IntArray
+
+    @property
+    def family(self) -> str:
+        """hopper."""
+        return "hopper"
+
+    @property
+    def template(self) -> str:
+        """The template that renders it."""
+        return "hopper/matmul.cu.j2"
+
+    @property
+    def loads_a_stage(self) -> int:
+        """Words of a stage in `loads`."""
+        return int(self.loads.shape[1])
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of a record."""
+        return record_bytes(self.geometry)
+
+    @property
+    def shared_memory(self) -> int:
+        """Dynamic shared memory, bytes."""
+        return self.geometry.shape.stages * self.geometry.shape.stage_bytes + BARRIER_BYTES
+
+    @property
+    def blocks_per_sm(self) -> int:
+        """Persistent thread blocks have an SM each."""
+        return 1
+
+    @property
+    def maps(self) -> tuple[TensorMap, TensorMap]:
+        """How TMA sees the activations and W."""
+        geo, problem, dtype = self.geometry, self.problem, str(self.problem.dtype)
+        activations = TensorMap(self.activations, self.features[0], 0, geo.depth, geo.shape.rows, dtype)
+        rows = problem.layout.nnz * problem.block_size
+        return activations, TensorMap("w", problem.block_size, rows, geo.box_columns, geo.box_rows, dtype)
+
+    @cached_property
+    def launches(self) -> tuple[Launch, ...]:
+        """The main kernel, and the reduction of split output blocks when there are any."""
+        shape, maps = self.geometry.shape, self.maps
+        arguments = (*(tensor_map.argument for tensor_map in maps), *self.tail_arguments)
+        grid = Grid(self.tiles, shape.rows, persistent=True)
+        return Launch(self.entry, grid, shape.threads, self.shared_memory, arguments, maps), *self.reduce_launches
+
+    @property
+    def summary(self) -> str:
+        """One line: the tile, the pipeline and how the outputs are grouped."""
+        geo, shape = self.geometry, self.geometry.shape
+        return (
+            f"wgmma_{geo.math.ptx}, tile {shape.rows} x {shape.tile_slots * geo.block}, "
+            f"{shape.row_groups} x {shape.columns} warpgroups, "
+            f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, {self.grouping} groups{self.split_text}"
+        )
+
+
+def serves(problem: Problem, target: Target) -> bool:
+    """Whether this family can do it: wgmma takes TF32 only where inputs are contiguous in W, as in dgrad."""
+    if target.arch != "sm_90a" or problem.block_size not in BLOCK_SIZES or not problem.layout.nnz:
+        return False
+    if problem.dtype is DType.FLOAT32:
+        return problem.precision is Precision.TENSOR and problem.op is Op.DGRAD
+    return True
+
+
+# Warpgroups down, across, and columns of each.
+SHAPES = (
+    (2, 2, 128),
+    (2, 2, 160),
+    (1, 4, 128),
+    (4, 1, 128),
+    (2, 1, 256),
+    (2, 2, 64),
+    (1, 4, 64),
+    (1, 4, 32),
+    (1, 2, 256),
+)
+
+
+def shapes(problem: Problem, target: Target) -> Iterator[WarpgroupShape]:
+    """Every shape whose accumulators fit the registers, with every ring."""
+    budget = target.shared_memory - BARRIER_BYTES
+    for row_groups, columns, width in SHAPES:
+        if width % problem.block_size:
+            continue
+        for stages in STAGES:
+            size = budget // stages // 1024 * 1024
+            shape = WarpgroupShape(row_groups, columns, width // problem.block_size, stages, size)
+            geo = warpgroup_geometry(problem, shape)
+            if geo.registers(1) <= shape.consumer_registers and size >= geo.panel_bytes + 2 * geo.piece_bytes + 1024:
+                yield shape
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A candidate before its stages are cut."""
+
+    geometry: WarpgroupGeometry
+    grouping: str
+    tiles: Tiles
+    reductions: tuple[Reduction, ...]
+
+
+def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
+    """Every shape with every grouping; the groupings do not depend on the ring."""
+    if not serves(problem, target):
+        return
+    view = output_blocks(problem)
+    for shape in shapes(problem, target):
+        geo = warpgroup_geometry(problem, shape)
+        ways = chain(groupings(view, shape.columns, shape.slots, target), similar(view, shape.tile_slots))
+        for grouping, tiles, reductions in ways:
+            yield Draft(geo, grouping, tiles, reductions)
+
+
+def candidates(problem: Problem, target: Target) -> Iterator[HopperPlan]:
+    """Plans of all drafts, to measure."""
+    for draft in drafts(problem, target):
+        yield assemble(problem, target, draft)
+
+
+def shortlist(problem: Problem, target: Target) -> Iterator[HopperPlan]:
+    """Plans of the drafts that are predicted, from a sample of their tiles, to be cheapest."""
+    ranked = sorted(drafts(problem, target), key=lambda draft: estimate(problem, target, draft))
+    yield from islice((assemble(problem, target, draft) for draft in ranked), SHORTLIST)
+
+
+def estimate(problem: Problem, target: Target, draft: Draft) -> float:
+    """Predicted seconds from the heaviest tile and a few more."""
+    work = [sum(part.work for part in tile if part is not None) for tile in draft.tiles]
+    chosen = {*range(0, len(work), -(-len(work) // SAMPLE)), max(range(len(work)), key=work.__getitem__)}
+    stages, starts = cut([draft.tiles[i] for i in sorted(chosen)], draft.geometry)
+    share = sum(work[i] for i in chosen) / max(1, sum(work))
+    return hopper_cost(problem, target, draft.geometry, stages, starts, share or 1.0).seconds
+
+
+def cut(tiles: Sequence[Sequence[Part | None]], geo: WarpgroupGeometry) -> tuple[list[RingStage], IntArray]:
+    """The stages of all tiles, one after the other, and where each tile's begin."""
+    stages: list[RingStage] = []
+    starts = [0]
+    for tile in tiles:
+        stages += pack(tile_items(tile, geo), geo)
+        starts.append(len(stages))
+    return stages, np.array(starts, np.int32)
+
+
+def assemble(problem: Problem, target: Target, draft: Draft) -> HopperPlan:
+    """Cut the tiles into stages and encode them."""
+    geo = draft.geometry
+    stages, starts = cut(draft.tiles, geo)
+    targets = [[NO_OUTPUT if part is None else part.target for part in tile] for tile in draft.tiles]
+    cost = hopper_cost(problem, target, geo, stages, starts)
+    return HopperPlan(
+        problem, target, draft.grouping, starts, np.array(targets, np.int32), draft.reductions, cost,
+        geo, encode_loads(stages, geo), encode_records(stages, geo),
+    )  # fmt: skip

@@ -1,0 +1,180 @@
+"""Shapes of the Hopper kernels: warpgroups and their accumulators, and how TMA and wgmma lay matrices out in shared memory.
+
+A *panel* is the activations of one input block, or of a slice of it, for all rows of a tile; a *piece* is what of a stored block
+multiplies it. Both arrive by TMA in boxes of one swizzle line (64 or 128 bytes) a row. Matrix descriptors and fragments are
+those of the PTX ISA, section "Asynchronous warpgroup level matrix multiply-accumulate instructions".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bsgen.plan.tile import Math, math_of
+from bsgen.problem import Op, Problem
+
+LINE_BYTES = 128
+ATOM_ROWS = 8
+WARPGROUP_ROWS = 64
+CONSUMER_REGISTERS = {
+    2: 240,
+    3: 160,
+    4: 120,
+}  # by warpgroups that multiply; with the producer's they fill the register file
+PRODUCER_REGISTERS = 24
+OTHER_REGISTERS = 30  # of a multiplying thread, beside accumulators and fragments
+
+
+@dataclass(frozen=True)
+class WarpgroupShape:
+    """What a candidate decides: warpgroups down and across a tile, output blocks of each, and the ring of stages."""
+
+    row_groups: int
+    columns: int
+    slots: int
+    stages: int = 0
+    stage_bytes: int = 0
+
+    @property
+    def groups(self) -> int:
+        """Warpgroups that multiply."""
+        return self.row_groups * self.columns
+
+    @property
+    def rows(self) -> int:
+        """Rows of a tile."""
+        return WARPGROUP_ROWS * self.row_groups
+
+    @property
+    def tile_slots(self) -> int:
+        """Output blocks of a tile."""
+        return self.columns * self.slots
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block: one more warpgroup loads."""
+        return 128 * (self.groups + 1)
+
+    @property
+    def consumer_registers(self) -> int:
+        """Registers of a thread that multiplies."""
+        return CONSUMER_REGISTERS[self.groups]
+
+    @property
+    def producer_registers(self) -> int:
+        """Registers of a thread that loads."""
+        return PRODUCER_REGISTERS
+
+
+@dataclass(frozen=True)
+class WarpgroupGeometry:
+    """Sizes that follow from a problem and a shape; the template uses these names as its constants."""
+
+    op: Op
+    block: int
+    math: Math
+    shape: WarpgroupShape
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return 16 // self.math.chunk
+
+    @property
+    def depth(self) -> int:
+        """Inputs of a panel: a block, or what of it fits a swizzle line."""
+        return min(self.block, LINE_BYTES // self.itemsize)
+
+    @property
+    def slices(self) -> int:
+        """Panels of an input block."""
+        return self.block // self.depth
+
+    @property
+    def step(self) -> int:
+        """Inputs of a multiply step."""
+        return self.math.depth
+
+    @property
+    def steps(self) -> int:
+        """Multiply steps of a panel."""
+        return self.depth // self.step
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of a panel, and of a box of W: the width of the swizzle."""
+        return self.depth * self.itemsize
+
+    @property
+    def panel_bytes(self) -> int:
+        """Bytes of a panel."""
+        return self.row_bytes * self.shape.rows
+
+    @property
+    def box_columns(self) -> int:
+        """Elements of a row of a box of W."""
+        return self.depth
+
+    @property
+    def box_rows(self) -> int:
+        """Rows of a box of W: the inputs of a piece for fprop, its outputs for dgrad."""
+        return self.depth if self.op is Op.FPROP else self.block
+
+    @property
+    def box_bytes(self) -> int:
+        """Bytes of a box."""
+        return self.row_bytes * self.box_rows
+
+    @property
+    def boxes_across(self) -> int:
+        """Boxes side by side in a stored block."""
+        return self.block // self.box_columns
+
+    @property
+    def piece_boxes(self) -> int:
+        """Boxes of a piece: for fprop all that lie side by side, for dgrad one of them."""
+        return self.boxes_across if self.op is Op.FPROP else 1
+
+    @property
+    def piece_bytes(self) -> int:
+        """Bytes of a piece."""
+        return self.piece_boxes * self.box_bytes
+
+    @property
+    def weights_transposed(self) -> int:
+        """Whether outputs are contiguous in a piece (MN-major), as wgmma's immediate: fprop's are, dgrad's inputs are."""
+        return int(self.op is Op.FPROP)
+
+    @property
+    def weights_high(self) -> int:
+        """High word of a piece's matrix descriptor: bytes between groups of 8 rows, and the swizzle."""
+        swizzle = 1 if self.row_bytes == LINE_BYTES else 2
+        return ATOM_ROWS * self.row_bytes >> 4 | swizzle << 30
+
+    @property
+    def weights_low(self) -> int:
+        """Low word of the descriptor without the address: bytes between boxes that lie side by side."""
+        return self.box_bytes >> 4 << 16
+
+    @property
+    def weights_step(self) -> int:
+        """From one multiply step to the next in a piece, in 16 bytes: rows for fprop, along them for dgrad."""
+        return (self.step * self.row_bytes if self.op is Op.FPROP else self.step * self.itemsize) >> 4
+
+    @property
+    def accumulators(self) -> int:
+        """float32 accumulators of a thread."""
+        return self.shape.slots * self.block // 2
+
+    @property
+    def double_buffered(self) -> bool:
+        """Whether fragments of two panels fit the registers."""
+        return self.registers(2) <= self.shape.consumer_registers
+
+    def registers(self, buffers: int) -> int:
+        """Registers of a multiplying thread with fragments of so many panels."""
+        return self.accumulators + buffers * 4 * self.steps + OTHER_REGISTERS
+
+
+def warpgroup_geometry(problem: Problem, shape: WarpgroupShape) -> WarpgroupGeometry:
+    """The geometry of `problem` under `shape`."""
+    return WarpgroupGeometry(problem.op, problem.block_size, math_of(problem), shape)

@@ -1,0 +1,74 @@
+"""Follows the tables of Hopper plans as the kernel does: bytes of a stage's shared memory back to features and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bsgen.plan import HopperPlan
+from bsgen.problem import Op
+
+Terms = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def ring_terms(plan: HopperPlan, tile: int) -> list[Terms]:
+    """For each slot of a tile: the features it reads [terms], and the elements of W that multiply them [terms, b]."""
+    geo = plan.geometry
+    features: list[list[NDArray[np.int64]]] = [[] for _ in range(geo.shape.tile_slots)]
+    elements: list[list[NDArray[np.int64]]] = [[] for _ in range(geo.shape.tile_slots)]
+    for stage in range(plan.tile_stages[tile], plan.tile_stages[tile + 1]):
+        memory = _Stage(plan, plan.loads[stage])
+        for slot, panel, piece in _visits(plan, plan.records[stage]):
+            features[slot].append(memory.features(panel))
+            elements[slot].append(memory.weights(piece))
+    empty = np.zeros(0, np.int64), np.zeros((0, geo.block), np.int64)
+    return [(np.concatenate(f), np.concatenate(e)) if f else empty for f, e in zip(features, elements, strict=True)]
+
+
+def _visits(plan: HopperPlan, record: NDArray[np.int32]) -> Iterator[tuple[int, int, int]]:
+    """Slot, byte of the panel and byte of the piece of each multiplication of a stage."""
+    geo, words = plan.geometry, record.view(np.uint32).tolist()
+    slots = geo.shape.slots
+    for column in range(geo.shape.columns):
+        for visit in words[words[column] & 0xFFFF : words[column] >> 16]:
+            mask, panel, piece = visit & 0xFF, (visit >> 8 & 0xFF) * 1024, (visit >> 16) * 16
+            for slot in range(slots):
+                if mask >> slot & 1:
+                    yield column * slots + slot, panel, piece
+                    piece += geo.piece_bytes
+
+
+class _Stage:
+    """What the loads of a stage put where."""
+
+    def __init__(self, plan: HopperPlan, loads: NDArray[np.int32]) -> None:
+        self.plan = plan
+        self.panels, boxes = int(loads[0]) & 0xFF, int(loads[0]) >> 8
+        self.firsts = loads[1 : 1 + self.panels].tolist()
+        self.boxes = loads[1 + self.panels : 1 + self.panels + boxes].tolist()
+
+    def features(self, at: int) -> NDArray[np.int64]:
+        """The features of the panel at a byte of the stage."""
+        geo = self.plan.geometry
+        position, inside = divmod(at, geo.panel_bytes)
+        assert not inside, "a visit starts inside a panel"
+        assert position < self.panels, "a visit reads past the panels of its stage"
+        return self.firsts[position] + np.arange(geo.depth, dtype=np.int64)
+
+    def weights(self, at: int) -> NDArray[np.int64]:
+        """The elements of W of the piece at a byte of the stage, [inputs, outputs]."""
+        geo, fprop = self.plan.geometry, self.plan.problem.op is Op.FPROP
+        first, inside = divmod(at - self.panels * geo.panel_bytes, geo.box_bytes)
+        assert not inside, "a piece starts inside a box"
+        assert 0 <= first <= len(self.boxes) - geo.piece_boxes, "a piece reads past the boxes of its stage"
+        boxes = [self._box(place) for place in self.boxes[first : first + geo.piece_boxes]]
+        return np.concatenate(boxes, axis=1) if fprop else boxes[0].T
+
+    def _box(self, place: int) -> NDArray[np.int64]:
+        geo: Any = self.plan.geometry
+        row, column = divmod(place, geo.boxes_across)
+        rows = row + np.arange(geo.box_rows, dtype=np.int64)[:, None]
+        return np.asarray(rows * geo.block + column * geo.box_columns + np.arange(geo.box_columns))

@@ -1,0 +1,63 @@
+"""Tensor maps: how the copy engine of Hopper reads an operand, encoded by the driver for an address and a number of rows."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+from bsgen.outline import TensorMap
+from bsgen.runtime import driver
+
+BYTES = 128
+_ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
+_MAXIMUM_KEPT = 4096
+
+
+class Encoder:
+    """Encodes one map of a launch; remembers what it encoded, as programs call with the same tensors again and again."""
+
+    def __init__(self, spec: TensorMap) -> None:
+        self.spec = spec
+        self.operand, self._kept = spec.operand, dict[tuple[int, int], bytes]()
+
+    def __call__(self, address: int, n: int) -> bytes:
+        """The 128 bytes of the kernel's argument, for an operand at `address` in a call with N = `n`."""
+        found = self._kept.get((address, n))
+        if found is None:
+            if len(self._kept) >= _MAXIMUM_KEPT:
+                self._kept.clear()
+            found = self._kept[address, n] = self._encode(address, self.spec.rows or n)
+        return found
+
+    def _encode(self, address: int, rows: int) -> bytes:
+        spec, item, cuda = self.spec, _ITEMSIZE[self.spec.dtype], driver.bindings()
+        swizzle, kind = _enumerations(item * spec.box_columns, spec.dtype)
+        size, stride, box, one = (
+            [cuda.cuuint64_t(spec.columns), cuda.cuuint64_t(rows)],
+            [cuda.cuuint64_t(spec.columns * item)],
+            [cuda.cuuint32_t(spec.box_columns), cuda.cuuint32_t(spec.box_rows)],
+            [cuda.cuuint32_t(1), cuda.cuuint32_t(1)],
+        )
+        interleave, promotion, fill = _defaults()
+        encoded = driver.call(
+            "cuTensorMapEncodeTiled", kind, 2, address, size, stride, box, one, interleave, swizzle, promotion, fill
+        )
+        return ctypes.string_at(encoded.getPtr(), BYTES)
+
+
+@cache
+def _enumerations(row_bytes: int, dtype: str) -> tuple[Any, Any]:
+    cuda = driver.bindings()
+    swizzle = getattr(cuda.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{row_bytes}B")
+    return swizzle, getattr(cuda.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{dtype.upper()}")
+
+
+@cache
+def _defaults() -> tuple[Any, Any, Any]:
+    cuda = driver.bindings()
+    return (
+        cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+        cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    )
