@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Grid:
-    """A linear grid: `blocks` thread blocks, times ceil(N / rows) when `rows` is not 0.
+    """A linear grid: `blocks` clusters of `cluster` thread blocks, times ceil(N / rows) when `rows` is not 0.
 
     A persistent grid has at most as many thread blocks as the GPU has multiprocessors.
     """
@@ -16,11 +16,12 @@ class Grid:
     blocks: int
     rows: int = 0
     persistent: bool = False
+    cluster: int = 1
 
     def size(self, n: int, sms: int) -> int:
         """Thread blocks for N = `n` on a GPU of `sms` multiprocessors; 0 means there is nothing to launch."""
-        blocks = self.blocks * (-(-n // self.rows) if self.rows else 1)
-        return min(blocks, sms) if self.persistent else blocks
+        clusters = self.blocks * (-(-n // self.rows) if self.rows else 1)
+        return self.cluster * (min(clusters, sms // self.cluster) if self.persistent else clusters)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from bsgen.plan import HopperPlan, MatMulPlan, Plan, WGradPlan
 from bsgen.plan.product import NO_OUTPUT
 from bsgen.plan.wgrad import NO_UNIT
 from bsgen.problem import Activation, Op, Problem
-from bsgen.reference_rings import ring_terms
+from bsgen.reference_rings import Terms, ring_terms
 
 Array = NDArray[Any]
 
@@ -37,9 +37,8 @@ def _matmul(plan: HopperPlan | MatMulPlan, operands: Mapping[str, Array]) -> Arr
     rows, block = len(activations), plan.geometry.block
     out = np.zeros((rows, plan.features[1]), np.float32)
     partials = np.zeros((plan.partials, rows, block), np.float32)
-    terms = ring_terms if isinstance(plan, HopperPlan) else slot_terms
     for tile in range(plan.tiles):
-        for slot, (inputs, pieces) in enumerate(terms(plan, tile)):
+        for slot, (inputs, pieces) in enumerate(_terms(plan, tile)):
             target = int(plan.targets[tile, slot])
             if target == NO_OUTPUT:
                 continue
@@ -55,7 +54,11 @@ def _matmul(plan: HopperPlan | MatMulPlan, operands: Mapping[str, Array]) -> Arr
     return _finish(out, plan.problem, operands)
 
 
-def slot_terms(plan: MatMulPlan, tile: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _terms(plan: HopperPlan | MatMulPlan, tile: int) -> list[Terms]:
+    return ring_terms(plan, tile) if isinstance(plan, HopperPlan) else slot_terms(plan, tile)
+
+
+def slot_terms(plan: MatMulPlan, tile: int) -> list[Terms]:
     """For each slot of a tile: the features it reads [terms], and the elements of W that multiply them [terms, b]."""
     geo, form = plan.geometry, plan.form
     features: list[list[NDArray[np.int64]]] = [[] for _ in range(form.slots)]

@@ -56,7 +56,7 @@ class _Stage:
         position, inside = divmod(at, geo.panel_bytes)
         assert not inside, "a visit starts inside a panel"
         assert position < self.panels, "a visit reads past the panels of its stage"
-        return self.firsts[position] + np.arange(geo.depth, dtype=np.int64)
+        return np.asarray(self.firsts[position] + np.arange(geo.depth, dtype=np.int64))
 
     def weights(self, at: int) -> NDArray[np.int64]:
         """The elements of W of the piece at a byte of the stage, [inputs, outputs]."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain, islice, product
 
 import numpy as np
 
@@ -21,7 +21,8 @@ from bsgen.problem import DType, Op, Precision, Problem, Target
 BLOCK_SIZES = (32, 64, 128)
 BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
 SAMPLE, SHORTLIST = 6, 2
-STAGES = (4, 6)
+STAGES = (3, 4)
+CLUSTERS = (1, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +76,7 @@ class HopperPlan(ProductPlan):
         """The main kernel, and the reduction of split output blocks when there are any."""
         shape, maps = self.geometry.shape, self.maps
         arguments = (*(tensor_map.argument for tensor_map in maps), *self.tail_arguments)
-        grid = Grid(self.tiles, shape.rows, persistent=True)
+        grid = Grid(self.tiles, shape.rows * shape.cluster, persistent=True, cluster=shape.cluster)
         return Launch(self.entry, grid, shape.threads, self.shared_memory, arguments, maps), *self.reduce_launches
 
     @property
@@ -84,7 +85,7 @@ class HopperPlan(ProductPlan):
         geo, shape = self.geometry, self.geometry.shape
         return (
             f"wgmma_{geo.math.ptx}, tile {shape.rows} x {shape.tile_slots * geo.block}, "
-            f"{shape.row_groups} x {shape.columns} warpgroups, "
+            f"{shape.row_groups} x {shape.columns} warpgroups, {f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}"
             f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, {self.grouping} groups{self.split_text}"
         )
 
@@ -101,7 +102,6 @@ def serves(problem: Problem, target: Target) -> bool:
 # Warpgroups down, across, and columns of each.
 SHAPES = (
     (2, 2, 128),
-    (2, 2, 160),
     (1, 4, 128),
     (4, 1, 128),
     (2, 1, 256),
@@ -118,9 +118,9 @@ def shapes(problem: Problem, target: Target) -> Iterator[WarpgroupShape]:
     for row_groups, columns, width in SHAPES:
         if width % problem.block_size:
             continue
-        for stages in STAGES:
+        for cluster, stages in product(CLUSTERS, STAGES):
             size = budget // stages // 1024 * 1024
-            shape = WarpgroupShape(row_groups, columns, width // problem.block_size, stages, size)
+            shape = WarpgroupShape(row_groups, columns, width // problem.block_size, cluster, stages, size)
             geo = warpgroup_geometry(problem, shape)
             if geo.registers(1) <= shape.consumer_registers and size >= geo.panel_bytes + 2 * geo.piece_bytes + 1024:
                 yield shape

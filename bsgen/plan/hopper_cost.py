@@ -38,7 +38,7 @@ def hopper_cost(
     step = max(geo.block / 2, 13.0)
     multiply = pieces * shape.row_groups * geo.steps * step
     demands = {
-        "L2": bytes_in / L2_RATE,
+        "L2": (panels * geo.panel_bytes + pieces * geo.piece_bytes / shape.cluster) / L2_RATE,
         "shared memory": (bytes_in + fragments + pieces * geo.piece_bytes * shape.row_groups) / SHARED_RATE,
         "math": multiply,
         "latency": visits.max(axis=1) * VISIT + multiply / shape.groups + STAGE,
@@ -47,7 +47,7 @@ def hopper_cost(
     sums = np.concatenate([[0.0], np.cumsum(total)])
     outputs = shape.rows * shape.tile_slots * geo.block * geo.itemsize
     tiles = sums[tile_stages[1:]] - sums[tile_stages[:-1]] + TILE + outputs / STORE_RATE * 0.5
-    row_tiles = -(-n // shape.rows)
+    row_tiles = -(-n // (shape.rows * shape.cluster)) * shape.cluster
     seconds = makespan(tiles, row_tiles / share, target.sms) / target.clock
     count = len(tiles) * row_tiles / (share if len(tiles) else 1.0)
     waves = max(1.0, count / target.sms)
@@ -55,7 +55,8 @@ def hopper_cost(
     memory = memory_bytes(problem, n) / target.hbm
     largest = max(demands, key=lambda name: float(demands[name].sum()))
     limiter = "device memory" if memory > seconds else largest
-    return Cost(n, max(seconds, memory) + LAUNCH_SECONDS, limiter, float(bytes_in.sum()) * row_tiles / share)
+    l2_bytes = (panels * geo.panel_bytes + pieces * geo.piece_bytes / shape.cluster).sum()
+    return Cost(n, max(seconds, memory) + LAUNCH_SECONDS, limiter, float(l2_bytes) * row_tiles / share)
 
 
 def _visits(stage: RingStage, geo: WarpgroupGeometry) -> list[int]:

@@ -9,28 +9,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bsgen.plan.occupancy import REGISTERS
 from bsgen.plan.tile import Math, math_of
 from bsgen.problem import Op, Problem
 
 LINE_BYTES = 128
 ATOM_ROWS = 8
 WARPGROUP_ROWS = 64
-CONSUMER_REGISTERS = {
-    2: 240,
-    3: 160,
-    4: 120,
-}  # by warpgroups that multiply; with the producer's they fill the register file
 PRODUCER_REGISTERS = 24
-OTHER_REGISTERS = 30  # of a multiplying thread, beside accumulators and fragments
+OTHER_REGISTERS = 28  # of a multiplying thread, beside accumulators and fragments
 
 
 @dataclass(frozen=True)
 class WarpgroupShape:
-    """What a candidate decides: warpgroups down and across a tile, output blocks of each, and the ring of stages."""
+    """What a candidate decides: warpgroups down and across a tile, output blocks of each, and the ring of stages.
+
+    Thread blocks of a cluster have the same output blocks and neighbouring rows: each piece of W is loaded once for all.
+    """
 
     row_groups: int
     columns: int
     slots: int
+    cluster: int = 1
     stages: int = 0
     stage_bytes: int = 0
 
@@ -55,9 +55,14 @@ class WarpgroupShape:
         return 128 * (self.groups + 1)
 
     @property
+    def launch_registers(self) -> int:
+        """Registers of each thread at launch: what setmaxnreg may hand out again, no more, or the kernel hangs."""
+        return REGISTERS // self.threads // 8 * 8
+
+    @property
     def consumer_registers(self) -> int:
-        """Registers of a thread that multiplies."""
-        return CONSUMER_REGISTERS[self.groups]
+        """Registers of a thread that multiplies, once those that load have given up theirs."""
+        return (self.launch_registers * (self.groups + 1) - PRODUCER_REGISTERS) // self.groups // 8 * 8
 
     @property
     def producer_registers(self) -> int:

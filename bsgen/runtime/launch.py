@@ -61,8 +61,9 @@ class _Loaded:
     """A launch with its function of one device, taken apart so that enqueuing it is little work."""
 
     def __init__(self, launch: Launch, function: Any, sms: int) -> None:
-        self.blocks, self.rows = launch.grid.blocks, launch.grid.rows
-        self.most = sms if launch.grid.persistent else MAXIMUM_BLOCKS + 1
+        grid = launch.grid
+        self.blocks, self.rows = grid.blocks * grid.cluster, grid.rows
+        self.most = sms // grid.cluster * grid.cluster if grid.persistent else MAXIMUM_BLOCKS + 1
         self.threads, self.shared_memory = launch.threads, launch.shared_memory
         self.function, self.pick = function, itemgetter(*launch.arguments)
         self.maps = [(tensor_map.argument, tensor_maps.Encoder(tensor_map)) for tensor_map in launch.maps]
