@@ -29,6 +29,21 @@ def _function(module: Any, entry: str, shared_memory: int) -> Any:
     return function
 
 
+def resident_clusters(ordinal: int, function: Any, size: int, threads: int, shared_memory: int) -> int:
+    """How many clusters of `size` thread blocks of a kernel the device runs at once; not all SMs can pair up."""
+    cuda = driver.bindings()
+    attribute = cuda.CUlaunchAttribute()
+    attribute.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    dimension = attribute.value.clusterDim
+    dimension.x, dimension.y, dimension.z = size, 1, 1
+    config = cuda.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = size, 1, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+    config.sharedMemBytes, config.attrs, config.numAttrs = shared_memory, [attribute], 1
+    with driver.on(ordinal):
+        return int(driver.call("cuOccupancyMaxActiveClusters", function, config))
+
+
 def forbid_capture(ordinal: int, stream: int) -> None:
     """Raise `DriverError` if `stream` is being captured: kernels cannot be loaded then."""
     with driver.on(ordinal):

@@ -60,10 +60,10 @@ def _handle(stream: int) -> Any:
 class _Loaded:
     """A launch with its function of one device, taken apart so that enqueuing it is little work."""
 
-    def __init__(self, launch: Launch, function: Any, sms: int) -> None:
+    def __init__(self, launch: Launch, function: Any, device: int) -> None:
         grid = launch.grid
         self.blocks, self.rows = grid.blocks * grid.cluster, grid.rows
-        self.most = sms // grid.cluster * grid.cluster if grid.persistent else MAXIMUM_BLOCKS + 1
+        self.most = _resident(launch, function, device) if grid.persistent else MAXIMUM_BLOCKS + 1
         self.threads, self.shared_memory = launch.threads, launch.shared_memory
         self.function, self.pick = function, itemgetter(*launch.arguments)
         self.maps = [(tensor_map.argument, tensor_maps.Encoder(tensor_map)) for tensor_map in launch.maps]
@@ -88,6 +88,14 @@ class _Loaded:
         if error:
             raise driver.failure("cuLaunchKernel", error)
         return None
+
+
+def _resident(launch: Launch, function: Any, device: int) -> int:
+    """Thread blocks of a persistent kernel that run at once: more would wait for the first to end."""
+    size = launch.grid.cluster
+    if size == 1:
+        return driver.device(device).sms
+    return size * context.resident_clusters(device, function, size, launch.threads, launch.shared_memory)
 
 
 def _code(name: str, launch: Launch) -> str:
@@ -123,8 +131,9 @@ class Kernels:
                 self._check_arch(device)
                 sizes = {launch.entry: launch.shared_memory for launch in self.launches}
                 functions = context.load(device, self.binary.cubin, sizes)
-                sms = driver.device(device).sms
-                self._loaded[device] = tuple(_Loaded(launch, functions[launch.entry], sms) for launch in self.launches)
+                self._loaded[device] = tuple(
+                    _Loaded(launch, functions[launch.entry], device) for launch in self.launches
+                )
             return self._loaded[device]
 
     def _check_arch(self, device: int) -> None:
