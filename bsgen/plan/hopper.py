@@ -21,6 +21,7 @@ from bsgen.problem import DType, Op, Precision, Problem, Target
 BLOCK_SIZES = (32, 64, 128)
 BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
 SAMPLE, SHORTLIST = 6, 2
+MAXIMUM_SLOTS = 4  # each set of slots has code of its own
 STAGES = (3, 4)
 CLUSTERS = (1, 2)
 
@@ -116,11 +117,12 @@ def shapes(problem: Problem, target: Target) -> Iterator[WarpgroupShape]:
     """Every shape whose accumulators fit the registers, with every ring."""
     budget = target.shared_memory - BARRIER_BYTES
     for row_groups, columns, width in SHAPES:
-        if width % problem.block_size:
+        slots = width // problem.block_size
+        if not 0 < slots <= MAXIMUM_SLOTS:
             continue
         for cluster, stages in product(CLUSTERS, STAGES):
             size = budget // stages // 1024 * 1024
-            shape = WarpgroupShape(row_groups, columns, width // problem.block_size, cluster, stages, size)
+            shape = WarpgroupShape(row_groups, columns, slots, cluster, stages, size)
             geo = warpgroup_geometry(problem, shape)
             if geo.registers(1) <= shape.consumer_registers and size >= geo.panel_bytes + 2 * geo.piece_bytes + 1024:
                 yield shape
