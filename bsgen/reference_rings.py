@@ -33,8 +33,9 @@ def _visits(plan: HopperPlan, record: NDArray[np.int32]) -> Iterator[tuple[int, 
     geo, words = plan.geometry, record.view(np.uint32).tolist()
     slots = geo.shape.slots
     for column in range(geo.shape.columns):
-        for visit in words[words[column] & 0xFFFF : words[column] >> 16]:
-            mask, panel, piece = visit & 0xFF, (visit >> 8 & 0xFF) * 1024, (visit >> 16) * 16
+        first, count = (words[column] & 0xFFFF) // 4, words[column] >> 16
+        for panel, visit in zip(words[first::2][:count], words[first + 1 :: 2][:count], strict=True):
+            mask, piece = visit & 0xFF, (visit >> 16) * 16
             for slot in range(slots):
                 if mask >> slot & 1:
                     yield column * slots + slot, panel, piece

@@ -21,7 +21,7 @@ from bsgen.problem import DType, Op, Precision, Problem, Target
 BLOCK_SIZES = (32, 64, 128)
 BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
 SAMPLE, SHORTLIST = 6, 2
-MAXIMUM_SLOTS = 4  # each set of slots has code of its own
+MAXIMUM_SLOTS = 4  # the tests of more cost as much as they save
 STAGES = (3, 4)
 CLUSTERS = (1, 2)
 
@@ -86,7 +86,8 @@ class HopperPlan(ProductPlan):
         geo, shape = self.geometry, self.geometry.shape
         return (
             f"wgmma_{geo.math.ptx}, tile {shape.rows} x {shape.tile_slots * geo.block}, "
-            f"{shape.row_groups} x {shape.columns} warpgroups, {f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}"
+            f"{shape.row_groups} x {shape.columns} warpgroups of {64 * shape.m_tiles} x {shape.slots * geo.block}, "
+            f"{f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}"
             f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, {self.grouping} groups{self.split_text}"
         )
 
@@ -100,29 +101,32 @@ def serves(problem: Problem, target: Target) -> bool:
     return True
 
 
-# Warpgroups down, across, and columns of each.
+# Warpgroups down and across, 64-row tiles and columns of each.
 SHAPES = (
-    (2, 2, 128),
-    (1, 4, 128),
-    (4, 1, 128),
-    (2, 1, 256),
-    (2, 2, 64),
-    (1, 4, 64),
-    (1, 4, 32),
-    (1, 2, 256),
+    (1, 4, 2, 64),
+    (2, 2, 2, 64),
+    (1, 2, 2, 128),
+    (1, 3, 2, 96),
+    (2, 2, 1, 128),
+    (1, 4, 1, 128),
+    (4, 1, 1, 128),
+    (2, 1, 1, 256),
+    (2, 2, 1, 64),
+    (1, 4, 1, 64),
+    (1, 4, 1, 32),
 )
 
 
 def shapes(problem: Problem, target: Target) -> Iterator[WarpgroupShape]:
     """Every shape whose accumulators fit the registers, with every ring."""
     budget = target.shared_memory - BARRIER_BYTES
-    for row_groups, columns, width in SHAPES:
+    for row_groups, columns, m_tiles, width in SHAPES:
         slots = width // problem.block_size
-        if not 0 < slots <= MAXIMUM_SLOTS:
+        if width % problem.block_size or slots > MAXIMUM_SLOTS:
             continue
         for cluster, stages in product(CLUSTERS, STAGES):
             size = budget // stages // 1024 * 1024
-            shape = WarpgroupShape(row_groups, columns, slots, cluster, stages, size)
+            shape = WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, stages, size)
             geo = warpgroup_geometry(problem, shape)
             if geo.registers(1) <= shape.consumer_registers and size >= geo.panel_bytes + 2 * geo.piece_bytes + 1024:
                 yield shape

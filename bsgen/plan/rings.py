@@ -14,6 +14,7 @@ from bsgen.plan.warpgroup import WarpgroupGeometry
 from bsgen.problem import Op
 
 MAXIMUM_LOADS = 31  # a lane of the loading warp each, beside the head
+VISIT_BYTES, PAST_LAST = 8, 2  # of shared memory; visits that are read, but not followed, after the last
 WINDOW = 24  # panels that are looked at to fill a stage
 
 Item = tuple[int, int, int, int]  # panel, slot, stored block, slice of it
@@ -33,10 +34,15 @@ class RingStage:
 
 
 def record_bytes(geo: WarpgroupGeometry) -> int:
-    """Bytes of a stage's record: bounds and visits of each column of warpgroups, and a word past the last visit."""
+    """Bytes of a stage's record: bounds and visits of each column of warpgroups, and zeros past the last visit."""
     columns, stage_bytes = geo.shape.columns, geo.shape.stage_bytes
     panels = min(MAXIMUM_LOADS // 2, stage_bytes // (geo.panel_bytes + geo.piece_bytes))
-    return -(-4 * (columns + columns * panels + 1) // 16) * 16
+    return -(-(4 * first_visit(columns) + VISIT_BYTES * (columns * panels + PAST_LAST)) // 16) * 16
+
+
+def first_visit(columns: int) -> int:
+    """Word of the first visit in a record: after the bounds, at a multiple of two."""
+    return -(-columns // 2) * 2
 
 
 def room(geo: WarpgroupGeometry) -> int:
@@ -124,10 +130,10 @@ def _boxes(block: int, which: int, geo: WarpgroupGeometry) -> list[int]:
 
 
 def encode_records(stages: Sequence[RingStage], geo: WarpgroupGeometry) -> IntArray:
-    """[stages, words]: first | last << 16 of the words that hold each column's visits, then the visits.
+    """[stages, words]: byte of the first visit | visits << 16 for each column, then the visits, two words each.
 
-    A visit is the mask of the column's slots that use a panel, the panel's place in KiB << 8, and the place of their first
-    piece in 16 bytes << 16; the pieces follow one another by slot.
+    A visit is the place of a panel in bytes; and the mask of the column's slots that use it, with the place of their first
+    piece in 16 bytes << 16. The pieces follow one another by slot.
     """
     table = np.zeros((len(stages), record_bytes(geo) // 4), np.int64)
     for row, stage in zip(table, stages, strict=True):
@@ -136,7 +142,7 @@ def encode_records(stages: Sequence[RingStage], geo: WarpgroupGeometry) -> IntAr
 
 
 def _encode_record(row: np.ndarray, stage: RingStage, geo: WarpgroupGeometry) -> None:
-    slots, word = geo.shape.slots, geo.shape.columns
+    slots, word = geo.shape.slots, first_visit(geo.shape.columns)
     visits: list[list[int]] = [[] for _ in range(geo.shape.columns)]
     piece = 0
     for position, pieces in enumerate(stage.pieces):
@@ -144,9 +150,9 @@ def _encode_record(row: np.ndarray, stage: RingStage, geo: WarpgroupGeometry) ->
             members = list(run)
             mask = sum(1 << slot % slots for slot, _, _ in members)
             place = (len(stage.panels) * geo.panel_bytes + piece * geo.piece_bytes) // 16
-            visits[column].append(mask | position * geo.panel_bytes // 1024 << 8 | place << 16)
+            visits[column] += [position * geo.panel_bytes, mask | place << 16]
             piece += len(members)
     for column, words in enumerate(visits):
-        row[column] = word | word + len(words) << 16
+        row[column] = word * 4 | len(words) // 2 << 16
         row[word : word + len(words)] = words
         word += len(words)

@@ -22,13 +22,14 @@ OTHER_REGISTERS = 28  # of a multiplying thread, beside accumulators and fragmen
 
 @dataclass(frozen=True)
 class WarpgroupShape:
-    """What a candidate decides: warpgroups down and across a tile, output blocks of each, and the ring of stages.
+    """What a candidate decides: warpgroups down and across a tile, 64-row tiles and output blocks of each, and the ring.
 
     Thread blocks of a cluster have the same output blocks and neighbouring rows: each piece of W is loaded once for all.
     """
 
     row_groups: int
     columns: int
+    m_tiles: int
     slots: int
     cluster: int = 1
     stages: int = 0
@@ -42,7 +43,7 @@ class WarpgroupShape:
     @property
     def rows(self) -> int:
         """Rows of a tile."""
-        return WARPGROUP_ROWS * self.row_groups
+        return WARPGROUP_ROWS * self.m_tiles * self.row_groups
 
     @property
     def tile_slots(self) -> int:
@@ -168,7 +169,7 @@ class WarpgroupGeometry:
     @property
     def accumulators(self) -> int:
         """float32 accumulators of a thread."""
-        return self.shape.slots * self.block // 2
+        return self.shape.m_tiles * self.shape.slots * self.block // 2
 
     @property
     def double_buffered(self) -> bool:
@@ -177,7 +178,7 @@ class WarpgroupGeometry:
 
     def registers(self, buffers: int) -> int:
         """Registers of a multiplying thread with fragments of so many panels."""
-        return self.accumulators + buffers * 4 * self.steps + OTHER_REGISTERS
+        return self.accumulators + buffers * 4 * self.steps * self.shape.m_tiles + OTHER_REGISTERS
 
 
 def warpgroup_geometry(problem: Problem, shape: WarpgroupShape) -> WarpgroupGeometry:
