@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice, product
 
@@ -57,7 +57,8 @@ class HopperPlan(ProductPlan):
     @property
     def shared_memory(self) -> int:
         """Dynamic shared memory, bytes."""
-        return self.geometry.shape.stages * self.geometry.shape.stage_bytes + BARRIER_BYTES
+        shape = self.geometry.shape
+        return shape.stages * shape.stage_bytes + BARRIER_BYTES + shape.scratch_bytes
 
     @property
     def blocks_per_sm(self) -> int:
@@ -119,16 +120,19 @@ SHAPES = (
 
 def shapes(problem: Problem, target: Target) -> Iterator[WarpgroupShape]:
     """Every shape whose accumulators fit the registers, with every ring."""
-    budget = target.shared_memory - BARRIER_BYTES
     for row_groups, columns, m_tiles, width in SHAPES:
         slots = width // problem.block_size
         if width % problem.block_size or slots > MAXIMUM_SLOTS:
             continue
         for cluster, stages in product(CLUSTERS, STAGES):
-            size = budget // stages // 1024 * 1024
-            shape = WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, stages, size)
+            shape = WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, stages)
+            budget = target.shared_memory - BARRIER_BYTES - shape.scratch_bytes
+            shape = replace(shape, stage_bytes=budget // stages // 1024 * 1024)
             geo = warpgroup_geometry(problem, shape)
-            if geo.registers(1) <= shape.consumer_registers and size >= geo.panel_bytes + 2 * geo.piece_bytes + 1024:
+            if (
+                geo.registers(1) <= shape.consumer_registers
+                and shape.stage_bytes >= geo.panel_bytes + 2 * geo.piece_bytes + 1024
+            ):
                 yield shape
 
 

@@ -16,6 +16,8 @@ from bsgen.problem import Op, Problem
 LINE_BYTES = 128
 ATOM_ROWS = 8
 WARPGROUP_ROWS = 64
+NARROW = 32
+SCRATCH_BYTES = 512  # of a warp that stores
 PRODUCER_REGISTERS = 24
 OTHER_REGISTERS = 28  # of a multiplying thread, beside accumulators and fragments
 
@@ -39,6 +41,11 @@ class WarpgroupShape:
     def groups(self) -> int:
         """Warpgroups that multiply."""
         return self.row_groups * self.columns
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Shared memory through which results are stored."""
+        return SCRATCH_BYTES * 4 * self.groups
 
     @property
     def rows(self) -> int:
@@ -157,6 +164,11 @@ class WarpgroupGeometry:
         return ATOM_ROWS * self.row_bytes >> 4 | swizzle << 30
 
     @property
+    def panel_high(self) -> int:
+        """High word of a panel's matrix descriptor, where panels are not loaded into registers."""
+        return self.weights_high
+
+    @property
     def weights_low(self) -> int:
         """Low word of the descriptor without the address: bytes between boxes that lie side by side."""
         return self.box_bytes >> 4 << 16
@@ -172,13 +184,20 @@ class WarpgroupGeometry:
         return self.shape.m_tiles * self.shape.slots * self.block // 2
 
     @property
+    def in_registers(self) -> bool:
+        """Whether activations pass through registers: where blocks are narrow, so that shared memory is read once for all slots of
+        a warpgroup; and TF32, to be rounded."""
+        return self.block <= NARROW or self.math.chunk == 4
+
+    @property
     def double_buffered(self) -> bool:
         """Whether fragments of two panels fit the registers."""
-        return self.registers(2) <= self.shape.consumer_registers
+        return self.in_registers and self.registers(2) <= self.shape.consumer_registers
 
     def registers(self, buffers: int) -> int:
         """Registers of a multiplying thread with fragments of so many panels."""
-        return self.accumulators + buffers * 4 * self.steps * self.shape.m_tiles + OTHER_REGISTERS
+        fragments = buffers * 4 * self.steps * self.shape.m_tiles if self.in_registers else 0
+        return self.accumulators + fragments + OTHER_REGISTERS
 
 
 def warpgroup_geometry(problem: Problem, shape: WarpgroupShape) -> WarpgroupGeometry:

@@ -6,11 +6,7 @@ __device__ __forceinline__ void keep(const T*& pointer) {
     asm volatile("" : "+l"(pointer));
 }
 
-// Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
-template <int Chunks>
-__device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
-    return (row * Chunks + (chunk ^ (row / (8 / Chunks) % Chunks))) * 16;
-}
+//% include "device/swizzle.cuh"
 
 // 16 bytes, past L1 (PTX: cp.async, sm_80).
 __device__ __forceinline__ void cp_async_16(u32 shared, const void* global) {
