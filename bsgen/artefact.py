@@ -21,7 +21,7 @@ from bsgen.matmul import DEFAULT_ARCH
 from bsgen.nvrtc import FIXED_OPTIONS
 from bsgen.operation import Operation
 from bsgen.outline import Launch
-from bsgen.plan import Plan
+from bsgen.plan.dense_cost import dense_seconds
 from bsgen.problem import DType, Precision, Problem
 from bsgen.runtime import driver
 
@@ -102,7 +102,7 @@ def _facts(name: str, operation: Operation, compiled: bool) -> dict[str, Any]:
         "problem": _problem(operation.problem),
         "layout": _layout(operation.problem),
         "plan": {"family": plan.family, "summary": plan.summary},
-        "predicted": _prediction(plan),
+        "predicted": _prediction(operation),
         "workspace": asdict(plan.workspace),
         "launches": [_launch(launch) for launch in plan.launches],
         **(_compiled(operation) if compiled else {}),
@@ -130,19 +130,30 @@ def _layout(problem: Problem) -> dict[str, Any]:
     return {"digest": layout.digest, "shape": layout.shape, "nnz": layout.nnz, "density": layout.density}
 
 
-def _prediction(plan: Plan) -> dict[str, Any]:
-    return {"seconds": plan.cost.seconds, "rows": plan.cost.n}
+def _prediction(operation: Operation) -> dict[str, Any]:
+    cost = operation.plan.cost
+    return {
+        "seconds": cost.seconds,
+        "dense_seconds": dense_seconds(operation.problem, operation.target, cost.n),
+        "rows": cost.n,
+    }
 
 
 def _launch(launch: Launch) -> dict[str, Any]:
-    """`blocks` thread blocks, times ceil(N / rows_a_block) where that is not 0; dynamic shared memory in bytes."""
+    """`blocks` thread blocks, in clusters of `cluster`, times ceil(N / rows) where that is not 0; at most what the GPU holds at
+    once where `persistent`. Dynamic shared memory in bytes.
+    """
+    grid = launch.grid
     return {
         "entry": launch.entry,
-        "blocks": launch.grid.blocks,
-        "rows_a_block": launch.grid.rows,
+        "blocks": grid.blocks * grid.cluster,
+        "rows": grid.rows,
+        "cluster": grid.cluster,
+        "persistent": grid.persistent,
         "threads": launch.threads,
         "shared_memory": launch.shared_memory,
         "arguments": launch.arguments,
+        "tensor_maps": [{"argument": each.argument, **asdict(each)} for each in launch.maps],
     }
 
 

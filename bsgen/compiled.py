@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from bsgen.plan import Plan
 
 
+TUNED = "tuned"  # in place of a compiler: a measured choice holds for any
+
+
 @dataclass(frozen=True)
 class Compiled:
     """A problem's outline, source and binary."""
@@ -43,14 +46,39 @@ def compiled(problem: Problem, target: Target, plan: Plan | None = None) -> Comp
     found = _recall(disk, request) if disk else None
     if found is not None:
         return found
-    from bsgen.plan import choose, outline  # most starts are warm and need no planner
+    from bsgen.plan import outline  # most starts are warm and need no planner
 
-    plan = plan or choose(problem, target)
+    plan = plan or planned(problem, target)
     source = render(plan)
     made = Compiled(outline(plan), source, build(source, target.arch))
     if disk:
         _remember(disk, request, made)
     return made
+
+
+def planned(problem: Problem, target: Target) -> Plan:
+    """The plan that `tune` found fastest, else the one that the cost model takes."""
+    from bsgen.plan import candidates, choose
+
+    disk = store.default()
+    text = disk.get_request(key(problem, target, TUNED)) if disk else None
+    if text is None:
+        return choose(problem, target)
+    wanted = json.loads(text)
+    found = (plan for plan in candidates(problem, target) if {"family": plan.family, "plan": plan.summary} == wanted)
+    return next(found, None) or choose(problem, target)
+
+
+def keep(problem: Problem, target: Target, made: Compiled) -> bool:
+    """Have `planned` and `compiled` give this from now on; whether there is a cache to keep it."""
+    disk = store.default()
+    if disk is None:
+        return False
+    disk.put_request(
+        key(problem, target, TUNED), json.dumps({"family": made.outline.family, "plan": made.outline.summary})
+    )
+    _remember(disk, key(problem, target, nvrtc.version()), made)
+    return disk.get_request(key(problem, target, TUNED)) is not None
 
 
 def key(problem: Problem, target: Target, compiler: str) -> str:

@@ -149,14 +149,14 @@ def run_on_gpu(
 def time_op(mm: MatMul, op: str, gpu: driver.Device, operands: Mapping[str, Array]) -> tuple[float, int]:
     """Median seconds of the op's launches, and the rows they had: `operands`, repeated to as many as predicted for."""
     operation = mm.operation(op)
-    rows, plan = operation.plan.cost.n, operation.plan
+    rows, workspace = operation.outline.n, operation.outline.workspace
     arrays = {
         name: operands[name] if name == "w" else np.resize(operands[name], (rows, operands[name].shape[1]))
         for name in INPUTS[op]
     }
     here = {name: transfer.to_device(array, gpu.ordinal) for name, array in arrays.items()}
     here["out"] = DeviceArray(operation.contract.result((rows,)), mm.dtype.value, gpu.ordinal, driver.DEFAULT_STREAM)
-    elements = plan.workspace.elements(rows)
+    elements = workspace.elements(rows)
     here["workspace"] = DeviceArray((elements,), "float32", gpu.ordinal, driver.DEFAULT_STREAM)
     pointers = {name: array.pointer for name, array in here.items()} | {"n": rows, "accumulate": 0}
     kernels, stream = operation.kernels, driver.DEFAULT_STREAM

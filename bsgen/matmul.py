@@ -218,6 +218,15 @@ class MatMul:
         )
 
 
+def parse_problems(
+    layout: object, block_size: object, dtype: object, ops: str | Iterable[str], batch: int | None, precision: object
+) -> list[Problem]:
+    """A problem for each op, without epilogue; raises as `compile` does."""
+    hint = None if batch is None else integer("batch", batch, 1)
+    parsed = Layout.load(layout), parse_block_size(block_size), parse_dtype(dtype), parse_precision(precision)
+    return [Problem(op, *parsed, batch=hint) for op in _parse_ops(ops, Epilogue())]
+
+
 def _target(arch: str | None) -> tuple[Target, bool]:
     """The target, and whether to compile for it now: without a GPU, NumPy arrays need no kernels."""
     if arch is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bsgen.compiled import Compiled, compiled
+from bsgen.compiled import Compiled, compiled, planned
 from bsgen.emit import Source, render
 from bsgen.errors import ArgumentError
 from bsgen.nvrtc import Binary
@@ -74,9 +74,7 @@ class Operation:
     @cached_property
     def plan(self) -> Plan:
         """How it is done; made only when asked for, a warm start needs no more than its outline."""
-        from bsgen.plan import choose  # the planner is a third of the import time, and a warm start needs none
-
-        return choose(self.problem, self.target)
+        return planned(self.problem, self.target)
 
     @cached_property
     def _compiled(self) -> Compiled:

@@ -8,6 +8,7 @@ from typing import Any
 
 from bsgen.nvrtc import KernelFacts
 from bsgen.operation import Operation
+from bsgen.plan.dense_cost import dense_seconds
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class KernelReport:
 
 @dataclass(frozen=True)
 class OpReport:
-    """One op: its plan in a line, its kernels, and the predicted time of a call with `rows` rows (N), in seconds."""
+    """One op: its plan in a line, its kernels, and predicted seconds of a call with `rows` rows (N), and of a dense product."""
 
     op: str
     family: str
@@ -32,6 +33,7 @@ class OpReport:
     plan: str
     kernels: tuple[KernelReport, ...]
     predicted_seconds: float
+    dense_seconds: float
     rows: int
 
     @classmethod
@@ -41,13 +43,22 @@ class OpReport:
         kernels = tuple(
             _kernel(binary.kernel(launch.entry), launch.shared_memory, launch.threads) for launch in outline.launches
         )
-        op, arch = str(operation.problem.op), binary.arch
-        return cls(op, outline.family, arch, outline.summary, kernels, outline.seconds, outline.n)
+        problem, arch = operation.problem, binary.arch
+        dense = dense_seconds(problem, operation.target, outline.n)
+        return cls(str(problem.op), outline.family, arch, outline.summary, kernels, outline.seconds, dense, outline.n)
 
 
 def _kernel(facts: KernelFacts, dynamic: int, threads: int) -> KernelReport:
     return KernelReport(
         facts.name, facts.registers, facts.spill_stores, facts.spill_loads, facts.static_shared + dynamic, threads
+    )
+
+
+def dense_advice(seconds: float, dense: float, rows: int) -> str:
+    """What to say where the dense product is predicted to be faster."""
+    return (
+        f"a dense product would be faster: {dense * 1e6:.1f} us predicted against {seconds * 1e6:.1f} us at N = {rows}; "
+        "use cuBLAS for this layout (torch.matmul), or measure both with bsgen bench"
     )
 
 
@@ -71,6 +82,8 @@ class Report:
         for op in self.ops:
             time = f"{op.predicted_seconds * 1e6:.1f} us predicted at N = {op.rows}"
             yield f"{op.op:5}  {op.family}, {op.arch}: {op.plan}; {time}"
+            if op.dense_seconds < op.predicted_seconds:
+                yield f"       {dense_advice(op.predicted_seconds, op.dense_seconds, op.rows)}"
             for kernel in op.kernels:
                 spills = kernel.spill_stores + kernel.spill_loads
                 yield (

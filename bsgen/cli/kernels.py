@@ -11,6 +11,7 @@ from bsgen.artefact import Artefact
 from bsgen.cli.output import progress, table
 from bsgen.operation import Operation
 from bsgen.problem import Problem, Target
+from bsgen.report import dense_advice
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,6 +57,9 @@ def plan_lines(artefacts: Iterable[Artefact]) -> Iterable[str]:
     for facts in (artefact.facts for artefact in artefacts):
         rows = facts["predicted"]["rows"]
         yield f"{facts['problem']['op']:5}  {facts['arch']:7}  {facts['plan']['summary']}; predicted for N = {rows}"
+        seconds, dense = facts["predicted"]["seconds"], facts["predicted"]["dense_seconds"]
+        if dense < seconds:
+            yield f"{facts['problem']['op']:5}  {facts['arch']:7}  {dense_advice(seconds, dense, rows)}"
 
 
 def warning_lines(artefacts: Iterable[Artefact]) -> list[str]:

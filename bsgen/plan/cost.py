@@ -30,6 +30,7 @@ BLOCK_LATENCY = 2500.0  # clocks until the first records and stages have come fr
 SHARED_GAIN = 0.96  # two resident blocks fill each other's gaps better than the demands tell
 EPILOGUE_CLOCKS = 3.3e-3  # an output element
 STEP_RATIO = {"mma_f16": 1.0, "mma_bf16": 1.0, "mma_tf32": 1.3, "fma_f32": 5.5}  # clocks of a multiply step, relative
+MEMORY_OVERLAP = 8.0
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 32)  # of N, for wgrad
 
 
@@ -151,7 +152,12 @@ def _bounded(problem: Problem, target: Target, n: int, seconds: float, demands: 
     memory = memory_bytes(problem, n) / target.hbm
     largest = max(demands, key=lambda name: float(demands[name].sum()))
     limiter = "device memory" if memory > seconds else largest
-    return Cost(n, max(seconds, memory) + LAUNCH_SECONDS, limiter, l2_bytes)
+    return Cost(n, overlapped(seconds, memory) + LAUNCH_SECONDS, limiter, l2_bytes)
+
+
+def overlapped(seconds: float, memory: float) -> float:
+    """Seconds of work and of device memory traffic at once: hardly more than the longer, unless they are about equal."""
+    return float((seconds**MEMORY_OVERLAP + memory**MEMORY_OVERLAP) ** (1 / MEMORY_OVERLAP))
 
 
 def _busiest_warp(stage: Stage, geo: Geometry) -> int:

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, islice, product
+from itertools import product
 
 import numpy as np
 
 from bsgen.outline import Grid, Launch, TensorMap
 from bsgen.plan.blocks import IntArray, Part, Reduction, output_blocks
-from bsgen.plan.grouping import Tiles, groupings, similar
-from bsgen.plan.hopper_cost import hopper_cost
+from bsgen.plan.cost import Cost
+from bsgen.plan.grouping import Grouping, Tiles, groupings, similar
+from bsgen.plan.hopper_cost import Counts, hopper_cost, tile_counts
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
-from bsgen.plan.rings import RingStage, encode_loads, encode_records, pack, record_bytes, tile_items
+from bsgen.plan.rings import RingStage, encode_loads, encode_records, pack, record_bytes, room, tile_items
 from bsgen.plan.warpgroup import WarpgroupGeometry, WarpgroupShape, warpgroup_geometry
 from bsgen.problem import DType, Op, Precision, Problem, Target
 
 BLOCK_SIZES = (32, 64, 128)
 BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
-SAMPLE, SHORTLIST = 6, 2
-MAXIMUM_SLOTS = 4  # the tests of more cost as much as they save
+MAXIMUM_SLOTS = {
+    False: 2,
+    True: 4,
+}  # by TF32: its fragments leave no registers for taller warpgroups, so wider ones serve
 STAGES = (3, 4)
 CLUSTERS = (1, 2)
 
@@ -102,16 +105,13 @@ def serves(problem: Problem, target: Target) -> bool:
     return True
 
 
-# Warpgroups down and across, 64-row tiles and columns of each.
+# Warpgroups down and across, 64-row tiles and columns of each: those that were best for some layout or N on an H200.
 SHAPES = (
     (1, 4, 2, 64),
     (2, 2, 2, 64),
     (1, 2, 2, 128),
-    (1, 3, 2, 96),
     (2, 2, 1, 128),
     (1, 4, 1, 128),
-    (4, 1, 1, 128),
-    (2, 1, 1, 256),
     (2, 2, 1, 64),
     (1, 4, 1, 64),
     (1, 4, 1, 32),
@@ -119,43 +119,51 @@ SHAPES = (
 
 
 def shapes(problem: Problem, target: Target) -> Iterator[WarpgroupShape]:
-    """Every shape whose accumulators fit the registers, with every ring."""
+    """Every shape whose accumulators fit the registers, alone and in clusters, with every ring."""
+    most = MAXIMUM_SLOTS[problem.dtype is DType.FLOAT32]
     for row_groups, columns, m_tiles, width in SHAPES:
         slots = width // problem.block_size
-        if width % problem.block_size or slots > MAXIMUM_SLOTS:
+        if width % problem.block_size or slots > most:
             continue
         for cluster, stages in product(CLUSTERS, STAGES):
-            shape = WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, stages)
-            budget = target.shared_memory - BARRIER_BYTES - shape.scratch_bytes
-            shape = replace(shape, stage_bytes=budget // stages // 1024 * 1024)
+            shape = _with_ring(WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, stages), target)
             geo = warpgroup_geometry(problem, shape)
-            if (
-                geo.registers(1) <= shape.consumer_registers
-                and shape.stage_bytes >= geo.panel_bytes + 2 * geo.piece_bytes + 1024
-            ):
+            if geo.registers(1) <= shape.consumer_registers and room(geo) >= geo.panel_bytes + 2 * geo.piece_bytes:
                 yield shape
+
+
+def _with_ring(shape: WarpgroupShape, target: Target) -> WarpgroupShape:
+    budget = target.shared_memory - BARRIER_BYTES - shape.scratch_bytes
+    return replace(shape, stage_bytes=budget // shape.stages // 1024 * 1024)
 
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """A candidate before its stages are cut."""
+    """A candidate before its stages are cut, with its cost."""
 
     geometry: WarpgroupGeometry
     grouping: str
     tiles: Tiles
     reductions: tuple[Reduction, ...]
+    cost: Cost
 
 
 def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
-    """Every shape with every grouping; the groupings do not depend on the ring."""
+    """Every shape with every grouping."""
     if not serves(problem, target):
         return
     view = output_blocks(problem)
+    ways: dict[tuple[int, int], list[Grouping]] = {}
+    counted: dict[tuple[int, int, int], Counts] = {}
     for shape in shapes(problem, target):
-        geo = warpgroup_geometry(problem, shape)
-        ways = chain(groupings(view, shape.columns, shape.slots, target), similar(view, shape.tile_slots))
-        for grouping, tiles, reductions in ways:
-            yield Draft(geo, grouping, tiles, reductions)
+        geo, key = warpgroup_geometry(problem, shape), (shape.columns, shape.slots)
+        if key not in ways:
+            ways[key] = [*groupings(view, *key, target), *similar(view, shape.tile_slots)]
+        for index, (grouping, tiles, reductions) in enumerate(ways[key]):
+            if (*key, index) not in counted:
+                counted[(*key, index)] = tile_counts(tiles, view.inputs_total, geo)
+            cost = hopper_cost(problem, target, geo, counted[(*key, index)])
+            yield Draft(geo, grouping, tiles, reductions, cost)
 
 
 def candidates(problem: Problem, target: Target) -> Iterator[HopperPlan]:
@@ -165,18 +173,19 @@ def candidates(problem: Problem, target: Target) -> Iterator[HopperPlan]:
 
 
 def shortlist(problem: Problem, target: Target) -> Iterator[HopperPlan]:
-    """Plans of the drafts that are predicted, from a sample of their tiles, to be cheapest."""
-    ranked = sorted(drafts(problem, target), key=lambda draft: estimate(problem, target, draft))
-    yield from islice((assemble(problem, target, draft) for draft in ranked), SHORTLIST)
+    """The plan of the cheapest draft; of rings alike in cost the one that keeps more bytes on their way."""
+    ranked = sorted(drafts(problem, target), key=lambda draft: draft.cost.seconds)
+    if ranked:
+        alike = [draft for draft in ranked if draft.cost.seconds <= ranked[0].cost.seconds]
+        yield assemble(problem, target, max(alike, key=_buffered))
 
 
-def estimate(problem: Problem, target: Target, draft: Draft) -> float:
-    """Predicted seconds from the heaviest tile and a few more."""
-    work = [sum(part.work for part in tile if part is not None) for tile in draft.tiles]
-    chosen = {*range(0, len(work), -(-len(work) // SAMPLE)), max(range(len(work)), key=work.__getitem__)}
-    stages, starts = cut([draft.tiles[i] for i in sorted(chosen)], draft.geometry)
-    share = sum(work[i] for i in chosen) / max(1, sum(work))
-    return hopper_cost(problem, target, draft.geometry, stages, starts, share or 1.0).seconds
+def _buffered(draft: Draft) -> float:
+    """Bytes that the ring holds when full, from the stages of its first tile."""
+    geo, tile = draft.geometry, max(draft.tiles, key=lambda tile: sum(part.work for part in tile if part is not None))
+    stages = list(pack(tile_items(tile, geo), geo))
+    used = sum(len(stage.panels) * geo.panel_bytes + stage.piece_count * geo.piece_bytes for stage in stages)
+    return used / max(1, len(stages)) * geo.shape.stages
 
 
 def cut(tiles: Sequence[Sequence[Part | None]], geo: WarpgroupGeometry) -> tuple[list[RingStage], IntArray]:
@@ -194,8 +203,7 @@ def assemble(problem: Problem, target: Target, draft: Draft) -> HopperPlan:
     geo = draft.geometry
     stages, starts = cut(draft.tiles, geo)
     targets = [[NO_OUTPUT if part is None else part.target for part in tile] for tile in draft.tiles]
-    cost = hopper_cost(problem, target, geo, stages, starts)
     return HopperPlan(
-        problem, target, draft.grouping, starts, np.array(targets, np.int32), draft.reductions, cost,
+        problem, target, draft.grouping, starts, np.array(targets, np.int32), draft.reductions, draft.cost,
         geo, encode_loads(stages, geo), encode_records(stages, geo),
     )  # fmt: skip

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 
 import bsgen
+from bsgen.layout import Layout
+from bsgen.plan import hopper
+from bsgen.problem import TARGETS, DType, Op, Problem
 from bsgen.runtime import context, driver
 from bsgen.runtime.device_array import DeviceArray
+
+sys.path.insert(0, str(Path(__file__).parent))
+from plans import launch, loaded, spread
 
 BLOCKS, N = 6, 100
 
@@ -36,8 +43,31 @@ def run(block: int, dtype: str, precision: str) -> None:
     assert len(kept) == 3
 
 
+def run_hopper(block: int, dtype: str) -> None:
+    """Every shape of the Hopper kernels, which the planner would not choose for so small a layout."""
+    rng = np.random.default_rng(1)
+    mask = rng.random((BLOCKS, BLOCKS + 1)) < 0.4
+    mask[:, 0] = True
+    for op in Op:
+        problem = Problem(op, Layout(mask), block, DType(dtype))
+        if op is Op.WGRAD or not hopper.serves(problem, TARGETS["sm_90a"]):
+            continue
+        rows, columns = mask.shape if op is Op.FPROP else mask.shape[::-1]
+        x = upload(rng.standard_normal((N, rows * block)).astype(problem.dtype.numpy), dtype)
+        w = upload(rng.standard_normal((problem.layout.nnz, block, block)).astype(problem.dtype.numpy), dtype)
+        plans = spread(problem, TARGETS["sm_90a"])
+        for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
+            out = DeviceArray((N, columns * block), dtype, 0, driver.DEFAULT_STREAM)
+            workspace = DeviceArray((plan.workspace.elements(N),), "float32", 0, driver.DEFAULT_STREAM)
+            arrays = {plan.activations: x, "w": w, "out": out, "workspace": workspace}
+            launch(kernels, {name: array.pointer for name, array in arrays.items()}, N)
+            context.wait(0, driver.DEFAULT_STREAM)
+
+
 if __name__ == "__main__":
     dtype, precision = sys.argv[1:3]
     for block in map(int, sys.argv[3:]):
         run(block, dtype, precision)
+        if precision == "tensor" and driver.device(0).arch == "sm_90a":
+            run_hopper(block, dtype)
     print("done")

@@ -1,0 +1,70 @@
+"""`bsgen tune`: candidates of a layout's ops timed on the GPU, the fastest kept for `compile`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import click
+
+from bsgen.cli.kernels import microseconds
+from bsgen.cli.output import console, json_option, progress, show_json, table
+from bsgen.problem import BLOCK_SIZES, DType, Op, Precision
+from bsgen.tune import COUNT, Advance, Tuned
+from bsgen.tune import tune as measure
+
+
+@click.command()
+@click.argument("layout", type=click.Path(exists=True, dir_okay=False))
+@click.option("--block-size", type=click.Choice([str(size) for size in BLOCK_SIZES]), default="32", show_default=True)
+@click.option("--dtype", type=click.Choice([str(d) for d in DType]), default="bfloat16", show_default=True)
+@click.option(
+    "--op",
+    "ops",
+    type=click.Choice([str(op) for op in Op]),
+    multiple=True,
+    help="May be given several times; all if not.",
+)
+@click.option("--precision", type=click.Choice([str(p) for p in Precision]), default="tensor", show_default=True)
+@click.option("--batch", type=click.IntRange(min=1), help="Rows to time with, and the hint that compile must be given.")
+@click.option(
+    "--count", type=click.IntRange(min=1), default=COUNT, show_default=True, help="Candidates of each family."
+)
+@json_option
+def tune(
+    layout: str,
+    block_size: str,
+    dtype: str,
+    ops: tuple[str, ...],
+    precision: str,
+    batch: int | None,
+    count: int,
+    as_json: bool,
+) -> None:
+    """Time candidate plans for LAYOUT (.npy, .npz) on the GPU and keep the fastest in the cache, where compile finds it."""
+    with ExitStack() as bars:
+
+        def started(op: str, candidates: int) -> Advance:
+            bars.close()  # one bar at a time
+            return bars.enter_context(progress(f"tuning {op}", candidates))
+
+        tuned = measure(
+            layout, int(block_size), dtype, ops or tuple(map(str, Op)), batch, precision, count, None, started
+        )
+    if as_json:
+        show_json({"ops": [each.as_dict() for each in tuned]})
+        return
+    for each in tuned:
+        _show(each)
+
+
+def _show(tuned: Tuned) -> None:
+    out = console()
+    rows = table(f"{tuned.op}, N = {tuned.rows}, {tuned.gpu}", ("", "family", "plan", "predicted", "measured"))
+    for trial in tuned.trials:
+        mark = "model's choice" if trial.chosen else ""
+        rows.add_row(mark, trial.family, trial.plan, microseconds(trial.predicted_seconds), microseconds(trial.seconds))
+    out.print(rows)
+    kept = "kept for compile" if tuned.kept else "not kept: there is no disk cache"
+    out.print(
+        f"fastest {microseconds(tuned.trials[0].seconds)}, {kept}; the cost model's choice takes {tuned.gain:.2f} times as long"
+    )

@@ -1,0 +1,39 @@
+"""Single plans on the GPU, whatever the planner would choose: compiled side by side, launched on given addresses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from bsgen.build import build
+from bsgen.emit import render
+from bsgen.plan import Plan, hopper
+from bsgen.plan.hopper import HopperPlan
+from bsgen.problem import Problem, Target
+from bsgen.runtime import driver
+from bsgen.runtime.launch import Kernels
+
+
+def loaded(plans: Sequence[Plan], arch: str) -> list[Kernels]:
+    """The kernels of plans, compiled in parallel."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        binaries = list(pool.map(lambda plan: build(render(plan), arch), plans))
+    return [Kernels(binary, plan.launches, plan.workspace) for plan, binary in zip(plans, binaries, strict=True)]
+
+
+def launch(kernels: Kernels, pointers: Mapping[str, int], n: int, stream: int = driver.DEFAULT_STREAM) -> None:
+    """Enqueue one call on the first GPU."""
+    kernels(0, stream, {**pointers, "n": n, "accumulate": 0})
+
+
+def spread(problem: Problem, target: Target) -> list[HopperPlan]:
+    """A hopper plan of each shape and cluster, taking turns at groupings and rings; and one with split outputs, if any."""
+    by_shape: dict[tuple[int, ...], list[hopper.Draft]] = {}
+    for draft in hopper.drafts(problem, target):
+        shape = draft.geometry.shape
+        key = (shape.row_groups, shape.columns, shape.m_tiles, shape.slots, shape.cluster)
+        by_shape.setdefault(key, []).append(draft)
+    chosen = [drafts[turn % len(drafts)] for turn, drafts in enumerate(by_shape.values())]
+    split = [draft for drafts in by_shape.values() for draft in drafts if draft.reductions]
+    return [hopper.assemble(problem, target, draft) for draft in [*chosen, *split[:1]]]

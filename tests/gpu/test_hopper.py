@@ -1,0 +1,74 @@
+"""Every shape of the Hopper kernels against float64, also those that the planner would not choose for so small a layout."""
+
+from __future__ import annotations
+
+import pytest
+from cases import BLOCKS, LAYOUTS, assert_close, normal, poison, torch
+from plans import launch, loaded, spread
+
+from bsgen.layout import Layout
+from bsgen.plan import hopper
+from bsgen.problem import TARGETS, DType, Op, Problem
+from bsgen.runtime import driver
+
+NAMES = ("random1", "random10", "random50", "one", "holes", "hub", "full", "banded", "wide", "tall")
+BATCHES = (1, 3, 64, 129, 1000, 4097)
+KINDS = [(op, block, "bfloat16") for op in ("fprop", "dgrad") for block in hopper.BLOCK_SIZES]
+KINDS += [("fprop", 32, "float16"), ("dgrad", 64, "float16"), ("dgrad", 32, "float32"), ("dgrad", 128, "float32")]
+RUNS = 20
+
+
+@pytest.fixture(autouse=True)
+def _only_on_hopper() -> None:
+    if driver.current_device().arch != "sm_90a":
+        pytest.skip("needs a Hopper GPU")
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))
+@pytest.mark.parametrize("name", NAMES)
+def test_products(name: str, kind: tuple[str, int, str]) -> None:
+    op, block, dtype = kind
+    layout = Layout(LAYOUTS[name](BLOCKS[block]))
+    problem = Problem(Op(op), layout, block, DType(dtype))
+    plans = spread(problem, TARGETS["sm_90a"])
+    assert plans or not layout.nnz
+    w = normal(layout.nnz, block, block, dtype=dtype, seed=1)
+    dense = _dense(layout, w)
+    dense = dense if op == "fprop" else dense.T
+    for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
+        for n in BATCHES:
+            x = normal(n, dense.shape[0], dtype=dtype, seed=n)
+            out = _call(plan, kernels, x, w, dense.shape[1], n)
+            assert_close(out, x.double() @ dense, 1e-3 if dtype == "float32" else 5e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))
+def test_same_bits(kind: tuple[str, int, str]) -> None:
+    op, block, dtype = kind
+    layout = Layout(LAYOUTS["random50"](BLOCKS[block]))
+    plans = spread(Problem(Op(op), layout, block, DType(dtype)), TARGETS["sm_90a"])
+    sizes = layout.shape if op == "fprop" else layout.shape[::-1]
+    x, w = normal(1000, sizes[0] * block, dtype=dtype), normal(layout.nnz, block, block, dtype=dtype)
+    for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
+        first = _call(plan, kernels, x, w, sizes[1] * block, 1000)
+        for _ in range(RUNS - 1):
+            assert torch.equal(_call(plan, kernels, x, w, sizes[1] * block, 1000), first), plan.summary
+
+
+def _dense(layout: Layout, w: object) -> object:
+    block = w.shape[1]
+    rows, columns = layout.shape
+    dense = torch.zeros(rows, columns, block, block, dtype=torch.float64, device="cuda")
+    places = torch.as_tensor(layout.blocks.astype("int64"), device="cuda")
+    dense[places[:, 0], places[:, 1]] = w.double()
+    return dense.permute(0, 2, 1, 3).reshape(rows * block, columns * block)
+
+
+def _call(plan: hopper.HopperPlan, kernels: object, x: object, w: object, features: int, n: int) -> object:
+    out = poison(n, features, dtype=str(plan.problem.dtype))
+    workspace = poison(max(1, plan.workspace.elements(n)), dtype="float32")
+    arrays = {plan.activations: x, "w": w, "out": out, "workspace": workspace}
+    stream = torch.cuda.current_stream().cuda_stream
+    launch(kernels, {name: array.data_ptr() for name, array in arrays.items()}, n, stream)
+    torch.cuda.synchronize()
+    return out
