@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -34,8 +35,11 @@ def candidates(problem: Problem, target: Target) -> Iterator[Plan]:
 def choose(problem: Problem, target: Target) -> Plan:
     """The plan with the least predicted time; the first of equals, so that the choice never varies."""
     _check_size(problem)
-    plans = (plan for family in FAMILIES[problem.op] for plan in family.shortlist(problem, target))
-    best: Plan | None = min(plans, key=lambda plan: plan.cost.seconds, default=None)
+    best: Plan | None = None
+    for family in FAMILIES[problem.op]:
+        limit = best.cost.seconds if best else math.inf
+        plans = [*([best] if best else []), *family.shortlist(problem, target, limit)]
+        best = min(plans, key=lambda plan: plan.cost.seconds, default=None)
     if best is None:
         raise PlanError(
             f"no plan fits {problem.op} with block size {problem.block_size} and {problem.dtype} into the "

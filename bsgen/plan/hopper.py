@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -172,10 +173,10 @@ def candidates(problem: Problem, target: Target) -> Iterator[HopperPlan]:
         yield assemble(problem, target, draft)
 
 
-def shortlist(problem: Problem, target: Target) -> Iterator[HopperPlan]:
-    """The plan of the cheapest draft; of rings alike in cost the one that keeps more bytes on their way."""
+def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iterator[HopperPlan]:
+    """The plan of the cheapest draft, if below `limit` seconds; of rings alike in cost the one that holds more bytes."""
     ranked = sorted(drafts(problem, target), key=lambda draft: draft.cost.seconds)
-    if ranked:
+    if ranked and ranked[0].cost.seconds < limit:
         alike = [draft for draft in ranked if draft.cost.seconds <= ranked[0].cost.seconds]
         yield assemble(problem, target, max(alike, key=_buffered))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +20,11 @@ from bsgen.plan.stages import RecordFormat, Stage, encode, pack, tile_items
 from bsgen.plan.tile import CHUNK_BYTES, Geometry, TileShape, geometry, math_of
 from bsgen.problem import Problem, Target
 
-SAMPLE, SHORTLIST = 6, 2  # tiles that a draft is estimated from, drafts that are worked out
+SAMPLE, ROUGH = (
+    6,
+    1,
+)  # tiles that a draft is estimated from: to choose among drafts; to see whether any beats another family
+SHORTLIST = 2  # drafts that are worked out
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,17 +161,19 @@ def candidates(problem: Problem, target: Target) -> Iterator[MatMulPlan]:
     yield from filter(None, (assemble(problem, target, draft) for draft in drafts(problem, target)))
 
 
-def shortlist(problem: Problem, target: Target) -> Iterator[MatMulPlan]:
-    """Plans of the drafts that are predicted, from a sample of their tiles, to be cheapest."""
-    ranked = sorted(drafts(problem, target), key=lambda draft: estimate(problem, target, draft))
-    plans = filter(None, (assemble(problem, target, draft) for draft in ranked))
+def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iterator[MatMulPlan]:
+    """Plans of the drafts that are predicted, from a sample of their tiles, to be cheapest; none that takes `limit` seconds."""
+    sample = SAMPLE if math.isinf(limit) else ROUGH
+    estimates = [(estimate(problem, target, draft, sample), draft) for draft in drafts(problem, target)]
+    ranked = sorted((pair for pair in estimates if pair[0] < limit), key=lambda pair: pair[0])
+    plans = filter(None, (assemble(problem, target, draft) for _, draft in ranked))
     yield from islice(plans, SHORTLIST)
 
 
-def estimate(problem: Problem, target: Target, draft: Draft) -> float:
-    """Predicted seconds from the heaviest tile and a few more."""
+def estimate(problem: Problem, target: Target, draft: Draft, sample: int) -> float:
+    """Predicted seconds from the heaviest tile and `sample` more."""
     geo, work = draft.geometry, [sum(part.work for part in tile if part is not None) for tile in draft.tiles]
-    chosen = {*range(0, len(work), -(-len(work) // SAMPLE)), max(range(len(work)), key=work.__getitem__)}
+    chosen = {*range(0, len(work), -(-len(work) // sample)), max(range(len(work)), key=work.__getitem__)}
     stages, starts = cut([draft.tiles[i] for i in sorted(chosen)], problem, geo)
     share = sum(work[i] for i in chosen) / max(1, sum(work))
     shared_memory = geo.shape.stages * geo.shape.stage_bytes

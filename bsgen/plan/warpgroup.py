@@ -8,6 +8,7 @@ those of the PTX ISA, section "Asynchronous warpgroup level matrix multiply-accu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from bsgen.plan.occupancy import REGISTERS
 from bsgen.plan.tile import Math, math_of
@@ -87,109 +88,109 @@ class WarpgroupGeometry:
     math: Math
     shape: WarpgroupShape
 
-    @property
+    @cached_property
     def itemsize(self) -> int:
         """Bytes of an element."""
         return 16 // self.math.chunk
 
-    @property
+    @cached_property
     def depth(self) -> int:
         """Inputs of a panel: a block, or what of it fits a swizzle line."""
         return min(self.block, LINE_BYTES // self.itemsize)
 
-    @property
+    @cached_property
     def slices(self) -> int:
         """Panels of an input block."""
         return self.block // self.depth
 
-    @property
+    @cached_property
     def step(self) -> int:
         """Inputs of a multiply step."""
         return self.math.depth
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """Multiply steps of a panel."""
         return self.depth // self.step
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of a row of a panel, and of a box of W: the width of the swizzle."""
         return self.depth * self.itemsize
 
-    @property
+    @cached_property
     def panel_bytes(self) -> int:
         """Bytes of a panel."""
         return self.row_bytes * self.shape.rows
 
-    @property
+    @cached_property
     def box_columns(self) -> int:
         """Elements of a row of a box of W."""
         return self.depth
 
-    @property
+    @cached_property
     def box_rows(self) -> int:
         """Rows of a box of W: the inputs of a piece for fprop, its outputs for dgrad."""
         return self.depth if self.op is Op.FPROP else self.block
 
-    @property
+    @cached_property
     def box_bytes(self) -> int:
         """Bytes of a box."""
         return self.row_bytes * self.box_rows
 
-    @property
+    @cached_property
     def boxes_across(self) -> int:
         """Boxes side by side in a stored block."""
         return self.block // self.box_columns
 
-    @property
+    @cached_property
     def piece_boxes(self) -> int:
         """Boxes of a piece: for fprop all that lie side by side, for dgrad one of them."""
         return self.boxes_across if self.op is Op.FPROP else 1
 
-    @property
+    @cached_property
     def piece_bytes(self) -> int:
         """Bytes of a piece."""
         return self.piece_boxes * self.box_bytes
 
-    @property
+    @cached_property
     def weights_transposed(self) -> int:
         """Whether outputs are contiguous in a piece (MN-major), as wgmma's immediate: fprop's are, dgrad's inputs are."""
         return int(self.op is Op.FPROP)
 
-    @property
+    @cached_property
     def weights_high(self) -> int:
         """High word of a piece's matrix descriptor: bytes between groups of 8 rows, and the swizzle."""
         swizzle = 1 if self.row_bytes == LINE_BYTES else 2
         return ATOM_ROWS * self.row_bytes >> 4 | swizzle << 30
 
-    @property
+    @cached_property
     def panel_high(self) -> int:
         """High word of a panel's matrix descriptor, where panels are not loaded into registers."""
         return self.weights_high
 
-    @property
+    @cached_property
     def weights_low(self) -> int:
         """Low word of the descriptor without the address: bytes between boxes that lie side by side."""
         return self.box_bytes >> 4 << 16
 
-    @property
+    @cached_property
     def weights_step(self) -> int:
         """From one multiply step to the next in a piece, in 16 bytes: rows for fprop, along them for dgrad."""
         return (self.step * self.row_bytes if self.op is Op.FPROP else self.step * self.itemsize) >> 4
 
-    @property
+    @cached_property
     def accumulators(self) -> int:
         """float32 accumulators of a thread."""
         return self.shape.m_tiles * self.shape.slots * self.block // 2
 
-    @property
+    @cached_property
     def in_registers(self) -> bool:
         """Whether activations pass through registers: where blocks are narrow, so that shared memory is read once for all slots of
         a warpgroup; and TF32, to be rounded."""
         return self.block <= NARROW or self.math.chunk == 4
 
-    @property
+    @cached_property
     def double_buffered(self) -> bool:
         """Whether fragments of two panels fit the registers."""
         return self.in_registers and self.registers(2) <= self.shape.consumer_registers

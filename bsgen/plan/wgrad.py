@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -239,11 +240,12 @@ def candidates(problem: Problem, target: Target) -> Iterator[WGradPlan]:
             yield plan
 
 
-def shortlist(problem: Problem, target: Target) -> Iterator[WGradPlan]:
-    """Plans of the shapes that are predicted, from a sample of their bands, to be cheapest."""
+def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iterator[WGradPlan]:
+    """Plans of the shapes that are predicted, from a sample of their bands, to be cheapest; none that takes `limit` seconds."""
     geometries = [WGradGeometry(problem.block_size, math_of(problem), shape) for shape in shapes(problem, target)]
-    ranked = sorted(geometries, key=lambda geo: estimate(problem, target, geo))
-    yield from (assemble(problem, target, geo) for geo in ranked[:SHORTLIST])
+    estimates = [(estimate(problem, target, geo), geo) for geo in geometries]
+    ranked = sorted((pair for pair in estimates if pair[0] < limit), key=lambda pair: pair[0])
+    yield from (assemble(problem, target, geo) for _, geo in ranked[:SHORTLIST])
 
 
 def estimate(problem: Problem, target: Target, geo: WGradGeometry) -> float:

@@ -19,7 +19,18 @@ TOOL = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", pa
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_clean(tool: str, arithmetic: tuple[str, str]) -> None:
     sizes = map(str, BLOCK_SIZES)
-    command = [str(TOOL), "--tool", tool, "--error-exitcode", "9", sys.executable, str(TARGET), *arithmetic, *sizes]
+    command = [
+        str(TOOL),
+        "--tool",
+        tool,
+        "--error-exitcode",
+        "9",
+        sys.executable,
+        str(TARGET),
+        tool,
+        *arithmetic,
+        *sizes,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert "done" in done.stdout
