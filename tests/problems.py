@@ -6,13 +6,14 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
 from bsgen.layout import Layout
-from bsgen.plan import Plan
+from bsgen.plan import FAMILIES, Plan, hopper
 from bsgen.problem import BLOCK_SIZES, TARGETS, DType, Op, Precision, Problem, Target
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +24,14 @@ ARITHMETIC = (
     (DType.FLOAT32, Precision.IEEE),
 )
 BIG, SMALL = TARGETS["sm_90a"], TARGETS["sm_86"]  # 227 KiB and 99 KiB of shared memory
+# Everything that the Hopper family serves.
+HOPPER_KINDS = tuple(
+    (op, block, dtype)
+    for op in (Op.FPROP, Op.DGRAD)
+    for block in hopper.BLOCK_SIZES
+    for dtype in DType
+    if dtype is not DType.FLOAT32 or op is Op.DGRAD
+)
 
 
 def bernoulli(rows: int, cols: int, density: float, seed: int = 0) -> Layout:
@@ -64,6 +73,17 @@ def sample(plans: Sequence[Plan], count: int) -> list[Plan]:
     """At most `count` of the plans, spread evenly, the first and the last among them."""
     places = np.linspace(0, len(plans) - 1, min(count, len(plans))).astype(int)
     return [plans[place] for place in places]
+
+
+def cheapest(family: ModuleType, problem: Problem, target: Target) -> Plan:
+    """What `choose` would take if there were no other family."""
+    plan: Plan = min(family.shortlist(problem, target), key=lambda plan: plan.cost.seconds)
+    return plan
+
+
+def portable(problem: Problem, target: Target) -> Plan:
+    """The plan for any architecture, also where there is a better one: the last family serves everything."""
+    return cheapest(FAMILIES[problem.op][-1], problem, target)
 
 
 def fingerprint(plan: Plan) -> str:

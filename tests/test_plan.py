@@ -6,18 +6,33 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from itertools import pairwise
+from types import ModuleType
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from plan_tables import products, stage_uses, terms
-from problems import ARITHMETIC, BIG, ROOT, SMALL, bernoulli, fingerprint, hub, problems, small_layouts, targets
+from plan_tables import Term, products, stage_uses, terms
+from problems import (
+    ARITHMETIC,
+    BIG,
+    HOPPER_KINDS,
+    ROOT,
+    SMALL,
+    bernoulli,
+    cheapest,
+    fingerprint,
+    hub,
+    problems,
+    small_layouts,
+    targets,
+)
 
 from bsgen.errors import PlanError
 from bsgen.layout import Layout
-from bsgen.plan import MatMulPlan, Plan, WGradPlan, candidates, choose
+from bsgen.plan import HopperPlan, MatMulPlan, Plan, WGradPlan, candidates, choose, matmul, wgrad
 from bsgen.problem import BLOCK_SIZES, TARGETS, DType, Op, Precision, Problem, Target
 
 ARGUMENTS = {"x", "dy", "w", "out", "bias", "residual", "workspace", "n", "accumulate"}
@@ -30,23 +45,21 @@ thorough = settings(
 )
 
 
-def some_candidates(data: st.DataObject, problem: Problem, target: Target, count: int = 3) -> list[Plan]:
-    """The chosen plan, and a few of the candidates."""
-    plans = list(candidates(problem, target))
+def some_candidates(
+    data: st.DataObject, family: ModuleType, problem: Problem, target: Target, count: int = 3
+) -> list[Plan]:
+    """The family's best plan, and a few of its candidates."""
+    plans = list(family.candidates(problem, target))
     assert plans, f"no plan for {problem} on {target}"
     places = data.draw(st.lists(st.integers(0, len(plans) - 1), min_size=1, max_size=count, unique=True), "candidates")
-    return [choose(problem, target), *(plans[place] for place in places)]
+    return [cheapest(family, problem, target), *(plans[place] for place in places)]
 
 
 @thorough
 @given(st.data(), problems(MATMUL_OPS, small_layouts()), targets())
 def test_matmul_tables(data: st.DataObject, problem: Problem, target: Target) -> None:
-    for plan in some_candidates(data, problem, target):
-        assert isinstance(plan, MatMulPlan)
-        check_outputs(plan)
-        check_terms(plan)
-        check_stages(plan)
-        check_matmul_launches(plan)
+    for plan in some_candidates(data, matmul, problem, target):
+        check_matmul(plan)
 
 
 @pytest.mark.parametrize("target", [BIG, SMALL], ids=lambda target: target.arch)
@@ -54,13 +67,10 @@ def test_matmul_tables(data: st.DataObject, problem: Problem, target: Target) ->
 def test_split_outputs_of_a_long_hub(op: Op, target: Target) -> None:
     mask = hub(200, 4).mask
     problem = Problem(op, Layout(mask if op is Op.FPROP else mask.T), 8, DType.FLOAT16)
-    plans = [plan for plan in candidates(problem, target) if isinstance(plan, MatMulPlan)]
+    plans = list(matmul.candidates(problem, target))
     assert any(plan.reductions for plan in plans)
     for plan in plans:
-        check_outputs(plan)
-        check_terms(plan)
-        check_stages(plan)
-        check_matmul_launches(plan)
+        check_matmul(plan)
 
 
 @pytest.mark.parametrize("block", BLOCK_SIZES)
@@ -74,11 +84,19 @@ def test_every_candidate_of_a_dense_corner(op: Op, block: int) -> None:
                 check_products(plan)
                 check_panels(plan)
             else:
-                check_terms(plan)
-                check_stages(plan)
+                check_matmul(plan)
 
 
-def check_outputs(plan: MatMulPlan) -> None:
+def check_matmul(plan: Plan) -> None:
+    """Everything that holds for a plan of the portable family."""
+    assert isinstance(plan, MatMulPlan)
+    check_outputs(plan)
+    check_terms(plan, terms(plan))
+    check_stages(plan)
+    check_matmul_launches(plan)
+
+
+def check_outputs(plan: HopperPlan | MatMulPlan) -> None:
     """Every output block comes from one slot, or from one reduction whose partial sums come from one slot each."""
     targets = plan.targets[plan.targets != plan.no_output].tolist()
     direct = [target for target in targets if target >= 0]
@@ -89,13 +107,13 @@ def check_outputs(plan: MatMulPlan) -> None:
     assert all(reduction.count > 1 for reduction in plan.reductions)
 
 
-def check_terms(plan: MatMulPlan) -> None:
+def check_terms(plan: HopperPlan | MatMulPlan, found: Iterable[Term]) -> None:
     """Every element of W is used once, with the input and for the output of its place in the dense matrix."""
     problem, block = plan.problem, plan.problem.block_size
     partial = {p: r.output for r in plan.reductions for p in range(r.first, r.first + r.count)}
     uses = np.zeros(problem.layout.nnz * block**2, np.int8)
     rows, columns = element_features(problem)
-    for term in terms(plan):
+    for term in found:
         target = int(plan.targets[term.tile, term.slot])
         assert target != plan.no_output
         output = partial[~target] if target < 0 else target
@@ -168,7 +186,9 @@ def check_launches(plan: Plan) -> None:
     """What holds for the launches of any plan."""
     assert len({launch.entry for launch in plan.launches}) == len(plan.launches)
     for launch in plan.launches:
-        assert set(launch.arguments) <= ARGUMENTS
+        maps = {tensor_map.argument for tensor_map in launch.maps}
+        assert maps == {argument for argument in launch.arguments if argument.endswith("_map")}
+        assert set(launch.arguments) - maps <= ARGUMENTS
         assert len(set(launch.arguments)) == len(launch.arguments)
         assert launch.shared_memory == (plan.shared_memory if launch is plan.launches[0] else 0)
         assert ("workspace" in launch.arguments) == (plan.workspace.elements(64) > 0)
@@ -177,7 +197,7 @@ def check_launches(plan: Plan) -> None:
 @thorough
 @given(st.data(), problems([Op.WGRAD], small_layouts()), targets())
 def test_wgrad_tables(data: st.DataObject, problem: Problem, target: Target) -> None:
-    for plan in some_candidates(data, problem, target):
+    for plan in some_candidates(data, wgrad, problem, target):
         assert isinstance(plan, WGradPlan)
         check_products(plan)
         check_panels(plan)
@@ -256,24 +276,29 @@ def test_the_same_tables_in_every_process(seed: str) -> None:
     assert len(set(first)) == len(first)
 
 
+@pytest.mark.parametrize("block", [16, 64])
 @pytest.mark.parametrize("op", Op, ids=str)
-def test_candidates_come_in_one_order(op: Op) -> None:
-    problem = Problem(op, hub(30, 10), 16, DType.BFLOAT16)
+def test_candidates_come_in_one_order(op: Op, block: int) -> None:
+    problem = Problem(op, hub(30, 10), block, DType.BFLOAT16)
     first, second = ([fingerprint(plan) for plan in candidates(problem, BIG)] for _ in range(2))
     assert first == second
     assert len(set(first)) > 1
 
 
+@pytest.mark.parametrize("target", [BIG, TARGETS["sm_90"]], ids=lambda target: target.arch)
 @pytest.mark.parametrize("block", BLOCK_SIZES)
 @pytest.mark.parametrize("op", Op, ids=str)
-def test_costs_and_summaries(op: Op, block: int) -> None:
+def test_costs_and_summaries(op: Op, block: int, target: Target) -> None:
     sparse, denser = bernoulli(16, 16, 0.05), Layout(np.ones((16, 16), bool))
     for dtype, precision in ARITHMETIC[1:]:
-        plans = [choose(Problem(op, layout, block, dtype, precision), BIG) for layout in (sparse, denser)]
+        plans = [choose(Problem(op, layout, block, dtype, precision), target) for layout in (sparse, denser)]
         times = [plan.cost.seconds for plan in plans]
         assert all(0 < a < b < 1 for a, b in pairwise(times))
         assert {plan.cost.n for plan in plans} == {4096}
-        assert {plan.family for plan in plans} == {"simt" if precision is Precision.IEEE else "portable"}
+        families = {"simt" if precision is Precision.IEEE else "portable"}
+        if target is BIG and precision is Precision.TENSOR and (op, block, dtype) in HOPPER_KINDS:
+            families.add("hopper")
+        assert {plan.family for plan in plans} <= families
         assert all("\n" not in plan.summary for plan in plans)
 
 
