@@ -22,7 +22,8 @@ from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Precision, P
 from bsgen.topology import banded
 
 FOLDER = Path("generated/samples")
-ARCH = "sm_90a"
+FEW, MANY = 512, 16384  # rows to plan for
+ANY, HOPPER = "sm_80", "sm_90a"
 
 
 def scattered(rows: int, cols: int) -> Layout:
@@ -48,12 +49,15 @@ class Sample:
     dtype: DType
     precision: Precision = Precision.TENSOR
     epilogue: Epilogue = field(default_factory=Epilogue)
+    batch: int | None = None
+    arch: str = ANY
 
     @property
     def plan(self) -> Plan:
-        """How it is done on an H100 or H200."""
-        problem = Problem(self.op, self.layout(), self.block_size, self.dtype, self.precision, self.epilogue)
-        return choose(problem, TARGETS[ARCH])
+        """How it is done on its architecture."""
+        layout, epilogue = self.layout(), self.epilogue
+        problem = Problem(self.op, layout, self.block_size, self.dtype, self.precision, epilogue, self.batch)
+        return choose(problem, TARGETS[self.arch])
 
     @property
     def text(self) -> str:
@@ -62,6 +66,24 @@ class Sample:
 
 
 SAMPLES = (
+    Sample(
+        "hopper_fprop_b32_bfloat16", Op.FPROP, lambda: scattered(32, 32), 32, DType.BFLOAT16, batch=MANY, arch=HOPPER
+    ),
+    Sample(
+        "hopper_fprop_b64_float16_bias_silu",
+        Op.FPROP,
+        lambda: scattered(16, 16),
+        64,
+        DType.FLOAT16,
+        epilogue=Epilogue(bias=True, activation=Activation.SILU),
+        batch=MANY,
+        arch=HOPPER,
+    ),
+    Sample("hopper_fprop_b32_float16_split", Op.FPROP, lambda: hub(256, 12), 32, DType.FLOAT16, batch=FEW, arch=HOPPER),
+    Sample("hopper_dgrad_b32_float32", Op.DGRAD, lambda: scattered(16, 16), 32, DType.FLOAT32, batch=MANY, arch=HOPPER),
+    Sample(
+        "hopper_dgrad_b128_bfloat16", Op.DGRAD, lambda: scattered(8, 8), 128, DType.BFLOAT16, batch=MANY, arch=HOPPER
+    ),
     Sample("portable_fprop_b8_float16", Op.FPROP, lambda: scattered(12, 12), 8, DType.FLOAT16),
     Sample("portable_fprop_b32_bfloat16", Op.FPROP, lambda: scattered(8, 8), 32, DType.BFLOAT16),
     Sample("portable_fprop_b64_float32", Op.FPROP, lambda: scattered(6, 4), 64, DType.FLOAT32),

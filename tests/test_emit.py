@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import subprocess
@@ -13,12 +14,12 @@ from typing import Any
 import jinja2
 import numpy as np
 import pytest
-from problems import ARITHMETIC, BIG, ROOT, bernoulli, fingerprint, hub, sample
+from problems import ARITHMETIC, BIG, HOPPER_KINDS, ROOT, bernoulli, cheapest, fingerprint, hub, portable, sample
 
 from bsgen import emit
 from bsgen.emit import Source, render
 from bsgen.layout import Layout
-from bsgen.plan import MatMulPlan, Plan, candidates, choose
+from bsgen.plan import HopperPlan, MatMulPlan, Plan, candidates, choose, hopper
 from bsgen.problem import BLOCK_SIZES, Activation, DType, Epilogue, Op, Precision, Problem
 
 EVERYTHING = Epilogue(True, Activation.GELU, True)
@@ -42,12 +43,24 @@ PERTURBED = {
 
 
 def plans() -> list[Plan]:
-    """One plan of every op, block size and arithmetic, and those with epilogues and reductions."""
+    """One plan of every family, op, block size and arithmetic, and those with epilogues and reductions."""
     matrix = [Problem(op, BASE.layout, block, *kind) for op in Op for block in BLOCK_SIZES for kind in ARITHMETIC]
     finishing = [replace(BASE, epilogue=Epilogue(True, activation, True)) for activation in Activation]
     split = [split_plan(op, kind) for op in (Op.FPROP, Op.DGRAD) for kind in ARITHMETIC[1:]]
     rows = replace(BASE, op=Op.WGRAD, batch=100_000, layout=Layout([[1]]))
-    return [choose(problem, BIG) for problem in (*matrix, *finishing, rows)] + split
+    return [portable(problem, BIG) for problem in (*matrix, *finishing, rows)] + split + hopper_plans()
+
+
+def hopper_plans() -> list[Plan]:
+    """One of every kind, alone and in clusters, and those with epilogues and reductions."""
+    found: list[Plan] = []
+    for op, block, dtype in HOPPER_KINDS:
+        plans = list(hopper.candidates(Problem(op, hub(150, 4 if op is Op.FPROP else 150), block, dtype), BIG))
+        found += [next(plan for plan in plans if plan.geometry.shape.cluster == size) for size in hopper.CLUSTERS]
+        found += [plan for plan in plans if plan.reductions][:1]
+    finishing = [Epilogue(True, activation, True) for activation in Activation]
+    problems = [replace(BASE, dtype=DType.FLOAT16, epilogue=epilogue) for epilogue in finishing]
+    return found + [cheapest(hopper, problem, BIG) for problem in problems]
 
 
 def split_plan(op: Op, kind: tuple[DType, Precision], epilogue: Epilogue | None = None) -> MatMulPlan:
@@ -134,7 +147,11 @@ def test_each_entry_is_a_kernel_with_the_arguments_of_its_launch(all_plans: list
 def parameters(source: Source, entry: str) -> list[str]:
     """Names of a kernel's parameters; integers as int NAME."""
     (found,) = re.findall(rf"\n{entry}\(([^)]*)\)", source.text)
-    return [(parameter if "*" not in parameter else parameter.split()[-1]).strip() for parameter in found.split(",")]
+    kinds = ("*", "TensorMap ")
+    return [
+        (parameter.split()[-1] if any(kind in parameter for kind in kinds) else parameter).strip()
+        for parameter in found.split(",")
+    ]
 
 
 def spelled(argument: str, plan: Plan) -> str:
@@ -159,6 +176,23 @@ def test_a_layout_with_no_blocks() -> None:
     assert render(choose(replace(empty, op=Op.WGRAD), BIG)).entries == ()
 
 
+def test_gelu_of_16_bit_results_is_exact_to_their_precision() -> None:
+    """The polynomial as it stands in the kernel, in float32, against erf."""
+    text = render(portable(replace(BASE, dtype=DType.FLOAT16, epilogue=EVERYTHING), BIG)).text
+    first, *rest = (np.float32(c) for c in re.findall(r"(?:float p = |fmaf\(p, z, )(-?[\d.e-]+)f", text))
+    assert len(rest) == 7
+    v = np.linspace(-60, 60, 120_001, dtype=np.float32)
+    z = abs(v)
+    p = np.full_like(v, first)
+    for coefficient in rest:
+        p = p * z + coefficient
+    gelu = np.maximum(v, 0) - z * np.exp2(p)
+    exact = np.array([0.5 * x * math.erfc(-x / math.sqrt(2)) for x in v.tolist()])
+    near = z <= 6
+    np.testing.assert_allclose(gelu[near], exact[near], rtol=2e-5, atol=1e-12)
+    np.testing.assert_allclose(gelu[~near], exact[~near], rtol=1e-6, atol=1e-8)
+
+
 def test_undefined_names_are_errors() -> None:
     environment = emit.environment()
     assert environment.undefined is jinja2.StrictUndefined
@@ -168,14 +202,14 @@ def test_undefined_names_are_errors() -> None:
 
 
 def test_no_arithmetic_on_layouts_or_loops_over_blocks_in_templates() -> None:
-    """Tables are written by the one macro; nothing else in a template repeats itself."""
-    loops = [
+    """Tables are written by the one macro; else only the registers of one instruction are counted out."""
+    loops = {
         file.name
         for file in emit.template_folder().rglob("*.j2")
         for line in file.open()
         if re.match(r"\s*//% *for ", line)
-    ]
-    assert loops == ["tables.j2"]
+    }
+    assert loops == {"tables.j2", "wgmma.cuh.j2"}
 
 
 def test_every_template_is_used(all_plans: list[Plan], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from problems import ARITHMETIC, bernoulli, hub
+from problems import ARITHMETIC, BIG, HOPPER_KINDS, bernoulli, hub, portable, sample
 
 from bsgen import disasm, nvrtc
 from bsgen.emit import render
 from bsgen.layout import Layout
 from bsgen.nvrtc import Binary
-from bsgen.plan import Plan, choose
+from bsgen.plan import Plan, choose, hopper
+from bsgen.plan.warpgroup import WarpgroupShape
 from bsgen.problem import BLOCK_SIZES, TARGETS, Activation, DType, Epilogue, Op, Precision, Problem
 
 SMALL, LARGE = bernoulli(6, 5, 0.4), bernoulli(64, 64, 0.1)
@@ -46,8 +48,14 @@ def named(values: object) -> str:
 
 
 def compiled(problem: Problem, arch: str = "sm_90a") -> tuple[Plan, Binary]:
-    """The chosen plan, and its kernels compiled; they must be whole, silent and within the registers."""
+    """The chosen plan, and its kernels compiled."""
     plan = choose(problem, TARGETS[arch])
+    return plan, compiled_plan(plan)
+
+
+def compiled_plan(plan: Plan) -> Binary:
+    """The kernels of a plan, which must be whole, silent and within the registers."""
+    problem, arch = plan.problem, plan.target.arch
     binary = nvrtc.compile(render(plan), arch)
     asked = f"{problem.op} b{problem.block_size} {problem.dtype} {problem.precision} {arch}: {plan.summary}"
     assert [kernel.name for kernel in binary.kernels] == [launch.entry for launch in plan.launches]
@@ -60,7 +68,7 @@ def compiled(problem: Problem, arch: str = "sm_90a") -> tuple[Plan, Binary]:
     if binary.kernels:
         main = binary.kernels[0]
         assert main.registers * plan.launches[0].threads * plan.blocks_per_sm <= 65536, f"{asked}: {main}"
-    return plan, binary
+    return binary
 
 
 def test_the_selections_cover_every_architecture() -> None:
@@ -73,19 +81,46 @@ def test_the_selections_cover_every_architecture() -> None:
 
 @pytest.mark.parametrize(("op", "block", "kind"), MATRIX, ids=named)
 def test_a_small_layout(op: Op, block: int, kind: tuple[DType, Precision]) -> None:
-    plan, binary = compiled(Problem(op, SMALL, block, *kind))
-    check_instructions(plan, binary)
+    plan = portable(Problem(op, SMALL, block, *kind), BIG)
+    check_instructions(plan, compiled_plan(plan))
 
 
 @pytest.mark.parametrize(("op", "block", "kind"), MATRIX, ids=named)
 def test_a_larger_layout(op: Op, block: int, kind: tuple[DType, Precision]) -> None:
-    compiled(Problem(op, LARGE, block, *kind))
+    compiled_plan(portable(Problem(op, LARGE, block, *kind), BIG))
 
 
 @pytest.mark.parametrize(("arch", "op", "block", "kind"), DIAGONALS + HEAVIEST, ids=named)
 def test_every_architecture(arch: str, op: Op, block: int, kind: tuple[DType, Precision]) -> None:
     _, binary = compiled(Problem(op, LARGE, block, *kind), arch)
     assert binary.arch == arch
+
+
+@pytest.mark.parametrize(("op", "block", "dtype"), HOPPER_KINDS, ids=named)
+def test_hopper_kernels_of_every_shape(op: Op, block: int, dtype: DType) -> None:
+    """No candidate spills or has its multiplies serialised, whatever the layout: shapes and rings alone make the code."""
+    plans: dict[tuple[WarpgroupShape, bool], Plan] = {}
+    for layout in (SMALL, SKEWED if op is Op.FPROP else SKEWED.transpose()):
+        for plan in hopper.candidates(Problem(op, layout, block, dtype), BIG):
+            plans.setdefault((replace(plan.geometry.shape, stages=0, stage_bytes=0), bool(plan.reductions)), plan)
+    assert {split for _, split in plans} == {False, True}
+    for plan in plans.values():
+        compiled_plan(plan)
+    check_instructions(plan, compiled_plan(plan))
+
+
+@pytest.mark.parametrize("epilogue", EPILOGUES, ids=named)
+@pytest.mark.parametrize("block", hopper.BLOCK_SIZES)
+def test_hopper_epilogues(block: int, epilogue: Epilogue) -> None:
+    for plan in sample(
+        list(hopper.candidates(Problem(Op.FPROP, LARGE, block, DType.BFLOAT16, epilogue=epilogue), BIG)), 4
+    ):
+        compiled_plan(plan)
+
+
+# What loads and what multiplies, as nvdisasm spells it.
+LOADS = {"hopper": "UTMALDG", "portable": "LDGSTS", "simt": "LDGSTS"}
+MULTIPLIES = {"hopper": "HGMMA", "portable": "HMMA", "simt": "FFMA"}
 
 
 def check_instructions(plan: Plan, binary: Binary) -> None:
@@ -95,9 +130,9 @@ def check_instructions(plan: Plan, binary: Binary) -> None:
     summary = disasm.summary(binary.cubin)
     assert summary is not None
     (main,) = [kernel for kernel in summary.kernels if kernel.name == plan.entry]
-    assert main.count("LDGSTS") > 0
-    assert (main.count("HMMA") > 0) == (plan.family == "portable")
-    assert main.count("FFMA") > 0 or plan.family == "portable"
+    assert main.count(LOADS[plan.family]) > 0
+    assert main.count(MULTIPLIES[plan.family]) > 0
+    assert all(main.count(name) == 0 for name in {"HGMMA", "HMMA"} - {MULTIPLIES[plan.family]})
     assert main.count("LDL") == main.count("STL") == 0
     assert not any(kernel.count(atomic) for kernel in summary.kernels for atomic in ("ATOM", "ATOMG", "RED", "REDG"))
 
@@ -107,7 +142,7 @@ def check_instructions(plan: Plan, binary: Binary) -> None:
 def test_16_bit_multiplies_are_full_rate(op: Op, block: int) -> None:
     """Steps of 16 x 8 x 16 at every block size, also where a block is only 8 wide."""
     for kind, name in zip(ARITHMETIC, ("f16", "bf16"), strict=False):
-        text = render(choose(Problem(op, SMALL, block, *kind), TARGETS["sm_90a"])).text
+        text = render(portable(Problem(op, SMALL, block, *kind), BIG)).text
         assert f"mma.sync.aligned.m16n8k16.row.col.f32.{name}.{name}.f32" in text
 
 

@@ -1,6 +1,6 @@
 // dx = dy @ W.T for one block-sparse W [512, 512], bfloat16.
 // Layout 62e796a58f89cc7c: 7 of 16 blocks of 128 x 128 (43.75 %).
-// Plan: portable, mma_bf16, tile 16 x 512, 1 x 4 warps, 3 stages of 35 KiB, panels of 64, contiguous groups.
+// Plan: portable, mma_bf16, tile 16 x 512, 1 x 4 warps, 2 stages of 37 KiB, panels of 64, contiguous groups.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
 // activation panels and the pieces of W that its record names, then every warp multiplies, slot by slot.
@@ -21,15 +21,14 @@ constexpr int kPieceRows = 128, kPieceColumns = 8, kLine = 8;  // in chunks; mat
 constexpr int kPanel = 64, kPanelChunks = 8, kPanelBytes = 2048;  // elements, chunks of a row
 constexpr int kLoadRows = 16, kLoadPasses = 1;  // rows of a panel that the thread block loads at once
 constexpr int kPiecePasses = 8;  // chunks of a piece that each thread loads
-constexpr int kStages = 3, kStageBytes = 35840;
-constexpr int kRecordWords = 16, kRecordRing = 5;
-constexpr int kSlotStarts = 2, kPanelIds = 7, kInputs = 8, kPieceStarts = 10;
+constexpr int kStages = 2, kStageBytes = 37888;
+constexpr int kRecordWords = 16, kRecordRing = 3;
+constexpr int kSlotStarts = 2, kPanelIds = 7, kInputs = 9, kPieceStarts = 11;
 
-// Shared-memory addresses and asynchronous copies (PTX: cp.async, sm_80).
+// The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
-
 // Have the compiler keep a pointer in registers instead of computing it again at each use.
 template <class T>
 __device__ __forceinline__ void keep(const T*& pointer) {
@@ -41,8 +40,7 @@ template <int Chunks>
 __device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
     return (row * Chunks + (chunk ^ (row / (8 / Chunks) % Chunks))) * 16;
 }
-
-// 16 bytes, past L1.
+// 16 bytes, past L1 (PTX: cp.async, sm_80).
 __device__ __forceinline__ void cp_async_16(u32 shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }
@@ -79,20 +77,19 @@ __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
 __device__ const int __align__(16) kTileStages[] = {
-    0,8,
+    0,7,
 };
 __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
-    1,2,0,1,1,2,2,0,0,0,0,6144,0,0,0,0,
-    1,2,0,1,1,2,2,1,0,0,8,6152,0,0,0,0,
-    1,2,0,0,1,2,2,2,0,0,2048,8192,0,0,0,0,
-    1,2,0,0,1,2,2,3,0,0,2056,8200,0,0,0,0,
-    1,2,0,0,1,2,2,4,0,0,4096,10240,0,0,0,0,
-    1,2,0,0,1,2,2,5,0,0,4104,10248,0,0,0,0,
-    1,1,0,0,0,1,1,6,0,0,12288,0,0,0,0,0,
-    1,1,0,0,0,1,1,7,0,0,12296,0,0,0,0,0,
+    1,2,0,1,1,2,2,0,0,0,0,0,6144,0,0,0,
+    1,2,0,1,1,2,2,1,0,0,0,8,6152,0,0,0,
+    1,2,0,0,1,2,2,2,0,0,0,2048,8192,0,0,0,
+    1,2,0,0,1,2,2,3,0,0,0,2056,8200,0,0,0,
+    1,2,0,0,1,2,2,4,0,0,0,4096,10240,0,0,0,
+    1,2,0,0,1,2,2,5,0,0,0,4104,10248,0,0,0,
+    2,2,0,0,0,2,2,6,7,0,128,12288,12296,0,0,0,
 };
 
 // The record of a stage, global -> shared.

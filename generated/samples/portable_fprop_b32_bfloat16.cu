@@ -1,6 +1,6 @@
 // y = x @ W for one block-sparse W [256, 256], bfloat16.
 // Layout 0dd315799237382c: 24 of 64 blocks of 32 x 32 (37.50 %).
-// Plan: portable, mma_bf16, tile 32 x 256, 2 x 4 warps, 3 stages of 35 KiB, panels of 32, contiguous groups.
+// Plan: portable, mma_bf16, tile 32 x 256, 2 x 4 warps, 3 stages of 25 KiB, panels of 32, contiguous groups.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
 // activation panels and the pieces of W that its record names, then every warp multiplies, slot by slot.
@@ -21,15 +21,14 @@ constexpr int kPieceRows = 32, kPieceColumns = 4, kLine = 4;  // in chunks; matr
 constexpr int kPanel = 32, kPanelChunks = 4, kPanelBytes = 2048;  // elements, chunks of a row
 constexpr int kLoadRows = 64, kLoadPasses = 1;  // rows of a panel that the thread block loads at once
 constexpr int kPiecesAtOnce = 2;  // pieces that the thread block loads at once
-constexpr int kStages = 3, kStageBytes = 35840;
-constexpr int kRecordWords = 44, kRecordRing = 5;
-constexpr int kSlotStarts = 2, kPanelIds = 11, kInputs = 16, kPieceStarts = 30;
+constexpr int kStages = 3, kStageBytes = 25600;
+constexpr int kRecordWords = 32, kRecordRing = 5;
+constexpr int kSlotStarts = 2, kPanelIds = 11, kInputs = 15, kPieceStarts = 23;
 
-// Shared-memory addresses and asynchronous copies (PTX: cp.async, sm_80).
+// The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
-
 // Have the compiler keep a pointer in registers instead of computing it again at each use.
 template <class T>
 __device__ __forceinline__ void keep(const T*& pointer) {
@@ -41,8 +40,7 @@ template <int Chunks>
 __device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
     return (row * Chunks + (chunk ^ (row / (8 / Chunks) % Chunks))) * 16;
 }
-
-// 16 bytes, past L1.
+// 16 bytes, past L1 (PTX: cp.async, sm_80).
 __device__ __forceinline__ void cp_async_16(u32 shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }
@@ -79,18 +77,18 @@ __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
 __device__ const int __align__(16) kTileStages[] = {
-    0,2,
+    0,3,
 };
 __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,4,5,6,7,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
-    3,14,0,3,4,6,7,10,11,13,14,2,6,0,0,0,
-    0,128,256,0,0,128,0,0,128,256,0,0,128,0,512,2304,
-    0,640,768,2432,896,1024,2560,128,1152,1280,2688,1408,5,10,0,1,
-    2,4,5,6,7,9,10,7,4,1,3,5,128,256,256,512,
-    0,128,512,0,384,384,0,0,0,0,1792,256,384,2048,2816,1920,
-    2176,2944,1536,1664,0,0,0,0,
+    1,8,0,1,2,3,4,5,6,7,8,2,0,0,0,0,
+    0,0,0,0,0,0,0,512,640,768,896,1024,1152,1280,1408,0,
+    3,8,0,2,2,3,4,6,6,8,8,6,0,7,0,0,
+    128,0,256,0,128,0,256,2304,0,2432,2816,2560,128,2688,2944,0,
+    4,8,0,1,2,4,4,5,6,7,8,1,3,4,5,256,
+    0,0,384,256,384,128,128,1792,256,384,2048,1920,2176,1536,1664,0,
 };
 
 // The record of a stage, global -> shared.

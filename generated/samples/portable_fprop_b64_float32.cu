@@ -1,6 +1,6 @@
 // y = x @ W for one block-sparse W [384, 256], float32.
 // Layout b7eacf86d7484791: 9 of 24 blocks of 64 x 64 (37.50 %).
-// Plan: portable, mma_tf32, tile 32 x 256, 2 x 4 warps, 3 stages of 35 KiB, panels of 32, contiguous groups.
+// Plan: portable, mma_tf32, tile 32 x 256, 2 x 4 warps, 3 stages of 25 KiB, panels of 32, contiguous groups.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
 // activation panels and the pieces of W that its record names, then every warp multiplies, slot by slot.
@@ -21,15 +21,14 @@ constexpr int kPieceRows = 32, kPieceColumns = 16, kLine = 8;  // in chunks; mat
 constexpr int kPanel = 32, kPanelChunks = 8, kPanelBytes = 4096;  // elements, chunks of a row
 constexpr int kLoadRows = 32, kLoadPasses = 1;  // rows of a panel that the thread block loads at once
 constexpr int kPiecePasses = 2;  // chunks of a piece that each thread loads
-constexpr int kStages = 3, kStageBytes = 35840;
+constexpr int kStages = 3, kStageBytes = 25600;
 constexpr int kRecordWords = 16, kRecordRing = 5;
-constexpr int kSlotStarts = 2, kPanelIds = 7, kInputs = 9, kPieceStarts = 12;
+constexpr int kSlotStarts = 2, kPanelIds = 7, kInputs = 9, kPieceStarts = 11;
 
-// Shared-memory addresses and asynchronous copies (PTX: cp.async, sm_80).
+// The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
-
 // Have the compiler keep a pointer in registers instead of computing it again at each use.
 template <class T>
 __device__ __forceinline__ void keep(const T*& pointer) {
@@ -41,8 +40,7 @@ template <int Chunks>
 __device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
     return (row * Chunks + (chunk ^ (row / (8 / Chunks) % Chunks))) * 16;
 }
-
-// 16 bytes, past L1.
+// 16 bytes, past L1 (PTX: cp.async, sm_80).
 __device__ __forceinline__ void cp_async_16(u32 shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }
@@ -68,20 +66,22 @@ __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
 __device__ const int __align__(16) kTileStages[] = {
-    0,8,
+    0,10,
 };
 __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
-    1,3,0,1,2,3,3,4,0,0,0,0,3072,4096,5120,0,
-    1,1,0,0,0,0,1,4,0,0,0,0,6144,0,0,0,
-    1,3,0,1,2,3,3,5,0,0,0,0,3584,4608,5632,0,
-    2,3,0,0,1,2,3,5,2,256,256,0,1024,2048,6656,0,
-    2,3,0,1,2,3,3,0,3,0,256,256,0,1536,2560,0,
-    2,2,0,1,1,2,2,1,10,0,256,0,512,8192,0,0,
-    2,2,0,1,1,2,2,8,11,0,256,0,7168,8704,0,0,
-    1,1,0,1,1,1,1,9,0,0,0,0,7680,0,0,0,
+    1,2,0,1,2,2,2,4,0,0,0,3072,4096,0,0,0,
+    1,2,0,0,0,1,2,4,0,0,0,5120,6144,0,0,0,
+    1,2,0,1,2,2,2,5,0,0,0,3584,4608,0,0,0,
+    1,2,0,0,0,1,2,5,0,0,0,5632,6656,0,0,0,
+    1,2,0,0,1,2,2,2,0,0,0,1024,2048,0,0,0,
+    1,1,0,1,1,1,1,0,0,0,0,0,0,0,0,0,
+    1,2,0,0,1,2,2,3,0,0,0,1536,2560,0,0,0,
+    2,2,0,1,1,2,2,1,10,0,256,512,8192,0,0,0,
+    2,2,0,1,1,2,2,8,11,0,256,7168,8704,0,0,0,
+    1,1,0,1,1,1,1,9,0,0,0,7680,0,0,0,0,
 };
 
 // The record of a stage, global -> shared.
@@ -152,7 +152,6 @@ __device__ __forceinline__ u32 tf32(u32 bits) {
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
     return rounded;
 }
-
 // d += a * b on tensor cores, 16 x 8 x 8, TF32 in, float32 sums (PTX: mma.sync.m16n8k8).
 __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

@@ -1,6 +1,6 @@
 // y = x @ W for one block-sparse W [96, 96], float16.
 // Layout 19c45f6d87e1fe7c: 57 of 144 blocks of 8 x 8 (39.58 %).
-// Plan: portable, mma_f16, tile 64 x 256, 1 x 8 warps, 3 stages of 35 KiB, panels of 32, contiguous groups.
+// Plan: portable, mma_f16, tile 64 x 256, 1 x 8 warps, 3 stages of 25 KiB, panels of 32, contiguous groups.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
 // activation panels and the pieces of W that its record names, then every warp multiplies, slot by slot.
@@ -20,15 +20,14 @@ constexpr int kPieceRows = 8, kPieceColumns = 1, kLine = 1;  // in chunks; matri
 constexpr int kPanel = 32, kPanelChunks = 4, kPanelBytes = 4096;  // elements, chunks of a row
 constexpr int kLoadRows = 64, kLoadPasses = 1;  // rows of a panel that the thread block loads at once
 constexpr int kPiecesAtOnce = 32;  // pieces that the thread block loads at once
-constexpr int kStages = 3, kStageBytes = 35840;
+constexpr int kStages = 3, kStageBytes = 25600;
 constexpr int kRecordWords = 152, kRecordRing = 5;
 constexpr int kSlotStarts = 2, kPanelIds = 35, kInputs = 38, kPieceStarts = 95;
 
-// Shared-memory addresses and asynchronous copies (PTX: cp.async, sm_80).
+// The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
-
 // Have the compiler keep a pointer in registers instead of computing it again at each use.
 template <class T>
 __device__ __forceinline__ void keep(const T*& pointer) {
@@ -40,8 +39,7 @@ template <int Chunks>
 __device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
     return (row * Chunks + (chunk ^ (row / (8 / Chunks) % Chunks))) * 16;
 }
-
-// 16 bytes, past L1.
+// 16 bytes, past L1 (PTX: cp.async, sm_80).
 __device__ __forceinline__ void cp_async_16(u32 shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }

@@ -1,6 +1,6 @@
 // dx = dy @ W.T for one block-sparse W [128, 128], float32.
 // Layout 0dd315799237382c: 24 of 64 blocks of 16 x 16 (37.50 %).
-// Plan: simt, fma_f32, tile 64 x 128, 4 x 1 warps, 3 stages of 35 KiB, panels of 32, balanced groups, 1 split outputs.
+// Plan: simt, fma_f32, tile 64 x 128, 4 x 1 warps, 3 stages of 25 KiB, panels of 32, balanced groups, 1 split outputs.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
 // activation panels and the pieces of W that its record names, then every warp multiplies, slot by slot.
@@ -21,15 +21,14 @@ constexpr int kPieceRows = 16, kPieceColumns = 4, kLine = 4;  // in chunks; matr
 constexpr int kPanel = 32, kPanelChunks = 8, kPanelBytes = 8192;  // elements, chunks of a row
 constexpr int kLoadRows = 16, kLoadPasses = 4;  // rows of a panel that the thread block loads at once
 constexpr int kPiecesAtOnce = 2;  // pieces that the thread block loads at once
-constexpr int kStages = 3, kStageBytes = 35840;
-constexpr int kRecordWords = 32, kRecordRing = 5;
-constexpr int kSlotStarts = 2, kPanelIds = 11, kInputs = 14, kPieceStarts = 23;
+constexpr int kStages = 3, kStageBytes = 25600;
+constexpr int kRecordWords = 28, kRecordRing = 5;
+constexpr int kSlotStarts = 2, kPanelIds = 11, kInputs = 13, kPieceStarts = 20;
 
-// Shared-memory addresses and asynchronous copies (PTX: cp.async, sm_80).
+// The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
-
 // Have the compiler keep a pointer in registers instead of computing it again at each use.
 template <class T>
 __device__ __forceinline__ void keep(const T*& pointer) {
@@ -41,8 +40,7 @@ template <int Chunks>
 __device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
     return (row * Chunks + (chunk ^ (row / (8 / Chunks) % Chunks))) * 16;
 }
-
-// 16 bytes, past L1.
+// 16 bytes, past L1 (PTX: cp.async, sm_80).
 __device__ __forceinline__ void cp_async_16(u32 shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }
@@ -74,14 +72,13 @@ __device__ const int __align__(16) kTargets[] = {
     -1,6,3,5,-2147483647,-2147483647,-2147483647,-2147483647,-2,0,1,4,7,-2147483647,-2147483647,-2147483647,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
-    3,9,0,4,7,7,9,9,9,9,9,0,1,2,0,4,
-    512,516,0,512,1024,512,1028,256,320,384,448,1152,1216,1280,1024,1088,
-    1,3,0,0,1,3,3,3,3,3,3,3,0,0,0,0,
-    4,0,0,0,0,0,0,1344,768,832,0,0,0,0,0,0,
-    3,9,0,2,4,6,8,9,9,9,9,0,1,2,1024,1028,
-    0,1024,4,512,0,1024,516,512,576,0,64,128,192,896,960,1408,
-    1,3,0,2,2,2,2,3,3,3,3,3,0,0,0,4,
-    0,0,0,0,0,0,0,640,704,1472,0,0,0,0,0,0,
+    2,7,0,4,6,6,7,7,7,7,7,0,1,0,4,512,
+    516,0,512,512,256,320,384,448,1152,1216,1024,0,2,5,0,0,
+    2,4,5,5,5,5,5,2,3,0,512,512,516,4,0,0,
+    1280,1344,768,832,1088,0,0,0,2,5,0,0,1,3,4,5,
+    5,5,5,0,1,0,4,512,0,516,0,0,0,128,192,896,
+    1408,0,0,0,2,7,0,4,5,5,6,7,7,7,7,2,
+    3,0,4,512,516,0,0,512,512,576,640,704,64,960,1472,0,
 };
 
 // The record of a stage, global -> shared.

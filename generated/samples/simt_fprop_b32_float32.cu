@@ -1,6 +1,6 @@
 // y = x @ W for one block-sparse W [256, 256], float32.
 // Layout 0dd315799237382c: 24 of 64 blocks of 32 x 32 (37.50 %).
-// Plan: simt, fma_f32, tile 64 x 128, 4 x 1 warps, 3 stages of 35 KiB, panels of 32, contiguous groups.
+// Plan: simt, fma_f32, tile 64 x 128, 4 x 1 warps, 3 stages of 25 KiB, panels of 32, contiguous groups.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
 // activation panels and the pieces of W that its record names, then every warp multiplies, slot by slot.
@@ -21,15 +21,14 @@ constexpr int kPieceRows = 32, kPieceColumns = 8, kLine = 8;  // in chunks; matr
 constexpr int kPanel = 32, kPanelChunks = 8, kPanelBytes = 8192;  // elements, chunks of a row
 constexpr int kLoadRows = 16, kLoadPasses = 4;  // rows of a panel that the thread block loads at once
 constexpr int kPiecePasses = 2;  // chunks of a piece that each thread loads
-constexpr int kStages = 3, kStageBytes = 35840;
+constexpr int kStages = 3, kStageBytes = 25600;
 constexpr int kRecordWords = 20, kRecordRing = 5;
 constexpr int kSlotStarts = 2, kPanelIds = 7, kInputs = 9, kPieceStarts = 13;
 
-// Shared-memory addresses and asynchronous copies (PTX: cp.async, sm_80).
+// The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
-
 // Have the compiler keep a pointer in registers instead of computing it again at each use.
 template <class T>
 __device__ __forceinline__ void keep(const T*& pointer) {
@@ -41,8 +40,7 @@ template <int Chunks>
 __device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
     return (row * Chunks + (chunk ^ (row / (8 / Chunks) % Chunks))) * 16;
 }
-
-// 16 bytes, past L1.
+// 16 bytes, past L1 (PTX: cp.async, sm_80).
 __device__ __forceinline__ void cp_async_16(u32 shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }
@@ -68,24 +66,27 @@ __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
 __device__ const int __align__(16) kTileStages[] = {
-    0,4,9,
+    0,6,12,
 };
 __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,4,5,6,7,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
-    2,3,0,1,2,3,3,0,1,0,512,512,0,0,512,768,
-    0,0,0,0,1,4,0,1,2,3,4,2,0,0,0,0,
-    0,1024,1280,1536,1792,0,0,0,2,2,0,1,1,2,2,4,
-    5,0,512,0,0,3584,4096,0,0,0,0,0,2,3,0,1,
-    1,2,3,6,7,0,0,512,0,4608,4864,5632,0,0,0,0,
-    1,1,0,1,1,1,1,0,0,0,0,0,0,256,0,0,
-    0,0,0,0,1,4,0,1,2,3,4,2,0,0,0,0,
-    0,2048,2304,2560,2816,0,0,0,2,3,0,1,1,2,3,3,
-    4,512,0,0,0,3840,3072,3328,0,0,0,0,2,3,0,1,
-    2,3,3,5,6,512,0,512,0,5120,4352,5376,0,0,0,0,
-    1,1,0,0,0,1,1,7,0,0,0,0,0,5888,0,0,
-    0,0,0,0,
+    1,1,0,1,1,1,1,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,1,2,0,0,1,2,2,1,0,0,0,0,
+    0,512,768,0,0,0,0,0,1,4,0,1,2,3,4,2,
+    0,0,0,0,0,1024,1280,1536,1792,0,0,0,2,2,0,1,
+    1,2,2,4,5,0,512,0,0,3584,4096,0,0,0,0,0,
+    1,2,0,1,1,2,2,6,0,0,0,0,0,4608,4864,0,
+    0,0,0,0,1,1,0,0,0,0,1,7,0,0,0,0,
+    0,5632,0,0,0,0,0,0,1,1,0,1,1,1,1,0,
+    0,0,0,0,0,256,0,0,0,0,0,0,1,4,0,1,
+    2,3,4,2,0,0,0,0,0,2048,2304,2560,2816,0,0,0,
+    1,2,0,0,0,1,2,3,0,0,0,0,0,3072,3328,0,
+    0,0,0,0,2,2,0,1,2,2,2,4,5,0,512,0,
+    0,3840,4352,0,0,0,0,0,1,2,0,1,1,2,2,6,
+    0,0,0,0,0,5120,5376,0,0,0,0,0,1,1,0,0,
+    0,1,1,7,0,0,0,0,0,5888,0,0,0,0,0,0,
 };
 
 // The record of a stage, global -> shared.

@@ -1,0 +1,369 @@
+// dx = dy @ W.T for one block-sparse W [512, 512], float32.
+// Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
+// Plan: hopper, wgmma_tf32, tile 128 x 256, 2 x 2 warpgroups of 64 x 128, clusters of 2, 3 stages of 72 KiB, similar groups.
+//
+// Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warp keeps a ring
+// of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
+// blocks; for each panel that it visits, it loads its rows into registers and multiplies them by the pieces of its slots.
+
+using u32 = unsigned int;
+
+constexpr int kFeaturesOut = 512;  // of a row of dx
+constexpr int kBlock = 32, kSteps = 4;  // a block's side; multiply steps along the inputs of a panel
+constexpr int kRowGroups = 2, kColumns = 2;  // warpgroups down and across
+constexpr int kMTiles = 1, kSlots = 4;  // 64-row tiles and output blocks of each
+constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
+constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
+constexpr int kTiles = 2, kNoOutput = -2147483647;
+constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 80;  // a stage ends with its record
+constexpr int kRecord = kStageBytes - kRecordBytes;
+constexpr int kRowBytes = 128, kPanelBytes = 16384, kBoxBytes = 4096, kPieceBytes = 4096;
+constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 16777216u;  // words of the matrix descriptor of a piece (PTX: wgmma)
+constexpr int kWeightsStep = 2;  // from a multiply step to the next, in 16 bytes
+constexpr int kLoads = 12;  // words of a stage in kLoadTable
+
+// The address of shared memory as PTX instructions take it.
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
+// One word, and two words, of shared memory.
+__device__ __forceinline__ u32 load_shared(u32 address) {
+    u32 word;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+    return word;
+}
+
+__device__ __forceinline__ uint2 load_shared_pair(u32 address) {
+    uint2 words;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(words.x), "=r"(words.y) : "r"(address) : "memory");
+    return words;
+}
+// Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
+__device__ __forceinline__ void barrier_init(u32 barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+// Make initialised barriers visible to the copy engine.
+__device__ __forceinline__ void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+__device__ __forceinline__ void barrier_arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrive, and have the phase wait for `bytes` of copies as well.
+__device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// Wait until the phase of this parity is complete.
+__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
+    asm volatile(
+        "{ .reg .pred done;\n"
+        "again_%=: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again_%=; }" ::"r"(barrier), "r"(parity) : "memory");
+}
+// Copies by the tensor memory accelerator (PTX: cp.async.bulk, sm_90); `barrier` counts their bytes.
+struct alignas(64) TensorMap {
+    unsigned long long words[16];
+};
+
+__device__ __forceinline__ void tma_prefetch(const TensorMap& map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+// The box of a matrix that starts at (column, row), global -> shared; what lies outside the matrix becomes zeros.
+__device__ __forceinline__ void tma_load(u32 shared, const TensorMap& map, int column, int row, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(shared),
+        "l"(&map), "r"(column), "r"(row), "r"(barrier) : "memory");
+}
+
+// Consecutive bytes, a multiple of 16, global -> shared.
+__device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
+                 "l"(global), "r"(bytes), "r"(barrier) : "memory");
+}
+// Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
+
+// All threads of the cluster meet. Orders nothing else: barriers have a fence of their own, and no thread reads what another wrote.
+__device__ __forceinline__ void cluster_sync() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// Arrive on the barrier that lies where `barrier` does, in the thread block of that rank. Only reads of shared memory come before it,
+// so the scope of the thread block will do; that of the cluster would wait for the memory system at each arrival.
+__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
+    asm volatile(
+        "{ .reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(barrier), "r"(rank) : "memory");
+}
+
+// tma_load into every thread block whose bit is set in `ranks`, and their barriers.
+__device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned short ranks) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
+        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
+}
+// 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
+__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+// Round to TF32 (to nearest, ties away from zero); the tensor core alone would cut the bits off.
+__device__ __forceinline__ u32 tf32(u32 bits) {
+    u32 rounded;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
+    return rounded;
+}
+// The multiply step of a warpgroup, 64 rows x 32 columns x 8 (PTX: wgmma, sm_90a). Asynchronous: fence before
+// the first, commit after the last, wait before its registers or shared memory change.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Wait until at most `Pending` of the newest groups are still at work.
+template <int Pending>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+}
+
+// sums += a * B; a in registers, B [8, 32] where the low word of its descriptor, b, says.
+__device__ __forceinline__ void wgmma(float (&sums)[16], const u32 (&a)[4], u32 b) {
+    asm volatile(
+        "{ .reg .b64 b; mov.b64 b, {%20, %21};\n"
+        "wgmma.mma_async.sync.aligned.m64n32k8.f32.tf32.tf32 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+        "}, {%16, %17, %18, %19}, b, 1, 1, 1; }"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),           "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15])        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(kWeightsHigh));
+}
+using Element = float;
+
+__device__ __forceinline__ float2 load_pair(const Element* p) { return *reinterpret_cast<const float2*>(p); }
+__device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_cast<float2*>(p) = v; }
+// Two neighbouring sums of a row -> two outputs.
+__device__ __forceinline__ float2 finish(float2 v) {
+    return v;
+}
+__device__ const int __align__(16) kTileStages[] = {
+    0,8,15,
+};
+__device__ const int __align__(16) kTargets[] = {
+    0,2,10,6,14,1,3,4,5,13,9,7,15,11,8,12,
+};  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
+__device__ const int __align__(16) kLoadTable[] = {
+    2306,0,32,0,256,1792,1152,2688,896,288,1824,128,1794,64,96,320,
+    1856,1184,2720,160,352,1888,0,0,2050,128,160,32,384,1920,1216,2752,
+    928,416,1952,0,2050,192,224,448,1984,1248,2784,768,480,2016,800,0,
+    2306,256,288,64,512,2048,1280,2816,960,544,2080,192,1794,320,352,576,
+    2112,1312,2848,224,608,2144,0,0,2050,384,416,96,640,2176,1344,2880,
+    992,672,2208,0,2050,448,480,704,2240,1376,2912,832,736,2272,864,0,
+    1283,0,32,96,1536,2432,1664,1408,2944,0,0,0,1282,64,128,1024,
+    2560,1696,1568,2464,0,0,0,0,1282,160,192,1056,2592,1440,2976,2304,
+    0,0,0,0,1027,224,256,288,2336,1600,2496,1728,0,0,0,0,
+    1282,320,352,1088,2624,1760,1472,3008,0,0,0,0,1283,384,416,480,
+    1632,2528,1120,2656,2400,0,0,0,769,448,1504,3040,2368,0,0,0,
+    0,0,0,0,
+};  // [stages, kLoads]: panels | boxes << 8, first row of each panel's features, each box's place in W
+__device__ const int __align__(16) kRecords[] = {
+    131080,131096,0,134217743,16384,234881030,0,201326601,16384,268435458,0,0,0,0,0,0,
+    0,0,0,0,131080,65560,0,134217742,16384,218103814,0,184549379,0,0,0,0,
+    0,0,0,0,0,0,0,0,131080,65560,0,134217743,16384,234881030,0,201326601,
+    0,0,0,0,0,0,0,0,0,0,0,0,131080,131096,0,134217742,
+    16384,218103814,0,184549381,16384,251658244,0,0,0,0,0,0,0,0,0,0,
+    131080,131096,0,134217743,16384,234881030,0,201326601,16384,268435458,0,0,0,0,0,0,
+    0,0,0,0,131080,65560,0,134217742,16384,218103814,0,184549379,0,0,0,0,
+    0,0,0,0,0,0,0,0,131080,65560,0,134217743,16384,234881030,0,201326601,
+    0,0,0,0,0,0,0,0,0,0,0,0,131080,131096,0,134217742,
+    16384,218103814,0,184549381,16384,251658244,0,0,0,0,0,0,0,0,0,0,
+    131080,131096,16384,234881028,32768,251658248,0,201326604,32768,268435457,0,0,0,0,0,0,
+    0,0,0,0,65544,65552,0,134217735,16384,184549388,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,131080,65560,0,134217731,16384,167772168,16384,184549379,
+    0,0,0,0,0,0,0,0,0,0,0,0,65544,131088,32768,251658244,
+    0,201326594,16384,218103820,0,0,0,0,0,0,0,0,0,0,0,0,
+    131080,65560,0,134217735,16384,184549384,16384,201326593,0,0,0,0,0,0,0,0,
+    0,0,0,0,65544,131088,16384,234881027,0,201326604,32768,268435458,0,0,0,0,
+    0,0,0,0,0,0,0,0,65544,65552,0,67108872,0,83886083,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,
+};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
+
+// The stages of this thread block's tiles, one after the other; the bounds of the next tile are read ahead.
+struct Walk {
+    int tile, stride, stage, last, next_stage, next_last;
+
+    __device__ __forceinline__ Walk(int tile, int stride) : tile(tile), stride(stride) {
+        stage = kTileStages[tile % kTiles], last = kTileStages[tile % kTiles + 1];
+        look_ahead();
+        skip();
+    }
+    __device__ __forceinline__ void look_ahead() {
+        const int group = (tile + stride) % kTiles;
+        next_stage = kTileStages[group], next_last = kTileStages[group + 1];
+    }
+    __device__ __forceinline__ void skip() {
+        for (int i = 0; stage == last && i <= kTiles; ++i) {  // at most once round: a layout has a stage
+            tile += stride, stage = next_stage, last = next_last;
+            look_ahead();
+        }
+    }
+    __device__ __forceinline__ void advance() { ++stage, skip(); }
+};
+
+// Fills the ring of stages, tile after tile; one warp. Lane l issues the l-th load of a stage.
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, int tiles, int first_tile, int stride, int rank) {
+    const int lane = threadIdx.x % 32;
+    const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.tile < tiles ? kLoadTable[walk.stage * kLoads + lane] : 0; };
+    Walk walk(first_tile, stride);
+    int slot = 0, ahead = fetch(walk);
+    u32 parity = 1;
+    while (walk.tile < tiles) {
+        const int load = ahead, s = walk.stage, row0 = (walk.tile / kTiles * kCluster + rank) * kRows;
+        walk.advance();
+        ahead = fetch(walk);  // arrives while the copies of this stage are issued
+        const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
+        const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
+        barrier_wait(empty + slot * 8, parity);
+        if (lane == 0) {
+            barrier_expect(barrier, panels * kPanelBytes + boxes * kBoxBytes + kRecordBytes);
+            bulk_load(stage + kRecord, kRecords + s * (kRecordBytes / 4), kRecordBytes, barrier);
+        }
+        __syncwarp();
+        if (lane > 0 && lane <= panels)
+            tma_load(stage + (lane - 1) * kPanelBytes, activations, load, row0, barrier);
+        else if (lane > panels && lane <= panels + boxes && lane % kCluster == rank)
+            tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
+        __syncwarp();
+        if (++slot == kStages) slot = 0, parity ^= 1;
+    }
+}
+// A value that all threads of a warp read alike: keeps what depends on it in uniform registers.
+__device__ __forceinline__ u32 uniform(u32 value) { return __shfl_sync(~0u, value, 0); }
+
+using Sums = float[kMTiles][kSlots][kBlock / 2];
+using Fragments = u32[kMTiles][kSteps][4];
+
+// The rows of a panel that a warp multiplies, as fragments; rows are swizzled as TMA wrote them.
+__device__ __forceinline__ void load_fragments(Fragments& a, u32 from) {
+#pragma unroll
+    for (int m = 0; m < kMTiles; ++m)
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) {
+            ldmatrix_x4(a[m][k], (from ^ (k * 32)) + m * (64 * kRowBytes));
+#pragma unroll
+            for (int i = 0; i < 4; ++i) a[m][k][i] = tf32(a[m][k][i]);
+        }
+}
+// Multiply a panel by the pieces of slots First (if Mask & 1) and First + 1 (if Mask & 2), which lie at b. One group of steps.
+template <int First, int Mask>
+__device__ __forceinline__ void multiply_slots(Sums& sums, const Fragments& a, u32 b) {
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k)
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m) {
+            if (Mask & 1) wgmma(sums[m][First], a[m][k], b + k * kWeightsStep);
+            if (Mask & 2) wgmma(sums[m][First + 1], a[m][k], b + k * kWeightsStep + (Mask & 1) * (kPieceBytes / 16));
+        }
+    wgmma_commit();
+}
+
+// Multiply a panel by the pieces of the slots in `mask` from First on, which lie one after the other from b on. Accumulators need fixed
+// registers, so each set of two slots has code of its own. A visit has at least one slot.
+template <int First = 0>
+__device__ __forceinline__ void multiply_panel(Sums& sums, const Fragments& a, u32 mask, u32 b) {
+    if constexpr (kSlots == 1) {
+        multiply_slots<0, 1>(sums, a, b);
+    } else {
+        const u32 pair = mask >> First & 3;
+        if (pair == 3)
+            multiply_slots<First, 3>(sums, a, b);
+        else if (pair == 1)
+            multiply_slots<First, 1>(sums, a, b);
+        else if (kSlots == 2 || pair == 2)
+            multiply_slots<First, 2>(sums, a, b);
+        if constexpr (First + 2 < kSlots) multiply_panel<First + 2>(sums, a, mask, b + (pair - (pair >> 1)) * (kPieceBytes / 16));
+    }
+}
+
+// The low word of the matrix descriptor of pieces at `shared`; an address has the rank in its cluster in bits above these.
+__device__ __forceinline__ u32 descriptor_low(u32 shared) { return (shared & 0x3ffff) / 16 + kWeightsLow; }
+
+// All visits of a stage. A visit is two words: where its panel is, in bytes; and the mask of the slots that use it, with the place of
+// their first piece in 16 bytes << 16. Past the last visit lies one that is safe to follow.
+__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows, u32 b, int column) {
+    const u32 bounds = uniform(load_shared(record + column * 4));
+    u32 count = bounds >> 16, at = record + (bounds & 0xffff);
+    if (count == 0) return;
+    uint2 visit = load_shared_pair(at);
+    Fragments a;
+    do {
+        load_fragments(a, rows + visit.x);
+        const u32 word = uniform(visit.y);
+        visit = load_shared_pair(at += 8);
+        multiply_panel(sums, a, word & 255, b + (word >> 16));
+        wgmma_wait<0>();
+    } while (--count);
+}
+// Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
+__device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int* targets, int row0, int n,
+                                      Element* __restrict__ dx) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+        const int target = targets[s];
+        if (target == kNoOutput) continue;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = row0 + half * 8 + lane / 4;
+            const long long start = static_cast<long long>(min(row, n - 1)) * kFeaturesOut;
+#pragma unroll
+            for (int j = 0; j < kBlock / 8; ++j) {
+                const int column = target * kBlock + j * 8 + lane % 4 * 2;
+                const long long place = start + column;
+                const float2 v = finish(make_float2(sums[s][j * 4 + half * 2], sums[s][j * 4 + half * 2 + 1]));
+                if (row < n) store_pair(dx + place, v);
+            }
+        }
+    }
+}
+extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
+bsgen_dgrad_b32_float32_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ dx, int n) {
+    extern __shared__ __align__(1024) unsigned char shared[];
+    const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
+    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
+    const int tiles = (n + kCluster * kRows - 1) / (kCluster * kRows) * kTiles;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
+        barrier_init_fence();
+    }
+    cluster_sync();
+
+    if (group == kGroups) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        if (__shfl_sync(~0u, threadIdx.x / 32 % 4, 0) == 0) produce(dy_map, w_map, stages_base, full, empty, tiles, first_tile, stride, rank);
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+        const int column = group % kColumns, lane = threadIdx.x % 32;
+        const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
+        // Where this lane's chunk of a fragment lies in a panel (PTX: ldmatrix), swizzled.
+        const u32 r = row + lane % 16;
+        const u32 place = r * kRowBytes + ((lane / 16 ^ r % 8) * 16);
+        int slot = 0;
+        u32 parity = 0;
+        for (int tile = first_tile; tile < tiles; tile += stride) {
+            const int tile_group = tile % kTiles, row0 = (tile / kTiles * kCluster + rank) * kRows;
+            Sums sums = {};
+            for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
+                barrier_wait(full + slot * 8, parity);
+                const u32 stage = stages_base + slot * kStageBytes;
+                multiply_stage(sums, stage + kRecord, stage + place, descriptor_low(stage), column);
+                if (lane < kCluster) barrier_arrive_at(empty + slot * 8, lane);
+                if (++slot == kStages) slot = 0, parity ^= 1;
+            }
+#pragma unroll
+            for (int m = 0; m < kMTiles; ++m)
+                store(sums[m], kTargets + (tile_group * kColumns + column) * kSlots, row0 + row + m * 64, n, dx);
+        }
+    }
+    cluster_sync();  // neighbours still write to this thread block's memory
+}

@@ -1,0 +1,664 @@
+// y = x @ W for one block-sparse W [8192, 384], float16.
+// Layout 5734be5d2ec1f220: 267 of 3072 blocks of 32 x 32 (8.69 %).
+// Plan: hopper, wgmma_f16, tile 64 x 128, 1 x 4 warpgroups of 64 x 32, clusters of 2, 4 stages of 54 KiB, balanced groups, 1 split outputs.
+//
+// Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warp keeps a ring
+// of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
+// blocks; for each panel that it visits, it loads its rows into registers and multiplies them by the pieces of its slots.
+
+using u32 = unsigned int;
+
+constexpr int kFeaturesOut = 384;  // of a row of y
+constexpr int kBlock = 32, kSteps = 2;  // a block's side; multiply steps along the inputs of a panel
+constexpr int kRowGroups = 1, kColumns = 4;  // warpgroups down and across
+constexpr int kMTiles = 1, kSlots = 1;  // 64-row tiles and output blocks of each
+constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
+constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
+constexpr int kTiles = 11, kNoOutput = -2147483647;
+constexpr int kStages = 4, kStageBytes = 55296, kRecordBytes = 320;  // a stage ends with its record
+constexpr int kRecord = kStageBytes - kRecordBytes;
+constexpr int kRowBytes = 64, kPanelBytes = 4096, kBoxBytes = 2048, kPieceBytes = 2048;
+constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
+constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
+constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
+constexpr int kLoads = 18;  // words of a stage in kLoadTable
+
+// The address of shared memory as PTX instructions take it.
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
+// One word, and two words, of shared memory.
+__device__ __forceinline__ u32 load_shared(u32 address) {
+    u32 word;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+    return word;
+}
+
+__device__ __forceinline__ uint2 load_shared_pair(u32 address) {
+    uint2 words;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(words.x), "=r"(words.y) : "r"(address) : "memory");
+    return words;
+}
+// Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
+template <int Chunks>
+__device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
+    return (row * Chunks + (chunk ^ (row / (8 / Chunks) % Chunks))) * 16;
+}
+// Four 8 x 8 matrices of 16-bit elements into shared memory (PTX: stmatrix, sm_90); lane l gives row l % 8 of matrix l / 8.
+__device__ __forceinline__ void stmatrix_x4(u32 address, const u32 (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]),
+                 "r"(r[3]) : "memory");
+}
+
+// 16 bytes of shared memory.
+__device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+    return v;
+}
+// Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
+__device__ __forceinline__ void barrier_init(u32 barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+// Make initialised barriers visible to the copy engine.
+__device__ __forceinline__ void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+__device__ __forceinline__ void barrier_arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrive, and have the phase wait for `bytes` of copies as well.
+__device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// Wait until the phase of this parity is complete.
+__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
+    asm volatile(
+        "{ .reg .pred done;\n"
+        "again_%=: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again_%=; }" ::"r"(barrier), "r"(parity) : "memory");
+}
+// Copies by the tensor memory accelerator (PTX: cp.async.bulk, sm_90); `barrier` counts their bytes.
+struct alignas(64) TensorMap {
+    unsigned long long words[16];
+};
+
+__device__ __forceinline__ void tma_prefetch(const TensorMap& map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+// The box of a matrix that starts at (column, row), global -> shared; what lies outside the matrix becomes zeros.
+__device__ __forceinline__ void tma_load(u32 shared, const TensorMap& map, int column, int row, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(shared),
+        "l"(&map), "r"(column), "r"(row), "r"(barrier) : "memory");
+}
+
+// Consecutive bytes, a multiple of 16, global -> shared.
+__device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
+                 "l"(global), "r"(bytes), "r"(barrier) : "memory");
+}
+// Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
+
+// All threads of the cluster meet. Orders nothing else: barriers have a fence of their own, and no thread reads what another wrote.
+__device__ __forceinline__ void cluster_sync() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// Arrive on the barrier that lies where `barrier` does, in the thread block of that rank. Only reads of shared memory come before it,
+// so the scope of the thread block will do; that of the cluster would wait for the memory system at each arrival.
+__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
+    asm volatile(
+        "{ .reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(barrier), "r"(rank) : "memory");
+}
+
+// tma_load into every thread block whose bit is set in `ranks`, and their barriers.
+__device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned short ranks) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
+        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
+}
+// 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
+__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+// The multiply step of a warpgroup, 64 rows x 32 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
+// the first, commit after the last, wait before its registers or shared memory change.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Wait until at most `Pending` of the newest groups are still at work.
+template <int Pending>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+}
+
+// sums += a * B; a in registers, B [16, 32] where the low word of its descriptor, b, says.
+__device__ __forceinline__ void wgmma(float (&sums)[16], const u32 (&a)[4], u32 b) {
+    asm volatile(
+        "{ .reg .b64 b; mov.b64 b, {%20, %21};\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+        "}, {%16, %17, %18, %19}, b, 1, 1, 1, 1; }"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),           "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15])        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(kWeightsHigh));
+}
+// Elements are float16, kept as bits.
+using Element = unsigned short;
+
+__device__ __forceinline__ u32 pack(float low, float high) {
+    u32 bits;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+
+__device__ __forceinline__ float2 unpack(u32 bits) {
+    float2 value;
+    asm("{ .reg .f16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high; }"
+        : "=f"(value.x), "=f"(value.y) : "r"(bits));
+    return value;
+}
+
+__device__ __forceinline__ float2 load_pair(const Element* p) { return unpack(*reinterpret_cast<const u32*>(p)); }
+__device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_cast<u32*>(p) = pack(v.x, v.y); }
+// Two neighbouring sums of a row -> two outputs.
+__device__ __forceinline__ float2 finish(float2 v) {
+    return v;
+}
+__device__ const int __align__(16) kTileStages[] = {
+    0,3,7,11,15,19,23,27,31,35,38,41,
+};
+__device__ const int __align__(16) kTargets[] = {
+    -1,-12,-23,3,-2,-13,-24,4,-3,-14,-25,5,-4,-15,-26,6,
+    -5,-16,-27,7,-6,-17,-28,8,-7,-18,-29,9,-8,-19,-30,10,
+    -9,-20,-31,11,-10,-21,-32,-2147483647,-11,-22,1,2,
+};  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
+__device__ const int __align__(16) kLoadTable[] = {
+    2312,0,32,64,96,128,160,192,224,0,32,96,160,192,224,288,
+    352,416,2056,2816,2848,2880,2912,2944,2976,3008,3040,3168,3200,3232,3264,3296,
+    3328,3360,3392,0,2056,5632,5664,5696,5728,5760,5792,5824,5856,5984,6016,6048,
+    6080,6112,6144,6176,6208,0,2056,128,256,288,320,352,384,416,448,256,
+    480,544,608,672,736,768,800,0,2056,480,3072,3104,3136,3168,3200,3232,
+    3264,832,3424,3456,3488,3520,3552,3584,3616,0,2056,3296,5888,5920,5952,5984,
+    6016,6048,6080,3648,6240,6272,6304,6336,6368,6400,6432,0,257,6112,6464,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,2056,160,
+    512,544,576,608,640,672,704,320,864,896,928,960,992,1024,1056,0,
+    2056,736,3328,3360,3392,3424,3456,3488,3520,1088,3680,3712,3744,3776,3808,3840,
+    3872,0,2056,3552,6144,6176,6208,6240,6272,6304,6336,3904,6496,6528,6560,6592,
+    6624,6656,6688,0,257,6368,6720,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,2056,192,768,800,832,864,896,928,960,384,
+    1120,1152,1184,1216,1248,1280,1312,0,2056,992,3584,3616,3648,3680,3712,3744,
+    3776,1344,3936,3968,4000,4032,4064,4096,4128,0,2056,3808,6400,6432,6464,6496,
+    6528,6560,6592,4160,6752,6784,6816,6848,6880,6912,6944,0,257,6624,6976,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,2056,224,
+    1024,1056,1088,1120,1152,1184,1216,448,1376,1408,1440,1472,1504,1536,1568,0,
+    2056,1248,3840,3872,3904,3936,3968,4000,4032,1600,4192,4224,4256,4288,4320,4352,
+    4384,0,2056,4064,6656,6688,6720,6752,6784,6816,6848,4416,7008,7040,7072,7104,
+    7136,7168,7200,0,257,6880,7232,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,2056,256,1280,1312,1344,1376,1408,1440,1472,512,
+    1632,1664,1696,1728,1760,1792,1824,0,2056,1504,4096,4128,4160,4192,4224,4256,
+    4288,1856,4448,4480,4512,4544,4576,4608,4640,0,2056,4320,6912,6944,6976,7008,
+    7040,7072,7104,4672,7264,7296,7328,7360,7392,7424,7456,0,257,7136,7488,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,2056,288,
+    1536,1568,1600,1632,1664,1696,1728,576,1888,1920,1952,1984,2016,2048,2080,0,
+    2056,1760,4352,4384,4416,4448,4480,4512,4544,2112,4704,4736,4768,4800,4832,4864,
+    4896,0,2056,4576,7168,7200,7232,7264,7296,7328,7360,4928,7520,7552,7584,7616,
+    7648,7680,7712,0,257,7392,7744,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,2056,320,1792,1824,1856,1888,1920,1952,1984,640,
+    2144,2176,2208,2240,2272,2304,2336,0,2056,2016,4608,4640,4672,4704,4736,4768,
+    4800,2368,4960,4992,5024,5056,5088,5120,5152,0,2056,4832,7424,7456,7488,7520,
+    7552,7584,7616,5184,7776,7808,7840,7872,7904,7936,7968,0,257,7648,8000,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,2056,352,
+    2048,2080,2112,2144,2176,2208,2240,704,2400,2432,2464,2496,2528,2560,2592,0,
+    2056,2272,4864,4896,4928,4960,4992,5024,5056,2624,5216,5248,5280,5312,5344,5376,
+    5408,0,2056,5088,7680,7712,7744,7776,7808,7840,7872,5440,8032,8064,8096,8128,
+    8160,8192,8224,0,257,7904,8256,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,2056,2304,2336,2368,2400,2432,2464,2496,2528,2656,
+    2688,2720,2752,2784,2816,2848,2880,0,2056,5120,5152,5184,5216,5248,5280,5312,
+    5344,5472,5504,5536,5568,5600,5632,5664,5696,0,2056,7936,7968,8000,8032,8064,
+    8096,8128,8160,8288,8320,8352,8384,8416,8448,8480,8512,0,2056,32,64,2560,
+    2592,2624,2656,2688,2720,64,128,2912,2944,2976,3008,3040,3072,0,2056,2752,
+    2784,5376,5408,5440,5472,5504,5536,3104,3136,5728,5760,5792,5824,5856,5888,0,
+    514,5568,5600,5920,5952,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,
+};  // [stages, kLoads]: panels | boxes << 8, first row of each panel's features, each box's place in W
+__device__ const int __align__(16) kRecords[] = {
+    524304,80,80,65616,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,176160769,20480,184549377,
+    24576,192937985,28672,201326593,12288,167772161,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,524304,80,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,16,524304,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    458768,72,72,65608,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,24576,184549377,
+    28672,192937985,0,134217729,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    65552,458776,80,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,65552,458776,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,16,65552,24,0,16777217,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    458768,72,72,65608,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,24576,184549377,
+    28672,192937985,0,134217729,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    65552,458776,80,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,65552,458776,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,16,65552,24,0,16777217,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    458768,72,72,65608,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,24576,184549377,
+    28672,192937985,0,134217729,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    65552,458776,80,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,65552,458776,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,16,65552,24,0,16777217,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    458768,72,72,65608,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,24576,184549377,
+    28672,192937985,0,134217729,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    65552,458776,80,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,65552,458776,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,16,65552,24,0,16777217,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    458768,72,72,65608,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,24576,184549377,
+    28672,192937985,0,134217729,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    65552,458776,80,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,65552,458776,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,16,65552,24,0,16777217,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    458768,72,72,65608,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,24576,184549377,
+    28672,192937985,0,134217729,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    65552,458776,80,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,65552,458776,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,16,65552,24,0,16777217,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    458768,72,72,65608,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,24576,184549377,
+    28672,192937985,0,134217729,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    65552,458776,80,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,65552,458776,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,16,65552,24,0,16777217,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    458768,72,72,65608,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,24576,184549377,
+    28672,192937985,0,134217729,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    65552,458776,80,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,65552,458776,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,16,65552,24,0,16777217,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    524304,80,80,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,524304,80,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,16,524304,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    393232,64,65600,65608,8192,150994945,12288,159383553,16384,167772161,20480,176160769,24576,184549377,28672,192937985,
+    0,134217729,4096,142606337,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,393248,80,80,0,134217729,4096,142606337,8192,150994945,12288,159383553,16384,167772161,20480,176160769,
+    24576,184549377,28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,131088,32,32,0,33554433,4096,41943041,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
+
+// The stages of this thread block's tiles, one after the other; the bounds of the next tile are read ahead.
+struct Walk {
+    int tile, stride, stage, last, next_stage, next_last;
+
+    __device__ __forceinline__ Walk(int tile, int stride) : tile(tile), stride(stride) {
+        stage = kTileStages[tile % kTiles], last = kTileStages[tile % kTiles + 1];
+        look_ahead();
+        skip();
+    }
+    __device__ __forceinline__ void look_ahead() {
+        const int group = (tile + stride) % kTiles;
+        next_stage = kTileStages[group], next_last = kTileStages[group + 1];
+    }
+    __device__ __forceinline__ void skip() {
+        for (int i = 0; stage == last && i <= kTiles; ++i) {  // at most once round: a layout has a stage
+            tile += stride, stage = next_stage, last = next_last;
+            look_ahead();
+        }
+    }
+    __device__ __forceinline__ void advance() { ++stage, skip(); }
+};
+
+// Fills the ring of stages, tile after tile; one warp. Lane l issues the l-th load of a stage.
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, int tiles, int first_tile, int stride, int rank) {
+    const int lane = threadIdx.x % 32;
+    const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.tile < tiles ? kLoadTable[walk.stage * kLoads + lane] : 0; };
+    Walk walk(first_tile, stride);
+    int slot = 0, ahead = fetch(walk);
+    u32 parity = 1;
+    while (walk.tile < tiles) {
+        const int load = ahead, s = walk.stage, row0 = (walk.tile / kTiles * kCluster + rank) * kRows;
+        walk.advance();
+        ahead = fetch(walk);  // arrives while the copies of this stage are issued
+        const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
+        const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
+        barrier_wait(empty + slot * 8, parity);
+        if (lane == 0) {
+            barrier_expect(barrier, panels * kPanelBytes + boxes * kBoxBytes + kRecordBytes);
+            bulk_load(stage + kRecord, kRecords + s * (kRecordBytes / 4), kRecordBytes, barrier);
+        }
+        __syncwarp();
+        if (lane > 0 && lane <= panels)
+            tma_load(stage + (lane - 1) * kPanelBytes, activations, load, row0, barrier);
+        else if (lane > panels && lane <= panels + boxes && lane % kCluster == rank)
+            tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
+        __syncwarp();
+        if (++slot == kStages) slot = 0, parity ^= 1;
+    }
+}
+// A value that all threads of a warp read alike: keeps what depends on it in uniform registers.
+__device__ __forceinline__ u32 uniform(u32 value) { return __shfl_sync(~0u, value, 0); }
+
+using Sums = float[kMTiles][kSlots][kBlock / 2];
+using Fragments = u32[kMTiles][kSteps][4];
+
+// The rows of a panel that a warp multiplies, as fragments; rows are swizzled as TMA wrote them.
+__device__ __forceinline__ void load_fragments(Fragments& a, u32 from) {
+#pragma unroll
+    for (int m = 0; m < kMTiles; ++m)
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) {
+            ldmatrix_x4(a[m][k], (from ^ (k * 32)) + m * (64 * kRowBytes));
+        }
+}
+// Multiply a panel by the pieces of slots First (if Mask & 1) and First + 1 (if Mask & 2), which lie at b. One group of steps.
+template <int First, int Mask>
+__device__ __forceinline__ void multiply_slots(Sums& sums, const Fragments& a, u32 b) {
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k)
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m) {
+            if (Mask & 1) wgmma(sums[m][First], a[m][k], b + k * kWeightsStep);
+            if (Mask & 2) wgmma(sums[m][First + 1], a[m][k], b + k * kWeightsStep + (Mask & 1) * (kPieceBytes / 16));
+        }
+    wgmma_commit();
+}
+
+// Multiply a panel by the pieces of the slots in `mask` from First on, which lie one after the other from b on. Accumulators need fixed
+// registers, so each set of two slots has code of its own. A visit has at least one slot.
+template <int First = 0>
+__device__ __forceinline__ void multiply_panel(Sums& sums, const Fragments& a, u32 mask, u32 b) {
+    if constexpr (kSlots == 1) {
+        multiply_slots<0, 1>(sums, a, b);
+    } else {
+        const u32 pair = mask >> First & 3;
+        if (pair == 3)
+            multiply_slots<First, 3>(sums, a, b);
+        else if (pair == 1)
+            multiply_slots<First, 1>(sums, a, b);
+        else if (kSlots == 2 || pair == 2)
+            multiply_slots<First, 2>(sums, a, b);
+        if constexpr (First + 2 < kSlots) multiply_panel<First + 2>(sums, a, mask, b + (pair - (pair >> 1)) * (kPieceBytes / 16));
+    }
+}
+
+// The low word of the matrix descriptor of pieces at `shared`; an address has the rank in its cluster in bits above these.
+__device__ __forceinline__ u32 descriptor_low(u32 shared) { return (shared & 0x3ffff) / 16 + kWeightsLow; }
+
+// All visits of a stage. A visit is two words: where its panel is, in bytes; and the mask of the slots that use it, with the place of
+// their first piece in 16 bytes << 16. Past the last visit lies one that is safe to follow.
+__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows, u32 b, int column) {
+    const u32 bounds = uniform(load_shared(record + column * 4));
+    u32 count = bounds >> 16, at = record + (bounds & 0xffff);
+    if (count == 0) return;
+    uint2 visit = load_shared_pair(at);
+    // A panel's fragments load while the one before is multiplied, into registers that the one before that has left.
+    uint2 next = load_shared_pair(at + 8);
+    Fragments even, odd;
+    load_fragments(even, rows + visit.x);
+    const auto turn = [&](const Fragments& now, Fragments& then) {
+        const u32 word = uniform(visit.y);
+        visit = next, at += 8;
+        next = load_shared_pair(at + 8);
+        multiply_panel(sums, now, word & 255, b + (word >> 16));
+        wgmma_wait<1>();
+        load_fragments(then, rows + visit.x);
+    };
+    while (true) {
+        turn(even, odd);
+        if (--count == 0) break;
+        turn(odd, even);
+        if (--count == 0) break;
+    }
+    wgmma_wait<0>();
+}
+// Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
+__device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int* targets, int row0, int n,
+                                      Element* __restrict__ y, float* __restrict__ workspace, u32 scratch) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+        const int target = targets[s];
+        if (target == kNoOutput) continue;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = row0 + half * 8 + lane / 4;
+            if (target < 0) {
+                float* partial = workspace + (static_cast<long long>(~target) * n + row) * kBlock + lane % 4 * 2;
+#pragma unroll
+                for (int j = 0; j < kBlock / 8; ++j)
+                    if (row < n) *reinterpret_cast<float2*>(partial + j * 8) = make_float2(sums[s][j * 4 + half * 2], sums[s][j * 4 + half * 2 + 1]);
+                continue;
+            }
+            const long long start = static_cast<long long>(min(row, n - 1)) * kFeaturesOut;
+#pragma unroll
+            for (int j = 0; j < kBlock / 8; j += 4) {
+                u32 words[4];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const float2 v = finish(make_float2(sums[s][(j + i) * 4 + half * 2], sums[s][(j + i) * 4 + half * 2 + 1]));
+                    words[i] = pack(v.x, v.y);
+                }
+                // Through shared memory, so that each lane stores 16 bytes of a row.
+                stmatrix_x4(scratch + swizzled<4>(lane % 8, lane / 8), words);
+                __syncwarp();
+                const uint4 chunk = load_shared_chunk(scratch + swizzled<4>(lane / 4, lane % 4));
+                __syncwarp();
+                if (row < n) *reinterpret_cast<uint4*>(y + start + target * kBlock + (j + lane % 4) * 8) = chunk;
+            }
+        }
+    }
+}
+extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
+bsgen_fprop_b32_float16_hopper_5734be5d2ec1f220(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, float* __restrict__ workspace, int n) {
+    extern __shared__ __align__(1024) unsigned char shared[];
+    const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
+    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
+    const int tiles = (n + kCluster * kRows - 1) / (kCluster * kRows) * kTiles;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
+        barrier_init_fence();
+    }
+    cluster_sync();
+
+    if (group == kGroups) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        if (__shfl_sync(~0u, threadIdx.x / 32 % 4, 0) == 0) produce(x_map, w_map, stages_base, full, empty, tiles, first_tile, stride, rank);
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+        const int column = group % kColumns, lane = threadIdx.x % 32;
+        const u32 scratch = empty + kStages * 8 + threadIdx.x / 32 * kScratchBytes;
+        const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
+        // Where this lane's chunk of a fragment lies in a panel (PTX: ldmatrix), swizzled.
+        const u32 r = row + lane % 16;
+        const u32 place = r * kRowBytes + ((lane / 16 ^ r / 2 % 4) * 16);
+        int slot = 0;
+        u32 parity = 0;
+        for (int tile = first_tile; tile < tiles; tile += stride) {
+            const int tile_group = tile % kTiles, row0 = (tile / kTiles * kCluster + rank) * kRows;
+            Sums sums = {};
+            for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
+                barrier_wait(full + slot * 8, parity);
+                const u32 stage = stages_base + slot * kStageBytes;
+                multiply_stage(sums, stage + kRecord, stage + place, descriptor_low(stage), column);
+                if (lane < kCluster) barrier_arrive_at(empty + slot * 8, lane);
+                if (++slot == kStages) slot = 0, parity ^= 1;
+            }
+#pragma unroll
+            for (int m = 0; m < kMTiles; ++m)
+                store(sums[m], kTargets + (tile_group * kColumns + column) * kSlots, row0 + row + m * 64, n, y, workspace, scratch);
+        }
+    }
+    cluster_sync();  // neighbours still write to this thread block's memory
+}
+
+// Split outputs: their partial sums, added in order, and the epilogue. [kSplits, 3]: output block, first partial sum, count.
+__device__ const int __align__(16) kReductions[] = {
+    0,0,32,
+};
+constexpr int kSplits = 1, kReduceRows = 16, kReduceThreads = 256;
+
+extern "C" __global__ void __launch_bounds__(kReduceThreads)
+bsgen_fprop_b32_float16_hopper_5734be5d2ec1f220_reduce(Element* __restrict__ y, const float* __restrict__ workspace, int n) {
+    const int* reduction = kReductions + blockIdx.x % kSplits * 3;
+    const int row = blockIdx.x / kSplits * kReduceRows + threadIdx.x / (kBlock / 2), inside = threadIdx.x % (kBlock / 2) * 2;
+    if (row >= n) return;
+    float2 sum = make_float2(0.0f, 0.0f);
+    for (int p = 0; p < reduction[2]; ++p) {
+        const float2 v = *reinterpret_cast<const float2*>(workspace + (static_cast<long long>(reduction[1] + p) * n + row) * kBlock + inside);
+        sum.x += v.x, sum.y += v.y;
+    }
+    const int column = reduction[0] * kBlock + inside;
+    const long long place = static_cast<long long>(row) * kFeaturesOut + column;
+    store_pair(y + place, finish(sum));
+}

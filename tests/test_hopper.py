@@ -1,0 +1,243 @@
+"""The Hopper family by property: its tables read on their own terms, and what TMA, wgmma and setmaxnreg demand of a plan."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from problems import BIG, HOPPER_KINDS, ROOT, SMALL, bernoulli, cheapest, fingerprint, hub, sample, small_layouts
+from ring_tables import ring_terms, ring_uses
+from test_plan import check_block, check_launches, check_outputs, check_terms
+
+from bsgen.layout import Layout
+from bsgen.outline import Grid, Outline
+from bsgen.plan import HopperPlan, candidates, choose, hopper, outline
+from bsgen.problem import BLOCK_SIZES, TARGETS, Activation, DType, Epilogue, Op, Precision, Problem, Target
+
+BATCHES = (1, 3, 64, 129, 4097)
+BARRIERS = 2 * 8  # bytes, of a stage
+
+pytestmark = pytest.mark.filterwarnings("error")
+thorough = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+
+
+@st.composite
+def hopper_problems(draw: st.DrawFn) -> Problem:
+    """Problems that the family serves, of every layout that has a block, with epilogues and hints for N."""
+    op, block, dtype = draw(st.sampled_from(HOPPER_KINDS))
+    layout = draw(small_layouts().filter(lambda layout: layout.nnz > 0))
+    epilogue = draw(st.builds(Epilogue, st.booleans(), st.sampled_from([None, *Activation]), st.booleans()))
+    batch = draw(st.sampled_from([None, 1, 20000]))
+    return Problem(op, layout, block, dtype, epilogue=epilogue if op is Op.FPROP else Epilogue(), batch=batch)
+
+
+@thorough
+@given(st.data(), hopper_problems())
+def test_tables(data: st.DataObject, problem: Problem) -> None:
+    plans = list(hopper.candidates(problem, BIG))
+    places = data.draw(st.lists(st.integers(0, len(plans) - 1), min_size=1, max_size=3, unique=True), "candidates")
+    for plan in (cheapest(hopper, problem, BIG), *(plans[place] for place in places)):
+        check(plan)
+
+
+@pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
+def test_split_outputs_of_a_long_hub(op: Op) -> None:
+    mask = hub(200, 4).mask
+    plans = list(hopper.candidates(Problem(op, Layout(mask if op is Op.FPROP else mask.T), 32, DType.FLOAT16), BIG))
+    split = [plan for plan in plans if plan.reductions]
+    assert split
+    for plan in sample(split, 6):
+        check(plan)
+
+
+@pytest.mark.parametrize("block", hopper.BLOCK_SIZES)
+@pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
+def test_every_candidate_of_a_dense_corner(op: Op, block: int) -> None:
+    """Panels with more pieces than a stage has room for among them."""
+    mask = bernoulli(9, 13, 0.2).mask.copy()
+    mask[:4, :4] = True
+    for dtype in (dtype for kind_op, kind_block, dtype in HOPPER_KINDS if (kind_op, kind_block) == (op, block)):
+        for plan in hopper.candidates(Problem(op, Layout(mask), block, dtype), BIG):
+            check(plan)
+
+
+def check(plan: object) -> None:
+    """Everything that holds for a plan of the family."""
+    assert isinstance(plan, HopperPlan)
+    check_outputs(plan)
+    check_terms(plan, ring_terms(plan))
+    check_tables(plan)
+    check_stages(plan)
+    check_shared_memory(plan)
+    check_registers(plan)
+    check_maps(plan)
+    check_grids(plan)
+
+
+def check_tables(plan: HopperPlan) -> None:
+    """Tiles have consecutive stages, and a target for each slot; the rows of a table are what the kernel takes them for."""
+    assert plan.tile_stages[0] == 0
+    assert plan.tile_stages[-1] == len(plan.loads) == len(plan.records) > 0
+    assert (np.diff(plan.tile_stages) >= 0).all()
+    assert len(plan.tile_stages) == plan.tiles + 1
+    assert plan.targets.shape == (plan.tiles, plan.geometry.shape.tile_slots)
+    assert plan.loads.shape[1] <= 32, "a lane of the loading warp for each word"
+    assert plan.records.shape[1] * 4 == plan.record_bytes
+    assert plan.record_bytes % 16 == 0, "bulk copies"
+
+
+def check_stages(plan: HopperPlan) -> None:
+    """Loads fit a stage before its record, in places that swizzles allow; each piece is read once, each panel by somebody."""
+    geo, shape = plan.geometry, plan.geometry.shape
+    for use in ring_uses(plan):
+        assert use.data_bytes <= shape.stage_bytes - plan.record_bytes
+        assert use.panels + use.boxes <= 31
+        assert all(place % 1024 == 0 for place in use.panel_places)
+        assert all(place % (8 * geo.row_bytes) == 0 for place in use.piece_places)
+        assert len(set(use.panel_places)) == use.panels
+        assert len(set(use.piece_places)) == len(use.piece_places) == use.boxes // geo.piece_boxes
+        assert use.record_end + 2 * 8 <= plan.record_bytes, "warps read two visits past the last"
+        assert all(place % 1024 == 0 and place + geo.panel_bytes <= use.data_bytes for place in use.past)
+
+
+def check_shared_memory(plan: HopperPlan) -> None:
+    """The ring, its barriers and the scratch of the warps that store, from a multiple of 1024 on."""
+    shape = plan.geometry.shape
+    check_block(plan, shape.threads)
+    assert shape.stage_bytes % 1024 == 0
+    assert shape.stages * BARRIERS % 16 == 0, "scratch is written 16 bytes at a time"
+    scratch = 4 * shape.groups * 512
+    assert shape.stages * (shape.stage_bytes + BARRIERS) + scratch <= plan.shared_memory
+
+
+def check_registers(plan: HopperPlan) -> None:
+    """setmaxnreg hands out no more registers than the launch took: it would wait for ever."""
+    geo, shape = plan.geometry, plan.geometry.shape
+    wanted = shape.consumer_registers * shape.groups + shape.producer_registers
+    assert wanted <= shape.launch_registers * (shape.groups + 1)
+    assert shape.launch_registers * shape.threads <= 65536
+    assert 24 <= shape.producer_registers <= shape.launch_registers <= shape.consumer_registers <= 256
+    assert shape.producer_registers % 8 == shape.consumer_registers % 8 == shape.launch_registers % 8 == 0
+    assert geo.registers(1 + geo.double_buffered) <= shape.consumer_registers
+
+
+def check_maps(plan: HopperPlan) -> None:
+    """What cuTensorMapEncodeTiled accepts, with rows of one swizzle line, and what the stages' bytes were counted with."""
+    problem, geo, item = plan.problem, plan.geometry, plan.problem.dtype.itemsize
+    activations, w = plan.maps
+    for tensor_map in plan.maps:
+        assert 0 < tensor_map.box_rows <= 256
+        assert tensor_map.box_columns * item == geo.row_bytes
+        assert geo.row_bytes in (64, 128)
+        assert tensor_map.columns * item % 16 == 0
+        assert tensor_map.dtype == str(problem.dtype)
+    assert (activations.operand, activations.columns, activations.rows) == (plan.activations, plan.features[0], 0)
+    assert (w.operand, w.columns, w.rows) == ("w", problem.block_size, problem.layout.nnz * problem.block_size)
+    assert activations.box_rows * geo.row_bytes == geo.panel_bytes
+    assert w.box_rows * geo.row_bytes == geo.box_bytes
+
+
+def check_grids(plan: HopperPlan) -> None:
+    """Whole clusters, no more thread blocks than multiprocessors, and none for no rows."""
+    main, *reduce = plan.launches
+    shape, block = plan.geometry.shape, plan.problem.block_size
+    check_launches(plan)
+    assert main.maps == plan.maps
+    assert main.grid.size(0, 132) == 0
+    for n, sms in product(BATCHES, (132, 131, 7)):
+        size = main.grid.size(n, sms)
+        work = plan.tiles * -(-n // (shape.rows * shape.cluster)) * shape.cluster
+        assert size == min(work, sms // shape.cluster * shape.cluster) > 0
+        assert plan.workspace.elements(n) == plan.partials * n * block
+    assert len(reduce) == bool(plan.reductions)
+    for launch in reduce:
+        rows = launch.threads * 2 // block
+        assert [launch.grid.size(n, 132) for n in BATCHES] == [len(plan.reductions) * -(-n // rows) for n in BATCHES]
+
+
+@pytest.mark.parametrize("cluster", [1, 2])
+@pytest.mark.parametrize("n", BATCHES)
+def test_grid_sizes(n: int, cluster: int) -> None:
+    for blocks, sms in product((1, 5, 1000), (2, 7, 132)):
+        size = Grid(blocks, 64 * cluster, persistent=True, cluster=cluster).size(n, sms)
+        assert size % cluster == 0
+        assert cluster <= size <= sms
+    assert Grid(5, 64 * cluster, persistent=True, cluster=cluster).size(n, 10**6) == 5 * cluster * -(
+        -n // 64 // cluster
+    )
+
+
+@pytest.mark.parametrize(("op", "block", "dtype"), HOPPER_KINDS)
+def test_outlines_survive_json(op: Op, block: int, dtype: DType) -> None:
+    plan = cheapest(hopper, Problem(op, bernoulli(6, 5, 0.4), block, dtype), BIG)
+    before = outline(plan)
+    after = Outline.from_json(json.loads(json.dumps(asdict(before))))
+    assert after == before
+    assert after.launches[0].maps == plan.launches[0].maps
+    assert len(after.launches[0].maps) == 2
+
+
+def fingerprints() -> list[str]:
+    """Of two plans of every kind and layout."""
+    made: list[HopperPlan] = []
+    for (op, block, dtype), layout in product(HOPPER_KINDS, (bernoulli(7, 9, 0.3), hub(40, 6))):
+        made += sample(list(hopper.candidates(Problem(op, layout, block, dtype), BIG)), 2)
+    return [fingerprint(plan) for plan in made]
+
+
+@pytest.mark.parametrize("seed", ["0", "1"])
+def test_the_same_tables_in_every_process(seed: str) -> None:
+    script = "import test_hopper; print(*test_hopper.fingerprints(), sep='\\n')"
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, check=True, text=True)
+    first = fingerprints()
+    assert done.stdout.split() == first
+    assert len(set(first)) == len(first)
+
+
+def test_every_kind_is_offered_and_nothing_else() -> None:
+    layout = bernoulli(5, 4, 0.5)
+    for op, block, dtype, precision in product(Op, BLOCK_SIZES, DType, Precision):
+        problem = Problem(op, layout, block, dtype, precision)
+        offered = precision is Precision.TENSOR or dtype is not DType.FLOAT32
+        offered = offered and (op, block, dtype) in HOPPER_KINDS
+        assert any(isinstance(plan, HopperPlan) for plan in candidates(problem, BIG)) == offered
+        assert offered or not isinstance(choose(problem, BIG), HopperPlan)
+
+
+@pytest.mark.parametrize("target", [t for t in TARGETS.values() if t is not BIG], ids=lambda target: target.arch)
+def test_no_other_architecture_has_it(target: Target) -> None:
+    for op, block, dtype in HOPPER_KINDS:
+        problem = Problem(op, bernoulli(5, 4, 0.5), block, dtype)
+        assert list(hopper.candidates(problem, target)) == list(hopper.shortlist(problem, target)) == []
+        assert not isinstance(choose(problem, target), HopperPlan)
+
+
+def test_not_for_a_layout_without_blocks() -> None:
+    for op, block, dtype in HOPPER_KINDS:
+        problem = Problem(op, Layout(np.zeros((2, 3), bool)), block, dtype)
+        assert list(hopper.candidates(problem, BIG)) == list(hopper.shortlist(problem, BIG)) == []
+        assert not isinstance(choose(problem, BIG), HopperPlan)
+
+
+def test_too_little_shared_memory_leaves_it_out() -> None:
+    little = Target("sm_90a", SMALL.shared_memory // 3, 132, 1.75e9, 4.3e12)
+    problem = Problem(Op.FPROP, bernoulli(5, 4, 0.5), 128, DType.FLOAT16)
+    assert list(hopper.candidates(problem, little)) == []
+
+
+@pytest.mark.parametrize(("op", "block", "dtype"), [kind for kind in HOPPER_KINDS if kind[2] is not DType.FLOAT32])
+def test_it_is_chosen_where_there_is_work_for_it(op: Op, block: int, dtype: DType) -> None:
+    side = 4096 // block
+    assert isinstance(choose(Problem(op, bernoulli(side, side, 0.3), block, dtype), BIG), HopperPlan)
