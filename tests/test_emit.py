@@ -19,7 +19,7 @@ from problems import ARITHMETIC, BIG, HOPPER_KINDS, ROOT, bernoulli, cheapest, f
 from bsgen import emit
 from bsgen.emit import Source, render
 from bsgen.layout import Layout
-from bsgen.plan import HopperPlan, MatMulPlan, Plan, candidates, choose, hopper
+from bsgen.plan import MatMulPlan, Plan, candidates, choose, hopper
 from bsgen.problem import BLOCK_SIZES, Activation, DType, Epilogue, Op, Precision, Problem
 
 EVERYTHING = Epilogue(True, Activation.GELU, True)
