@@ -46,14 +46,18 @@ def compiled(problem: Problem, target: Target, plan: Plan | None = None) -> Comp
     found = _recall(disk, request) if disk else None
     if found is not None:
         return found
-    from bsgen.plan import outline  # most starts are warm and need no planner
-
-    plan = plan or planned(problem, target)
-    source = render(plan)
-    made = Compiled(outline(plan), source, build(source, target.arch))
+    made = assemble(plan or planned(problem, target))
     if disk:
         _remember(disk, request, made)
     return made
+
+
+def assemble(plan: Plan) -> Compiled:
+    """A plan rendered and built."""
+    from bsgen.plan import outline  # most starts are warm and need no planner
+
+    source = render(plan)
+    return Compiled(outline(plan), source, build(source, plan.target.arch))
 
 
 def planned(problem: Problem, target: Target) -> Plan:

@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 
 from bsgen import compiled, plan
-from bsgen.build import build
 from bsgen.checks import integer
 from bsgen.compiled import Compiled
-from bsgen.emit import render
 from bsgen.matmul import OPS, parse_problems
 from bsgen.operands import contract_of
 from bsgen.plan import Plan
@@ -138,12 +136,8 @@ def _promising(problem: Problem, target: Target, own: Plan, count: int) -> Itera
 def _build(plans: Iterable[Plan], target: Target) -> Iterator[Compiled]:
     """Compile in parallel, in order."""
 
-    def one(candidate: Plan) -> Compiled:
-        source = render(candidate)
-        return Compiled(plan.outline(candidate), source, build(source, target.arch))
-
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        yield from pool.map(one, plans)
+        yield from pool.map(compiled.assemble, plans)
 
 
 class _Bench:

@@ -59,6 +59,12 @@ class HopperPlan(ProductPlan):
         return record_bytes(self.geometry)
 
     @property
+    def prefetch(self) -> bool:
+        """Whether whole rows of activations go to L2 ahead of their loads: not where most features meet no block."""
+        used = self.problem.layout.mask.any(axis=1 if self.problem.op is Op.FPROP else 0)
+        return bool(2 * np.count_nonzero(used) >= len(used))
+
+    @property
     def shared_memory(self) -> int:
         """Dynamic shared memory, bytes."""
         shape = self.geometry.shape
@@ -81,7 +87,7 @@ class HopperPlan(ProductPlan):
     def launches(self) -> tuple[Launch, ...]:
         """The main kernel, and the reduction of split output blocks when there are any."""
         shape, maps = self.geometry.shape, self.maps
-        arguments = (*(tensor_map.argument for tensor_map in maps), *self.tail_arguments)
+        arguments = (*(tensor_map.argument for tensor_map in maps), self.activations, *self.tail_arguments)
         grid = Grid(self.tiles, shape.rows * shape.cluster, persistent=True, cluster=shape.cluster)
         return Launch(self.entry, grid, shape.threads, self.shared_memory, arguments, maps), *self.reduce_launches
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,9 @@ import numpy as np
 import torch
 
 import bsgen
+from bsgen.bench.timing import Clock
 from bsgen.safetensors import read_header, read_matrix
 from bsgen.weights import layout_from_weights
-
-sys.path.insert(0, str(Path(__file__).parent))
-from peers import graph_seconds
 
 
 def case(name: str, layout: bsgen.Layout, block: int, n: int, dense: np.ndarray | None = None) -> dict[str, Any]:
@@ -44,6 +41,7 @@ def case(name: str, layout: bsgen.Layout, block: int, n: int, dense: np.ndarray 
         "dgrad": dy.double() @ masked.double().T,
         "wgrad": x.double().T @ dy.double(),
     }
+    clock = Clock()
     result: dict[str, Any] = {
         "name": name,
         "block": block,
@@ -56,7 +54,7 @@ def case(name: str, layout: bsgen.Layout, block: int, n: int, dense: np.ndarray 
         got = sparse_call().double()
         expected = mm.from_dense(wide[op]) if op == "wgrad" else wide[op]
         error = float((got - expected).norm() / expected.norm())
-        times = {"us": graph_seconds(sparse_call) * 1e6, "dense_us": graph_seconds(dense_call) * 1e6}
+        times = {name: clock.time(call).seconds * 1e6 for name, call in (("us", sparse_call), ("dense_us", dense_call))}
         result[op] = {"error": error, **times, "plan": mm.plan(op).summary}
         print(
             f"{name} b={block} N={n} {op}: {times['us']:.1f} us, torch.matmul {times['dense_us']:.1f} us, error {error:.1e}"
