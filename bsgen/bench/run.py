@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,7 @@ from bsgen.runtime import driver
 THREADS = 16
 
 Entrants = dict[str, Callable[[Operands], AbstractContextManager[Work]]]
+Plans = dict[str, Compiled]
 
 
 def machine(clock: Clock) -> dict[str, Any]:
@@ -44,30 +46,35 @@ def machine(clock: Clock) -> dict[str, Any]:
     }
 
 
-def run(
-    cases: Sequence[Case],
-    peers: Iterable[str],
-    clock: Clock,
-    limit: float,
-    families: bool = True,
-) -> Generator[Measured, None, None]:
-    """Measure case after case, until `limit` seconds have passed; with `families`, every family's best plan beside the choice.
+def prepare(cases: Sequence[Case], families: bool, advance: Callable[[], None]) -> list[Plans]:
+    """Plan and compile every case before any is timed; with `families`, every family's best plan beside the choice.
 
     Raises:
         DriverError: there is no usable GPU.
     """
     target = parse_target(driver.current_device().arch)
-    begin = time.perf_counter()
+
+    def one(case: Case) -> Plans:
+        made = entries(case, target, families)
+        advance()
+        return made
+
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        waiting = [pool.submit(entries, case, target, families) for case in cases]
-        for case, made in zip(cases, waiting, strict=True):
-            if time.perf_counter() - begin > limit:
-                break
-            yield _measure(case, made, list(peers), clock)
-        pool.shutdown(cancel_futures=True)
+        return list(pool.map(one, cases))
 
 
-def entries(case: Case, target: Target, families: bool) -> dict[str, Compiled]:
+def run(
+    cases: Sequence[Case], plans: Sequence[Plans], peers: Sequence[str], clock: Clock, limit: float = math.inf
+) -> Iterator[Measured]:
+    """Measure case after case, until `limit` seconds have passed."""
+    begin = time.perf_counter()
+    for case, made in zip(cases, plans, strict=True):
+        if time.perf_counter() - begin > limit:
+            break
+        yield _measure(case, made, peers, clock)
+
+
+def entries(case: Case, target: Target, families: bool) -> Plans:
     """What `bsgen.compile` would run, and the best plan of each other family that has one."""
     problem = case.problem
     made = {"bsgen": compiled.compiled(problem, target)}
@@ -78,8 +85,8 @@ def entries(case: Case, target: Target, families: bool) -> dict[str, Compiled]:
     return made
 
 
-def _measure(case: Case, made: Future[dict[str, Compiled]], peers: list[str], clock: Clock) -> Measured:
-    problem, plans = case.problem, made.result()
+def _measure(case: Case, plans: Plans, peers: Sequence[str], clock: Clock) -> Measured:
+    problem = case.problem
     operands = Operands(problem, case.n)
     entrants: Entrants = {name: PEERS[name] for name in peers}
     entrants |= {name: _entrant(each) for name, each in plans.items()}

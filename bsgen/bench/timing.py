@@ -38,17 +38,17 @@ class Clock:
         """Time a call that enqueues work on PyTorch's current stream."""
         for _ in range(WARM_UP):
             call()
-        once = _elapsed(call)
-        return self._cold(call, once) if self.cold else self._warm(call, once)
-
-    def _warm(self, call: Call, once: float) -> Timing:
+        once = max(median(_apart(call, _nothing, 3)), 1e-7)
+        if self.cold:
+            flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+            return _timing(_apart(call, flush.zero_, _repeats(once)), "eager")
         calls = max(1, min(MOST_CALLS, round(BATCH_SECONDS / once)))
         batch, method = _capture(call, calls)
-        return _timing([_elapsed(batch) / calls for _ in range(_repeats(calls * once))], method)
+        return _timing([seconds / calls for seconds in _in_a_row(batch, _repeats(calls * once))], method)
 
-    def _cold(self, call: Call, once: float) -> Timing:
-        flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-        return _timing([_elapsed(call, flush.zero_) for _ in range(_repeats(once))], "eager")
+
+def _nothing() -> None:
+    """Nothing to do before a call."""
 
 
 def _repeats(seconds: float) -> int:
@@ -59,15 +59,36 @@ def _timing(times: list[float], method: str) -> Timing:
     return Timing(median(times), min(times), max(times), len(times), method)
 
 
-def _elapsed(call: Call, before: Call | None = None) -> float:
-    if before:
-        before()
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
+def _in_a_row(call: Call, repeats: int) -> list[float]:
+    """Seconds of each of several calls enqueued at once, after one that keeps the GPU busy meanwhile: no gap shows the host."""
     call()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) / 1e3
+    marks = [_mark()]
+    for _ in range(repeats):
+        call()
+        marks.append(_mark())
+    return _seconds(marks[:-1], marks[1:])
+
+
+def _apart(call: Call, before: Call, repeats: int) -> list[float]:
+    """Seconds of each of several calls with other work before each."""
+    begins, ends = [], []
+    for _ in range(repeats):
+        before()
+        begins.append(_mark())
+        call()
+        ends.append(_mark())
+    return _seconds(begins, ends)
+
+
+def _mark() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds(begins: list[torch.cuda.Event], ends: list[torch.cuda.Event]) -> list[float]:
+    torch.cuda.synchronize()
+    return [float(begin.elapsed_time(end)) / 1e3 for begin, end in zip(begins, ends, strict=True)]
 
 
 def _capture(call: Call, calls: int) -> tuple[Call, str]:

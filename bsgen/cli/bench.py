@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,19 +102,18 @@ def _require_torch() -> None:
 
 
 def _run(
-    cases: Sequence[Case], peers: Iterable[str], choice_only: bool, cold: bool, limit: float, json_file: str | None
+    cases: Sequence[Case], peers: Sequence[str], choice_only: bool, cold: bool, limit: float, json_file: str | None
 ) -> list[Measured]:
     """Measure, show each case when it is done, and keep the file up to date."""
-    from bsgen.bench.run import machine, run
+    from bsgen.bench.run import machine, prepare, run
     from bsgen.bench.timing import Clock
 
     clock = Clock(cold)
     facts, done, out = machine(clock), list[Measured](), console()
-    with (
-        closing(run(cases, peers, clock, limit, not choice_only)) as results,
-        progress("timing", len(cases)) as advance,
-    ):
-        for measured in results:
+    with progress("compiling", len(cases)) as advance:
+        plans = prepare(cases, not choice_only, advance)
+    with progress("timing", len(cases)) as advance:
+        for measured in run(cases, plans, peers, clock, limit):
             done.append(measured)
             out.print(case_table(measured))
             if json_file:

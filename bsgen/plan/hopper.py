@@ -27,16 +27,21 @@ MAXIMUM_SLOTS = {
     True: 4,
 }  # by TF32: its fragments leave no registers for taller warpgroups, so wider ones serve
 STAGES = (3, 4)
+WEIGHTS_BYTES, BAND_BYTES = 12 << 20, 16 << 20  # of W and of a band's activations that stay in the 50 MiB of L2
 CLUSTERS = (1, 2)
 
 
 @dataclass(frozen=True, eq=False)
 class HopperPlan(ProductPlan):
-    """A plan of fprop or dgrad by wgmma: a stage's loads are a row of `loads`, what follows is a row of `records`."""
+    """A plan of fprop or dgrad by wgmma: a stage's loads are a row of `loads`, what follows is a row of `records`.
+
+    Thread blocks work on `band` rows of tiles together, group of output blocks after group.
+    """
 
     geometry: WarpgroupGeometry
     loads: IntArray
     records: IntArray
+    band: int
 
     @property
     def family(self) -> str:
@@ -57,12 +62,6 @@ class HopperPlan(ProductPlan):
     def record_bytes(self) -> int:
         """Bytes of a record."""
         return record_bytes(self.geometry)
-
-    @property
-    def prefetch(self) -> bool:
-        """Whether whole rows of activations go to L2 ahead of their loads: not where most features meet no block."""
-        used = self.problem.layout.mask.any(axis=1 if self.problem.op is Op.FPROP else 0)
-        return bool(2 * np.count_nonzero(used) >= len(used))
 
     @property
     def shared_memory(self) -> int:
@@ -87,7 +86,7 @@ class HopperPlan(ProductPlan):
     def launches(self) -> tuple[Launch, ...]:
         """The main kernel, and the reduction of split output blocks when there are any."""
         shape, maps = self.geometry.shape, self.maps
-        arguments = (*(tensor_map.argument for tensor_map in maps), self.activations, *self.tail_arguments)
+        arguments = (*(tensor_map.argument for tensor_map in maps), *self.tail_arguments)
         grid = Grid(self.tiles, shape.rows * shape.cluster, persistent=True, cluster=shape.cluster)
         return Launch(self.entry, grid, shape.threads, self.shared_memory, arguments, maps), *self.reduce_launches
 
@@ -99,7 +98,8 @@ class HopperPlan(ProductPlan):
             f"wgmma_{geo.math.ptx}, tile {shape.rows} x {shape.tile_slots * geo.block}, "
             f"{shape.row_groups} x {shape.columns} warpgroups of {64 * shape.m_tiles} x {shape.slots * geo.block}, "
             f"{f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}"
-            f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, {self.grouping} groups{self.split_text}"
+            f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, {self.grouping} groups"
+            f"{f' in bands of {self.band}' * (self.band > 1)}{self.split_text}"
         )
 
 
@@ -195,6 +195,15 @@ def _buffered(draft: Draft) -> float:
     return used / max(1, len(stages)) * geo.shape.stages
 
 
+def rows_together(problem: Problem, geo: WarpgroupGeometry) -> int:
+    """Rows of tiles in a band: W passes through L2 once for each band, so where it does not stay there, bands are as high as L2
+    has room for their activations."""
+    if problem.layout.nnz * problem.block_size**2 * geo.itemsize <= WEIGHTS_BYTES:
+        return 1
+    features = problem.in_features if problem.op is Op.FPROP else problem.out_features
+    return max(1, BAND_BYTES // (features * geo.itemsize * geo.shape.rows * geo.shape.cluster))
+
+
 def cut(tiles: Sequence[Sequence[Part | None]], geo: WarpgroupGeometry) -> tuple[list[RingStage], IntArray]:
     """The stages of all tiles, one after the other, and where each tile's begin."""
     stages: list[RingStage] = []
@@ -212,5 +221,5 @@ def assemble(problem: Problem, target: Target, draft: Draft) -> HopperPlan:
     targets = [[NO_OUTPUT if part is None else part.target for part in tile] for tile in draft.tiles]
     return HopperPlan(
         problem, target, draft.grouping, starts, np.array(targets, np.int32), draft.reductions, draft.cost,
-        geo, encode_loads(stages, geo), encode_records(stages, geo),
+        geo, encode_loads(stages, geo), encode_records(stages, geo), rows_together(problem, geo),
     )  # fmt: skip

@@ -14,6 +14,7 @@ constexpr int kRowGroups = 1, kColumns = 4;  // warpgroups down and across
 constexpr int kMTiles = 1, kSlots = 1;  // 64-row tiles and output blocks of each
 constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
 constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
+constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
 constexpr int kTiles = 11, kNoOutput = -2147483647;
 constexpr int kStages = 4, kStageBytes = 55296, kRecordBytes = 320;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
@@ -435,37 +436,47 @@ __device__ const int __align__(16) kRecords[] = {
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
 };  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
 
+// The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
+struct Tiles {
+    int rows, count;
+
+    __device__ __forceinline__ explicit Tiles(int n) : rows((n + kTileRows - 1) / kTileRows), count(rows * kTiles) {}
+    __device__ __forceinline__ int group(int tile) const { return tile % kTiles; }
+    __device__ __forceinline__ int row(int tile) const { return tile / kTiles; }
+};
+
 // The stages of this thread block's tiles, one after the other; the bounds of the next tile are read ahead.
 struct Walk {
+    const Tiles& tiles;
     int tile, stride, stage, last, next_stage, next_last;
 
-    __device__ __forceinline__ Walk(int tile, int stride) : tile(tile), stride(stride) {
-        stage = kTileStages[tile % kTiles], last = kTileStages[tile % kTiles + 1];
+    __device__ __forceinline__ Walk(const Tiles& tiles, int first, int stride) : tiles(tiles), tile(first - stride), stride(stride) {
+        stage = last = 0;
         look_ahead();
         skip();
     }
+    __device__ __forceinline__ bool more() const { return tile < tiles.count; }
     __device__ __forceinline__ void look_ahead() {
-        const int group = (tile + stride) % kTiles;
+        const int group = tiles.group(min(tile + stride, tiles.count - 1));
         next_stage = kTileStages[group], next_last = kTileStages[group + 1];
     }
     __device__ __forceinline__ void skip() {
-        for (int i = 0; stage == last && i <= kTiles; ++i) {  // at most once round: a layout has a stage
+        while (stage == last && more()) {
             tile += stride, stage = next_stage, last = next_last;
             look_ahead();
         }
     }
     __device__ __forceinline__ void advance() { ++stage, skip(); }
 };
-
 // Fills the ring of stages, tile after tile; one warp. Lane l issues the l-th load of a stage.
-__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, int tiles, int first_tile, int stride, int rank) {
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
     const int lane = threadIdx.x % 32;
-    const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.tile < tiles ? kLoadTable[walk.stage * kLoads + lane] : 0; };
-    Walk walk(first_tile, stride);
+    const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
+    Walk walk(tiles, first_tile, stride);
     int slot = 0, ahead = fetch(walk);
     u32 parity = 1;
-    while (walk.tile < tiles) {
-        const int load = ahead, s = walk.stage, row0 = (walk.tile / kTiles * kCluster + rank) * kRows;
+    while (walk.more()) {
+        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows + rank * kRows;
         walk.advance();
         ahead = fetch(walk);  // arrives while the copies of this stage are issued
         const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
@@ -604,7 +615,8 @@ bsgen_fprop_b32_float16_hopper_5734be5d2ec1f220(const __grid_constant__ TensorMa
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
     const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
-    const int tiles = (n + kCluster * kRows - 1) / (kCluster * kRows) * kTiles;
+    const Tiles tiles(n);
+
     if (threadIdx.x == 0) {
         for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
         barrier_init_fence();
@@ -624,13 +636,14 @@ bsgen_fprop_b32_float16_hopper_5734be5d2ec1f220(const __grid_constant__ TensorMa
         const u32 place = r * kRowBytes + ((lane / 16 ^ r / 2 % 4) * 16);
         int slot = 0;
         u32 parity = 0;
-        for (int tile = first_tile; tile < tiles; tile += stride) {
-            const int tile_group = tile % kTiles, row0 = (tile / kTiles * kCluster + rank) * kRows;
+        for (int tile = first_tile; tile < tiles.count; tile += stride) {
+            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
             Sums sums = {};
             for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
                 multiply_stage(sums, stage + kRecord, stage + place, descriptor_low(stage), column);
+                __syncwarp();  // every lane has read its last
                 if (lane < kCluster) barrier_arrive_at(empty + slot * 8, lane);
                 if (++slot == kStages) slot = 0, parity ^= 1;
             }

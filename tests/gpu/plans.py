@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from bsgen.build import build
 from bsgen.emit import render
@@ -13,6 +14,8 @@ from bsgen.plan.hopper import HopperPlan
 from bsgen.problem import Problem, Target
 from bsgen.runtime import driver
 from bsgen.runtime.launch import Kernels
+
+BANDS = 3  # the highest band
 
 
 def loaded(plans: Sequence[Plan], arch: str) -> list[Kernels]:
@@ -28,7 +31,7 @@ def launch(kernels: Kernels, pointers: Mapping[str, int], n: int, stream: int = 
 
 
 def spread(problem: Problem, target: Target) -> list[HopperPlan]:
-    """A hopper plan of each shape and cluster, taking turns at groupings and rings; and one with split outputs, if any."""
+    """A hopper plan of each shape and cluster, taking turns at groupings, rings and bands; and one with split outputs, if any."""
     by_shape: dict[tuple[int, ...], list[hopper.Draft]] = {}
     for draft in hopper.drafts(problem, target):
         shape = draft.geometry.shape
@@ -36,4 +39,5 @@ def spread(problem: Problem, target: Target) -> list[HopperPlan]:
         by_shape.setdefault(key, []).append(draft)
     chosen = [drafts[turn % len(drafts)] for turn, drafts in enumerate(by_shape.values())]
     split = [draft for drafts in by_shape.values() for draft in drafts if draft.reductions]
-    return [hopper.assemble(problem, target, draft) for draft in [*chosen, *split[:1]]]
+    plans = [hopper.assemble(problem, target, draft) for draft in [*chosen, *split[:1]]]
+    return [replace(plan, band=1 + turn % BANDS) for turn, plan in enumerate(plans)]

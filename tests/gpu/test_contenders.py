@@ -14,7 +14,7 @@ from bsgen.cli import main
 if torch is not None:
     from bsgen.bench.cases import Case
     from bsgen.bench.contenders import PEERS
-    from bsgen.bench.run import run
+    from bsgen.bench.run import prepare, run
     from bsgen.bench.timing import Clock
 from bsgen import topology
 from bsgen.problem import DType, Op
@@ -26,7 +26,8 @@ UNTUNED = ("dense", "blocked-ell", "bsr", "csr", "torch-bsr")
 @pytest.mark.parametrize("op", Op, ids=str)
 def test_contenders_agree(op: Op, dtype: DType) -> None:
     case = Case("test", "small", lambda: topology.random(24, 16, density=0.2, seed=1), 256, 32, op, dtype)
-    (measured,) = run([case], UNTUNED, Clock(), limit=60)
+    plans = prepare([case], True, lambda: None)
+    (measured,) = run([case], plans, UNTUNED, Clock())
     names = {row.contender for row in measured.rows}
     assert names >= {"bsgen", "dense"}
     assert not any("WRONG" in reason for reason in measured.left_out.values()), measured.left_out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from cases import BLOCKS, LAYOUTS, assert_close, normal, poison, torch
 from plans import launch, loaded, spread
@@ -40,6 +41,18 @@ def test_products(name: str, kind: tuple[str, int, str]) -> None:
             x = normal(n, dense.shape[0], dtype=dtype, seed=n)
             out = _call(plan, kernels, x, w, dense.shape[1], n)
             assert_close(out, x.double() @ dense, 1e-3 if dtype == "float32" else 5e-3)
+
+
+def test_thread_blocks_that_meet_only_empty_groups() -> None:
+    """Most groups of output blocks have no block, in more rounds than there are groups."""
+    mask = np.zeros((4, 64), bool)
+    mask[:, :2] = True
+    w = normal(8, 32, 32, dtype="bfloat16", seed=1)
+    dense = _dense(Layout(mask), w)
+    plans = spread(Problem(Op.FPROP, Layout(mask), 32, DType.BFLOAT16), TARGETS["sm_90a"])
+    x = normal(40_000, 128, dtype="bfloat16")
+    for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
+        assert_close(_call(plan, kernels, x, w, 64 * 32, len(x)), x.double() @ dense, 5e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))
