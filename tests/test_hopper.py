@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 
 import numpy as np
@@ -241,3 +241,15 @@ def test_too_little_shared_memory_leaves_it_out() -> None:
 def test_it_is_chosen_where_there_is_work_for_it(op: Op, block: int, dtype: DType) -> None:
     side = 4096 // block
     assert isinstance(choose(Problem(op, bernoulli(side, side, 0.3), block, dtype), BIG), HopperPlan)
+
+
+def test_bands_are_offered_where_w_does_not_stay_in_l2() -> None:
+    """256 x 256 blocks of 32, 10 %: 13 MB of W. One row of tiles comes first: what the planner takes of equals."""
+    problem = Problem(Op.FPROP, bernoulli(256, 256, 0.11), 32, DType.BFLOAT16)
+    heights = [draft.band for draft in hopper.drafts(problem, BIG)]
+    assert heights[0] == 1
+    assert set(heights) > {1}
+    chosen = choose(problem, BIG)
+    assert isinstance(chosen, HopperPlan)
+    assert chosen.band == 1
+    assert {draft.band for draft in hopper.drafts(replace(problem, layout=bernoulli(128, 128, 0.1)), BIG)} == {1}

@@ -149,6 +149,7 @@ class Draft:
     """A candidate before its stages are cut, with its cost."""
 
     geometry: WarpgroupGeometry
+    band: int
     grouping: str
     tiles: Tiles
     reductions: tuple[Reduction, ...]
@@ -170,7 +171,8 @@ def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
             if (*key, index) not in counted:
                 counted[(*key, index)] = tile_counts(tiles, view.inputs_total, geo)
             cost = hopper_cost(problem, target, geo, counted[(*key, index)])
-            yield Draft(geo, grouping, tiles, reductions, cost)
+            for band in bands(problem, geo):
+                yield Draft(geo, band, grouping, tiles, reductions, cost)
 
 
 def candidates(problem: Problem, target: Target) -> Iterator[HopperPlan]:
@@ -195,13 +197,14 @@ def _buffered(draft: Draft) -> float:
     return used / max(1, len(stages)) * geo.shape.stages
 
 
-def rows_together(problem: Problem, geo: WarpgroupGeometry) -> int:
-    """Rows of tiles in a band: W passes through L2 once for each band, so where it does not stay there, bands are as high as L2
-    has room for their activations."""
+def bands(problem: Problem, geo: WarpgroupGeometry) -> tuple[int, ...]:
+    """Rows of tiles in a band. W passes through L2 once for each band, so where it does not stay there, higher bands, with as many
+    activations as L2 has room for, are worth timing; the model does not tell them apart, and the choice is one row."""
     if problem.layout.nnz * problem.block_size**2 * geo.itemsize <= WEIGHTS_BYTES:
-        return 1
+        return (1,)
     features = problem.in_features if problem.op is Op.FPROP else problem.out_features
-    return max(1, BAND_BYTES // (features * geo.itemsize * geo.shape.rows * geo.shape.cluster))
+    room_for = BAND_BYTES // (features * geo.itemsize * geo.shape.rows * geo.shape.cluster)
+    return (1, room_for) if room_for > 1 else (1,)
 
 
 def cut(tiles: Sequence[Sequence[Part | None]], geo: WarpgroupGeometry) -> tuple[list[RingStage], IntArray]:
@@ -221,5 +224,5 @@ def assemble(problem: Problem, target: Target, draft: Draft) -> HopperPlan:
     targets = [[NO_OUTPUT if part is None else part.target for part in tile] for tile in draft.tiles]
     return HopperPlan(
         problem, target, draft.grouping, starts, np.array(targets, np.int32), draft.reductions, draft.cost,
-        geo, encode_loads(stages, geo), encode_records(stages, geo), rows_together(problem, geo),
+        geo, encode_loads(stages, geo), encode_records(stages, geo), draft.band,
     )  # fmt: skip
