@@ -63,6 +63,10 @@ def _draw(axis: Any, title: str, cases: Sequence[Measured]) -> None:
         axis.plot(
             *zip(*points, strict=True), marker="o", markersize=3, label=name, linewidth=2 if name == "bsgen" else 1
         )
-    axis.set(title=title, xlabel="density, %", ylabel="speed-up over dense", xscale="log", yscale="log")
-    axis.grid(visible=True, which="both", linewidth=0.3)
+    axis.set(title=title, xlabel="density, %", ylabel="speed-up over dense", xscale="log")
+    axis.set_yscale("log", base=2)
+    axis.set_xticks(percent, [f"{float(f'{p:.2g}'):g}" for p in percent])
+    axis.minorticks_off()
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.grid(visible=True, linewidth=0.3)
     axis.legend(fontsize=7)

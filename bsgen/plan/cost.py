@@ -4,7 +4,7 @@ A thread block's stage makes four demands on its SM, in clocks: bytes from L2, m
 latency of its busiest warp (hidden in part by other resident blocks). They overlap, but not wholly: their cost is a p-norm.
 Blocks fill the SMs as list scheduling would: the sum over SMs, or the heaviest block if that is longer. Device memory
 bounds the whole from below. The constants are fits to the timings of 92 fprop and 108 wgrad plans on an H200 (bfloat16,
-4096 x 4096, N = 4096, 10 % of the blocks, b = 8 ... 128); tests/gpu/bench_portable.py --all prints prediction beside measurement.
+4096 x 4096, N = 4096, 10 % of the blocks, b = 8 ... 128); `bsgen tune --count` prints prediction beside measurement.
 """
 
 from __future__ import annotations
