@@ -7,13 +7,15 @@ import io
 import os
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bsgen.errors import LayoutError
 from bsgen.files import require_suffix, write_atomic
-from bsgen.masks import as_mask, read_mask
+from bsgen.masks import as_mask, cuts, read_mask
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,18 @@ class Layout:
     def transpose(self) -> Layout:
         """The layout of W.T."""
         return Layout(self.mask.T)
+
+    def split(self, axis: int, parts: int) -> tuple[Layout, ...]:
+        """Cut into `parts` layouts of neighbouring rows (`axis` 0) or columns (1), so that the fullest has as few blocks as can be.
+
+        For tensor parallelism: `cuts` gives the same for the counts of several layouts together. Raises `LayoutError` for more
+        parts than rows or columns.
+        """
+        if axis not in (0, 1):
+            raise LayoutError(f"axis: got {axis!r}, expected 0 (rows) or 1 (columns)")
+        bounds = cuts(self.fan_out if axis == 0 else self.fan_in, parts)
+        slices = [slice(begin, end) for begin, end in pairwise(bounds)]
+        return tuple(Layout(self.mask[part] if axis == 0 else self.mask[:, part]) for part in slices)
 
     def statistics(self) -> Statistics:
         """Density, blocks a row and column, imbalance, empty rows and columns."""

@@ -119,3 +119,32 @@ def is_real(dtype: np.dtype[Any]) -> bool:
     """Whether a dtype holds real numbers: integers, floats and those of ml_dtypes."""
     # bfloat16 and the other types of ml_dtypes are of kind V, as raw bytes are, but have a scalar type of their own.
     return dtype.kind in "iuf" or (dtype.kind == "V" and not issubclass(dtype.type, np.void))
+
+
+def cuts(counts: npt.NDArray[np.int64], parts: int) -> list[int]:
+    """Bounds (parts + 1) that cut a row of `counts` into runs, none empty, whose largest sum is as small as can be."""
+    length = len(counts)
+    if isinstance(parts, bool) or not isinstance(parts, int | np.integer) or not 1 <= parts <= length:
+        raise LayoutError(f"parts: got {parts!r}, expected a number from 1 to {length}, the rows or columns there are")
+    low, high = int(counts.max()), int(counts.sum())
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(_greedy(counts, middle)) <= parts else (middle + 1, high)
+    starts = _greedy(counts, low)
+    # Fewer runs than parts hold it: cut the longest further, which makes no sum larger.
+    while len(starts) < parts:
+        bounds = [*starts, length]
+        longest = max(range(len(starts)), key=lambda i: bounds[i + 1] - bounds[i])
+        starts.insert(longest + 1, (bounds[longest] + bounds[longest + 1]) // 2)
+    return [*starts, length]
+
+
+def _greedy(counts: npt.NDArray[np.int64], most: int) -> list[int]:
+    """Where runs begin that each take as much as fits under `most`."""
+    starts, total = [0], 0
+    for place, count in enumerate(counts.tolist()):
+        if total + count > most:
+            starts.append(place)
+            total = 0
+        total += count
+    return starts
