@@ -34,7 +34,7 @@ def row(contender: str, seconds: float, over_dense: float | None = None) -> Row:
 
 
 def test_names_are_unique_and_every_suite_is_there() -> None:
-    assert set(SUITES) == {"random", "small-world", "skewed", "structure", "paper", "floors"}
+    assert set(SUITES) == {"random", "small-world", "skewed", "structure", "paper", "floors", "small", "wgrad"}
     for name in SUITES:
         cases = select(Selection((name,)))
         assert max(Counter(case.name for case in cases).values()) == 1

@@ -110,8 +110,9 @@ def paper(block_sizes: Iterable[int]) -> Iterator[Case]:
 
 
 ELL, DENSE = "blocked-ell", "dense"
+Cell = dict[float, tuple[float | None, float | None]]
 # size, N, b: density -> least speed-up over Blocked-ELL (None: not asked) and over dense, on one H200.
-FLOORS: dict[tuple[int, int, int], dict[float, tuple[float | None, float]]] = {
+FLOORS: dict[tuple[int, int, int], Cell] = {
     (4096, 16384, 32): {0.01: (1.5, 9.5), 0.05: (1.9, 5.8), 0.1: (2.1, 3.7), 0.2: (2.3, 2.1), 0.5: (2.2, 1.1)},
     (4096, 4096, 32): {0.05: (1.6, 4.6), 0.1: (1.6, 3.0), 0.2: (1.7, 2.0), 0.5: (1.9, 1.1)},
     (4096, 16384, 64): {0.05: (1.7, 7.0), 0.1: (2.0, 4.5), 0.2: (2.0, 2.7), 0.5: (2.0, 1.3)},
@@ -122,10 +123,43 @@ FLOORS: dict[tuple[int, int, int], dict[float, tuple[float | None, float]]] = {
 
 def floors(block_sizes: Iterable[int]) -> Iterator[Case]:
     """The cells that bsgen promises a least speed-up for."""
-    for (size, n, block), cells in FLOORS.items():
+    yield from _asked("floors", FLOORS, Op.FPROP)
+
+
+# The same for small blocks and small N (fprop), and for wgrad. The paper's figure of 2017 is 6.7 at about 10 %.
+SMALL_FLOORS: dict[tuple[int, int, int], Cell] = {
+    (4096, 16384, 16): {0.01: (2.0, 5.0), 0.05: (2.2, 3.2), 0.1: (2.4, 2.0), 0.2: (2.4, 1.3), 0.5: (2.5, 0.7)},
+    (4096, 16384, 8): {0.01: (None, 4.5), 0.05: (None, 2.4), 0.1: (None, 1.5), 0.2: (None, 0.9)},
+    (4096, 64, 32): {0.01: (1.2, 3.0), 0.05: (1.5, 3.0), 0.1: (1.8, 2.6), 0.2: (2.0, 1.8)},
+    (12288, 64, 32): {0.01: (1.7, 13.0), 0.05: (1.8, 8.5), 0.1: (1.9, 5.5), 0.2: (2.0, 3.4)},
+    (12288, 64, 16): {0.05: (None, 5.0)},
+    (12288, 64, 8): {0.05: (None, 5.0)},
+    (12288, 32, 32): {0.1: (None, 6.7)},
+    (12288, 1, 32): {0.2: (None, None)},
+    (12288, 8, 32): {0.2: (None, None)},
+}
+WGRAD_FLOORS: dict[tuple[int, int, int], Cell] = {
+    (4096, 16384, 32): {0.05: (None, 4.0), 0.1: (None, 2.8), 0.2: (None, 1.6), 0.5: (None, 0.9)},
+    (4096, 16384, 16): {0.1: (None, 1.6)},
+    (4096, 16384, 8): {0.1: (None, 1.0)},
+}
+
+
+def small(block_sizes: Iterable[int]) -> Iterator[Case]:
+    """Small blocks and small N: the ground of 2017."""
+    yield from _asked("small", SMALL_FLOORS, Op.FPROP)
+
+
+def weight_gradient(block_sizes: Iterable[int]) -> Iterator[Case]:
+    """wgrad, with its promised speed-ups over the dense product."""
+    yield from _asked("wgrad", WGRAD_FLOORS, Op.WGRAD)
+
+
+def _asked(suite: str, table: Mapping[tuple[int, int, int], Cell], op: Op) -> Iterator[Case]:
+    for (size, n, block), cells in table.items():
         for density, asked in cells.items():
             least = {peer: value for peer, value in zip((ELL, DENSE), asked, strict=True) if value is not None}
-            yield Case("floors", *random_layout(size, block, density), n, block, floors=least)
+            yield Case(suite, *random_layout(size, block, density), n, block, op, floors=least)
 
 
 SUITES: dict[str, Callable[[Iterable[int]], Iterator[Case]]] = {
@@ -135,19 +169,21 @@ SUITES: dict[str, Callable[[Iterable[int]], Iterator[Case]]] = {
     "structure": structure,
     "paper": paper,
     "floors": floors,
+    "small": small,
+    "wgrad": weight_gradient,
 }
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which cases of which suites; an empty filter takes all (of the suite random: b = 32)."""
+    """Which cases of which suites; an empty filter takes all (of the suite random: b = 32). An op replaces the suite's."""
 
     suites: tuple[str, ...] = ("random",)
     block_sizes: tuple[int, ...] = ()
     densities: tuple[float, ...] = ()
     rows: tuple[int, ...] = ()
     sizes: tuple[int, ...] = ()
-    op: Op = Op.FPROP
+    op: Op | None = None
     dtype: DType = DType.BFLOAT16
 
 
@@ -164,7 +200,9 @@ def select(selection: Selection) -> list[Case]:
         if block not in BLOCK_SIZES:
             raise ArgumentError(f"block_size: got {block}, expected one of {', '.join(map(str, BLOCK_SIZES))}")
     made = (case for name in selection.suites for case in SUITES[name](selection.block_sizes or (32,)))
-    cases = [replace(case, op=selection.op, dtype=selection.dtype) for case in made if _wanted(case, selection)]
+    cases = [
+        replace(case, op=selection.op or case.op, dtype=selection.dtype) for case in made if _wanted(case, selection)
+    ]
     if not cases:
         raise ArgumentError(f"filters: no case of {', '.join(selection.suites)} is left; see --list without filters")
     return [_follow(case, selection) for case in cases]
@@ -185,7 +223,7 @@ def _follow(case: Case, selection: Selection) -> Case:
     """The case with the name of its balanced twin under another op or dtype."""
     if case.balanced is None:
         return case
-    twin = case.balanced.replace(f"{Op.FPROP} {DType.BFLOAT16}", f"{selection.op} {selection.dtype}")
+    twin = case.balanced.replace(f"{Op.FPROP} {DType.BFLOAT16}", f"{case.op} {selection.dtype}")
     return replace(case, balanced=twin)
 
 

@@ -42,7 +42,9 @@ DEFAULT_PEERS = PEERS[:-1]  # tuning takes minutes a case
 )
 @click.option("--rows", type=click.IntRange(min=1), multiple=True, help="Only these N.")
 @click.option("--size", "sizes", type=click.IntRange(min=1), multiple=True, help="Only matrices with so many rows.")
-@click.option("--op", type=click.Choice([str(op) for op in Op]), default="fprop", show_default=True)
+@click.option(
+    "--op", type=click.Choice([str(op) for op in Op]), help="In place of the suite's, which is fprop but for wgrad."
+)
 @click.option("--dtype", type=click.Choice([str(d) for d in DType]), default="bfloat16", show_default=True)
 @click.option(
     "--peer", "peers", type=click.Choice(PEERS), multiple=True, help="Only these.  [default: all but torch-bsr-tuned]"
@@ -61,7 +63,7 @@ def bench(
     densities: tuple[float, ...],
     rows: tuple[int, ...],
     sizes: tuple[int, ...],
-    op: str,
+    op: str | None,
     dtype: str,
     peers: tuple[str, ...],
     choice_only: bool,
@@ -72,7 +74,9 @@ def bench(
     png_file: str | None,
 ) -> None:
     """Time bsgen beside its peers, on the same data, each result checked before it is timed. Needs a GPU and PyTorch."""
-    chosen = Selection(suites or ("random",), tuple(map(int, blocks)), densities, rows, sizes, Op(op), DType(dtype))
+    chosen = Selection(
+        suites or ("random",), tuple(map(int, blocks)), densities, rows, sizes, Op(op) if op else None, DType(dtype)
+    )
     cases = select(chosen)
     if listed:
         show_json([{"suite": case.suite, "case": case.name, "floors": dict(case.floors)} for case in cases])

@@ -10,7 +10,6 @@ fastest of those timed.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +28,7 @@ STEP = 17.0  # clocks between multiply steps that depend on each other
 COPY = 1.2  # clocks of the loading warp that a copy takes, as far as they are not hidden
 TILE = 0.18  # clocks of an output element
 OVERLAP = 4.8  # the norm's exponent
+WALKED_ROWS = 128
 
 Floats = NDArray[np.float64]
 
@@ -74,9 +74,12 @@ def hopper_cost(problem: Problem, target: Target, geo: WarpgroupGeometry, counts
 
 
 def makespan(tiles: Floats, row_tiles: int, slots: int) -> float:
-    """Clocks to run every tile `row_tiles` times: whole rounds of tiles of mean size, no less than the heaviest."""
-    rounds = math.ceil(len(tiles) * row_tiles / slots)
-    return max(float(tiles.mean()) * rounds, float(tiles.max()))
+    """Clocks of the busiest of `slots` thread blocks, which walk the rows of tiles as the kernel does: each takes every
+    `slots`-th tile. Of many rows a part is walked."""
+    walked = min(row_tiles, WALKED_ROWS)
+    work = np.zeros(-(-len(tiles) * walked // slots) * slots)
+    work[: len(tiles) * walked] = np.tile(tiles, walked)
+    return float(work.reshape(-1, slots).sum(axis=0).max()) * row_tiles / walked
 
 
 def _demands(geo: WarpgroupGeometry, counts: Counts) -> tuple[Floats, dict[str, Floats]]:

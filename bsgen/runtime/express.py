@@ -35,14 +35,14 @@ class Express:
 
     def __call__(self, arrays: Mapping[str, Any]) -> Any | None:
         """The result, or None where this is not the common call."""
+        first = arrays[self._leading]
         try:
-            operands = self._operands(arrays)
-        except RuntimeError:  # a sparse tensor, say, has no address
+            device = first.get_device()
+            operands = self._operands(first, arrays, device)
+        except (AttributeError, RuntimeError):  # no tensor, or a sparse one, which has no address
             return None
         if operands is None:
             return None
-        first = arrays[self._leading]
-        device = first.get_device()
         out = self._empty(first, self._result_shape or (*first.shape[:-1], self._result_features), device)
         operands["out"] = out.data_ptr()
         if self._scratch is not None and (scratch := self._scratch(operands["n"])):
@@ -51,17 +51,16 @@ class Express:
         self._kernels(device, self._stream(device), operands)
         return out
 
-    def _operands(self, arrays: Mapping[str, Any]) -> dict[str, int] | None:
+    def _operands(self, first: Any, arrays: Mapping[str, Any], device: int) -> dict[str, int] | None:
         """The kernels' arguments but for the result, or None."""
-        first, dtype, kinds = arrays[self._leading], self._dtype, self._kinds
-        if type(first) not in kinds or first.dtype is not dtype or not first.is_cuda or not first.is_contiguous():
+        dtype, kinds = self._dtype, self._kinds
+        if type(first) not in kinds or first.dtype is not dtype or device < 0 or not first.is_contiguous():
             return None
         *lead, width = first.shape or (0,)
         n = lead[0] if len(lead) == 1 else first.numel() // self._width
         address = first.data_ptr()
         if width != self._width or address % ALIGNMENT or not 0 < n <= MAXIMUM_ROWS:
             return None
-        device = first.get_device()
         operands = {self._leading: address, "n": n, "accumulate": 0}
         for name, fixed, width in self._others:
             array = arrays[name]

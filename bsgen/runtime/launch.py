@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, Protocol
 
@@ -66,20 +66,23 @@ class _Loaded:
         self.most = _resident(launch, function, device) if grid.persistent else MAXIMUM_BLOCKS + 1
         self.threads, self.shared_memory = launch.threads, launch.shared_memory
         self.function, self.pick = function, itemgetter(*launch.arguments)
-        self.maps = [(tensor_map.argument, tensor_maps.Encoder(tensor_map)) for tensor_map in launch.maps]
+        encoders = [tensor_maps.Encoder(tensor_map) for tensor_map in launch.maps]
+        self.maps = [(encoder.spec.argument, encoder.spec.operand, encoder.kept, encoder) for encoder in encoders]
         codes = (_code(name, launch) for name in launch.arguments)
         self.pack = struct.Struct("<" + "".join(codes)).pack_into
         self.enqueue = driver.bindings().cuLaunchKernel
 
     def __call__(self, stream: Any, operands: dict[str, Any]) -> None:
         """Enqueue it on a CUstream; tensor maps are added to `operands`."""
-        blocks = self.blocks * -(-operands["n"] // self.rows) if self.rows else self.blocks  # as Grid.size
+        n = operands["n"]
+        blocks = self.blocks * -(-n // self.rows) if self.rows else self.blocks  # as Grid.size
         if blocks > self.most:
             blocks = self.most
-        for name, encode in self.maps:
-            operands[name] = encode(operands[encode.operand], operands["n"])
+        for name, operand, kept, encode in self.maps:
+            address = operands[operand]
+            operands[name] = kept.get((address, n)) or encode(address, n)
         if not 0 < blocks <= MAXIMUM_BLOCKS:
-            return _refuse(blocks, operands["n"])
+            return _refuse(blocks, n)
         arguments = _arguments
         self.pack(arguments.slots, 0, *self.pick(operands))
         (error,) = self.enqueue(
@@ -144,18 +147,18 @@ class Kernels:
                 f'compile again with arch="{gpu.arch}"'
             )
 
-    def __call__(self, device: int, stream: int, operands: Mapping[str, int]) -> None:
-        """Enqueue every launch on `stream` (a CUstream handle): `operands` are pointers, n and accumulate, by name."""
+    def __call__(self, device: int, stream: int, operands: dict[str, Any]) -> None:
+        """Enqueue every launch on `stream` (a CUstream handle): `operands` are pointers, n and accumulate, by name; tensor maps
+        are added to them."""
         loaded = self._loaded.get(device)
         if loaded is None:
             context.forbid_capture(device, stream)
             loaded = self.load(device)
         handle = _handles.get(stream) or _handle(stream)
-        named = dict(operands)
         pushed = driver.enter(device)
         try:
             for kernel in loaded:
-                kernel(handle, named)
+                kernel(handle, operands)
         finally:
             if pushed:
                 driver.leave()

@@ -19,16 +19,14 @@ class Encoder:
 
     def __init__(self, spec: TensorMap) -> None:
         self.spec = spec
-        self.operand, self._kept = spec.operand, dict[tuple[int, int], bytes]()
+        self.kept: dict[tuple[int, int], bytes] = {}  # of (address, n)
 
     def __call__(self, address: int, n: int) -> bytes:
-        """The 128 bytes of the kernel's argument, for an operand at `address` in a call with N = `n`."""
-        found = self._kept.get((address, n))
-        if found is None:
-            if len(self._kept) >= _MAXIMUM_KEPT:
-                self._kept.clear()
-            found = self._kept[address, n] = self._encode(address, self.spec.rows or n)
-        return found
+        """The 128 bytes of the kernel's argument, for an operand at `address` in a call with N = `n`, which are kept."""
+        if len(self.kept) >= _MAXIMUM_KEPT:
+            self.kept.clear()
+        made = self.kept[address, n] = self._encode(address, self.spec.rows or n)
+        return made
 
     def _encode(self, address: int, rows: int) -> bytes:
         spec, item, cuda = self.spec, _ITEMSIZE[self.spec.dtype], driver.bindings()

@@ -496,7 +496,8 @@ bsgen_fprop_b32_bfloat16_hopper_8bd202088863656e(const __grid_constant__ TensorM
                 const u32 stage = stages_base + slot * kStageBytes;
                 multiply_stage(sums, stage + kRecord, stage + place, descriptor_low(stage), column);
                 __syncwarp();  // every lane has read its last
-                if (lane < kCluster) barrier_arrive_at(empty + slot * 8, lane);
+                if (lane == 0)
+                    for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
                 if (++slot == kStages) slot = 0, parity ^= 1;
             }
 #pragma unroll

@@ -644,7 +644,8 @@ bsgen_fprop_b32_float16_hopper_5734be5d2ec1f220(const __grid_constant__ TensorMa
                 const u32 stage = stages_base + slot * kStageBytes;
                 multiply_stage(sums, stage + kRecord, stage + place, descriptor_low(stage), column);
                 __syncwarp();  // every lane has read its last
-                if (lane < kCluster) barrier_arrive_at(empty + slot * 8, lane);
+                if (lane == 0)
+                    for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
                 if (++slot == kStages) slot = 0, parity ^= 1;
             }
 #pragma unroll

@@ -1,6 +1,6 @@
 // dx = dy @ W.T for one block-sparse W [96, 96], float16.
 // Layout 19c45f6d87e1fe7c: 57 of 144 blocks of 8 x 8 (39.58 %).
-// Plan: portable, mma_f16, tile 64 x 256, 1 x 8 warps, 3 stages of 25 KiB, panels of 32, balanced groups, 3 split outputs.
+// Plan: portable, mma_f16, tile 32 x 256, 2 x 4 warps, 3 stages of 25 KiB, panels of 32, balanced groups.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
 // activation panels and the pieces of W that its record names, then every warp multiplies, slot by slot.
@@ -10,14 +10,14 @@ using u32 = unsigned int;
 
 constexpr int kFeaturesIn = 96, kFeaturesOut = 96;  // of a row of dy and of dx
 constexpr int kBlock = 8, kChunk = 8;  // elements of a block's side, of a chunk
-constexpr int kThreads = 256, kWarpsN = 8;  // 1 x kWarpsN warps
-constexpr int kMTiles = 4, kNTiles = 1, kRows = 64;  // 16-row and 8-column steps of a warp
-constexpr int kSlots = 32, kWarpSlots = 4;  // output blocks of the tile, of a warp
+constexpr int kThreads = 256, kWarpsN = 4;  // 2 x kWarpsN warps
+constexpr int kMTiles = 1, kNTiles = 1, kRows = 32;  // 16-row and 8-column steps of a warp
+constexpr int kSlots = 32, kWarpSlots = 8;  // output blocks of the tile, of a warp
 constexpr int kNoOutput = -2147483647;
 constexpr int kTiles = 1;
 constexpr int kPieceChunks = 8, kPieceBytes = 128;  // the weights of an operation
 constexpr int kPieceRows = 8, kPieceColumns = 1, kLine = 1;  // in chunks; matrices of kLine chunks a row
-constexpr int kPanel = 32, kPanelChunks = 4, kPanelBytes = 4096;  // elements, chunks of a row
+constexpr int kPanel = 32, kPanelChunks = 4, kPanelBytes = 2048;  // elements, chunks of a row
 constexpr int kLoadRows = 64, kLoadPasses = 1;  // rows of a panel that the thread block loads at once
 constexpr int kPiecesAtOnce = 32;  // pieces that the thread block loads at once
 constexpr int kStages = 3, kStageBytes = 25600;
@@ -82,20 +82,20 @@ __device__ const int __align__(16) kTileStages[] = {
     0,1,
 };
 __device__ const int __align__(16) kTargets[] = {
-    1,0,-2147483647,-2147483647,-1,4,-2147483647,-2147483647,-2,5,-2147483647,-2147483647,-3,-4,-2147483647,-2147483647,
-    9,-5,-2147483647,-2147483647,-6,7,-2147483647,-2147483647,-7,8,-2147483647,-2147483647,-8,3,11,-2147483647,
+    2,8,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,10,3,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,
+    6,0,5,11,-2147483647,-2147483647,-2147483647,-2147483647,1,9,4,7,-2147483647,-2147483647,-2147483647,-2147483647,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
-    3,57,0,4,7,7,7,11,14,14,14,18,21,21,21,25,
-    28,28,28,32,35,35,35,39,42,42,42,46,49,49,49,53,
-    55,57,57,2,0,1,1,2,257,258,0,256,512,256,257,258,
-    259,0,256,512,512,513,514,515,2,258,513,0,1,2,3,256,
-    258,512,1,2,257,258,0,2,514,256,257,258,259,3,259,514,
-    512,513,514,515,0,256,512,0,1,2,3,514,515,514,515,40,
-    48,24,32,16,0,8,56,64,72,80,184,168,176,88,96,104,
-    112,208,192,200,120,128,136,144,216,224,232,328,336,312,320,248,
-    256,240,344,352,360,368,280,264,272,376,384,392,400,304,288,296,
-    408,416,424,432,152,160,440,448,
+    3,57,0,12,15,15,15,15,15,15,15,27,29,29,29,29,
+    29,29,29,35,38,41,43,43,43,43,43,47,51,54,57,57,
+    57,57,57,0,1,2,0,1,2,3,128,129,130,131,256,257,
+    258,259,0,128,256,0,1,2,3,128,129,130,131,256,257,258,
+    259,130,131,0,2,128,130,256,258,0,128,256,2,129,258,130,
+    131,1,2,257,258,1,2,257,258,0,128,256,3,130,259,56,
+    64,72,80,88,96,104,112,120,128,136,144,288,296,304,344,352,
+    360,368,376,384,392,400,408,416,424,432,152,160,216,224,232,240,
+    248,256,0,8,16,192,200,208,440,448,24,32,40,48,312,320,
+    328,336,168,176,184,264,272,280,
 };
 
 // The record of a stage, global -> shared.
@@ -228,7 +228,7 @@ __device__ __forceinline__ void multiply_stage(float (&sums)[kWarpSlots][kMTiles
 }
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
 __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][kNTiles][4], const int* targets, int row0, int n,
-                                      Element* __restrict__ dx, float* __restrict__ workspace) {
+                                      Element* __restrict__ dx) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int half = 0; half < 2 * kMTiles; ++half) {
@@ -238,13 +238,6 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
         for (int s = 0; s < kWarpSlots; ++s) {
             const int target = targets[s];
             if (target == kNoOutput) continue;
-            if (target < 0) {
-                float* partial = workspace + (static_cast<long long>(~target) * n + row) * kBlock + lane % 4 * 2;
-#pragma unroll
-                for (int j = 0; j < kNTiles; ++j)
-                    *reinterpret_cast<float2*>(partial + j * 8) = make_float2(sums[s][m][j][i], sums[s][m][j][i + 1]);
-                continue;
-            }
 #pragma unroll
             for (int j = 0; j < kNTiles; ++j) {
                 const int column = target * kBlock + j * 8 + lane % 4 * 2;
@@ -256,7 +249,7 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 2)
-bsgen_dgrad_b8_float16_portable_19c45f6d87e1fe7c(const Element* __restrict__ dy, const Element* __restrict__ w, Element* __restrict__ dx, float* __restrict__ workspace, int n) {
+bsgen_dgrad_b8_float16_portable_19c45f6d87e1fe7c(const Element* __restrict__ dy, const Element* __restrict__ w, Element* __restrict__ dx, int n) {
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;
     const int* records = reinterpret_cast<const int*>(shared + kStages * kStageBytes);
@@ -296,26 +289,5 @@ bsgen_dgrad_b8_float16_portable_19c45f6d87e1fe7c(const Element* __restrict__ dy,
         record = record + 1 == kRecordRing ? 0 : record + 1;
     }
 
-    store(sums, kTargets + tile * kSlots + warp_n * kWarpSlots, row0 + warp_m * (kMTiles * 16), n, dx, workspace);
-}
-
-// Split outputs: their partial sums, added in order, and the epilogue. [kSplits, 3]: output block, first partial sum, count.
-__device__ const int __align__(16) kReductions[] = {
-    2,0,3,6,3,2,10,5,3,
-};
-constexpr int kSplits = 3, kReduceRows = 64, kReduceThreads = 256;
-
-extern "C" __global__ void __launch_bounds__(kReduceThreads)
-bsgen_dgrad_b8_float16_portable_19c45f6d87e1fe7c_reduce(Element* __restrict__ dx, const float* __restrict__ workspace, int n) {
-    const int* reduction = kReductions + blockIdx.x % kSplits * 3;
-    const int row = blockIdx.x / kSplits * kReduceRows + threadIdx.x / (kBlock / 2), inside = threadIdx.x % (kBlock / 2) * 2;
-    if (row >= n) return;
-    float2 sum = make_float2(0.0f, 0.0f);
-    for (int p = 0; p < reduction[2]; ++p) {
-        const float2 v = *reinterpret_cast<const float2*>(workspace + (static_cast<long long>(reduction[1] + p) * n + row) * kBlock + inside);
-        sum.x += v.x, sum.y += v.y;
-    }
-    const int column = reduction[0] * kBlock + inside;
-    const long long place = static_cast<long long>(row) * kFeaturesOut + column;
-    store_pair(dx + place, finish(sum));
+    store(sums, kTargets + tile * kSlots + warp_n * kWarpSlots, row0 + warp_m * (kMTiles * 16), n, dx);
 }
