@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bsgen.plan import HopperPlan, MatMulPlan, Plan, WGradPlan
+from bsgen.plan import HopperPlan, HopperWGradPlan, MatMulPlan, Plan, WGradPlan
 from bsgen.plan.product import NO_OUTPUT
 from bsgen.plan.wgrad import NO_UNIT
 from bsgen.problem import Activation, Op, Problem
+from bsgen.reference_gradients import gradient_terms, row_cuts
 from bsgen.reference_rings import Terms, ring_terms
 
 Array = NDArray[Any]
@@ -27,7 +28,10 @@ def run(plan: Plan, operands: Mapping[str, Array]) -> Array:
     `operands` holds x and w (fprop, with bias and residual where the epilogue has them), dy and w (dgrad), x and dy (wgrad).
     """
     wide = {name: np.asarray(value, np.float32) for name, value in operands.items()}
-    result = _wgrad(plan, wide) if isinstance(plan, WGradPlan) else _matmul(plan, wide)
+    if isinstance(plan, HopperWGradPlan):
+        result = _hopper_wgrad(plan, wide)
+    else:
+        result = _wgrad(plan, wide) if isinstance(plan, WGradPlan) else _matmul(plan, wide)
     with np.errstate(over="ignore"):  # float16 overflows to infinity, as on the GPU
         return result.astype(plan.problem.dtype.numpy)
 
@@ -136,6 +140,18 @@ def _wgrad(plan: WGradPlan, operands: Mapping[str, Array]) -> Array:
         a, b = x[:, x_features], dy[:, y_features]
         total = sum(a[begin:end].T @ b[begin:end] for begin, end in pairwise(cuts))
         out[place + inside] = total
+    return out.reshape(-1, block, block)
+
+
+def _hopper_wgrad(plan: HopperWGradPlan, operands: Mapping[str, Array]) -> Array:
+    x, dy, block = operands["x"], operands["dy"], plan.geometry.block
+    out = np.zeros(plan.elements, np.float32)
+    cuts = row_cuts(plan, len(x))
+    for tile in range(plan.tiles):
+        for x_features, y_features, place in gradient_terms(plan, tile):
+            a, b = x[:, x_features], dy[:, y_features]
+            inside = np.arange(len(x_features))[:, None] * block + np.arange(block)
+            out[place + inside] = sum(a[begin:end].T @ b[begin:end] for begin, end in cuts)
     return out.reshape(-1, block, block)
 
 

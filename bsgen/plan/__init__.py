@@ -8,22 +8,33 @@ from types import ModuleType
 
 from bsgen.errors import PlanError
 from bsgen.outline import Outline
-from bsgen.plan import hopper, matmul, wgrad
+from bsgen.plan import hopper, hopper_wgrad, matmul, wgrad
 from bsgen.plan.hopper import HopperPlan
+from bsgen.plan.hopper_wgrad import HopperWGradPlan
 from bsgen.plan.matmul import MatMulPlan
 from bsgen.plan.wgrad import WGradPlan
 from bsgen.problem import Op, Problem, Target
 
-Plan = HopperPlan | MatMulPlan | WGradPlan
+Plan = HopperPlan | HopperWGradPlan | MatMulPlan | WGradPlan
 
 # The families of each op; a further one adds its module, with `candidates` and `shortlist`, here.
 FAMILIES: dict[Op, tuple[ModuleType, ...]] = {
     Op.FPROP: (hopper, matmul),
     Op.DGRAD: (hopper, matmul),
-    Op.WGRAD: (wgrad,),
+    Op.WGRAD: (hopper_wgrad, wgrad),
 }
 
-__all__ = ["FAMILIES", "HopperPlan", "MatMulPlan", "Plan", "WGradPlan", "candidates", "choose", "outline"]
+__all__ = [
+    "FAMILIES",
+    "HopperPlan",
+    "HopperWGradPlan",
+    "MatMulPlan",
+    "Plan",
+    "WGradPlan",
+    "candidates",
+    "choose",
+    "outline",
+]
 
 
 def candidates(problem: Problem, target: Target) -> Iterator[Plan]:

@@ -159,6 +159,11 @@ class WarpgroupGeometry:
         return int(self.op is Op.FPROP)
 
     @cached_property
+    def panel_transposed(self) -> int:
+        """Whether rows, not inputs, were contiguous in a panel: never for x and dy of fprop and dgrad."""
+        return 0
+
+    @cached_property
     def weights_high(self) -> int:
         """High word of a piece's matrix descriptor: bytes between groups of 8 rows, and the swizzle."""
         swizzle = 1 if self.row_bytes == LINE_BYTES else 2

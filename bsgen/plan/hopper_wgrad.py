@@ -1,0 +1,420 @@
+"""Plans for wgrad on Hopper: TMA brings rows of x and dy, warpgroups multiply x.T by dy (wgmma), for blocks of 32, 64 and 128.
+
+A *panel* is some rows of the features of a block of x or dy, one swizzle line (64 or 128 bytes) wide. A *unit* is the product that
+one wgmma accumulates: 64 features of x times a block of dy. It stacks two blocks of 32 x 32 in one column, from any two
+rows: their panels are as far apart as the leading dimension of the matrix descriptor says. The N rows are split among thread
+blocks of the same tile, whose sums a second kernel adds in order. Thread blocks that run together walk the same rows at the same
+pace, so that x and dy pass through L2 once: tiles and splits together fill whole rounds of SMs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bsgen.outline import Grid, Launch, TensorMap, Workspace
+from bsgen.plan.blocks import IntArray
+from bsgen.plan.cost import DEFAULT_ROWS, LAUNCH_SECONDS, Cost, memory_bytes, overlapped
+from bsgen.plan.gradient_tiles import NOTHING, Column, GradientTile, Room, gradient_tiles, heights
+from bsgen.plan.occupancy import REGISTERS
+from bsgen.plan.tile import CHUNK_BYTES, Math, math_of
+from bsgen.plan.warpgroup import ATOM_ROWS, LINE_BYTES, PRODUCER_REGISTERS, WARPGROUP_ROWS
+from bsgen.problem import DType, Problem, Target
+
+BLOCK_SIZES = (32, 64, 128)
+BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
+GROUPS, ACCUMULATORS = 3, 128  # warpgroups that multiply, and accumulators of each of their threads
+RINGS = ((16, 4), (32, 3), (64, 3))  # rows of a stage, stages
+SPLITS, ROUNDS = (1, 2, 3, 4, 5, 6, 8, 11, 16), (1, 2, 3)
+MAXIMUM_PANELS = 64  # two for each lane of the loading warp
+LEAST_STAGES = 8  # of a split: fewer do not pay for its sums
+MOST_TARGETS, MANY_BLOCKS = 5, 8000  # numbers of tiles that are tried; of a layout of many blocks one
+FULL = 1.06  # room for units over what tiles hold on average
+REDUCE_THREADS = 256
+
+# The cost model, in clocks and bytes a clock of an SM; tests/gpu/README.md says what it was fitted to.
+L2_RATE, SHARED_RATE, OVERLAP = 33.0, 128.0, 4.0
+STAGE, START, STORE = (
+    60.0,
+    5000.0,
+    32.0,
+)  # clocks of a stage's barriers, and of a thread block; bytes a clock of its sums
+
+
+@dataclass(frozen=True)
+class GradientGeometry:
+    """Sizes that follow from a problem and a ring; the template uses these names as its constants."""
+
+    block: int
+    math: Math
+    groups: int
+    accumulators: int
+    rows: int
+    stages: int
+    panels: int = 0
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return CHUNK_BYTES // self.math.chunk
+
+    @property
+    def depth(self) -> int:
+        """Features of a panel: a block's, or what of them fits a swizzle line."""
+        return min(self.block, LINE_BYTES // self.itemsize)
+
+    @property
+    def parts(self) -> int:
+        """Panels side by side that hold a block's features."""
+        return self.block // self.depth
+
+    @property
+    def stacked(self) -> int:
+        """Blocks of a unit."""
+        return max(1, WARPGROUP_ROWS // self.block)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of a panel: the width of the swizzle."""
+        return self.depth * self.itemsize
+
+    @property
+    def panel_bytes(self) -> int:
+        """Bytes of a panel."""
+        return self.row_bytes * self.rows
+
+    @property
+    def stage_bytes(self) -> int:
+        """Bytes of a stage."""
+        return self.panels * self.panel_bytes
+
+    @property
+    def units(self) -> int:
+        """Units of a warpgroup."""
+        return self.accumulators // (self.block // 2)
+
+    @property
+    def capacity(self) -> int:
+        """Units of a tile."""
+        return self.groups * self.units
+
+    @property
+    def step(self) -> int:
+        """Rows of a multiply step."""
+        return self.math.depth
+
+    @property
+    def steps(self) -> int:
+        """Multiply steps of a stage."""
+        return self.rows // self.step
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block: one more warpgroup loads."""
+        return 128 * (self.groups + 1)
+
+    @property
+    def launch_registers(self) -> int:
+        """Registers of each thread at launch: what setmaxnreg may hand out again, no more, or the kernel hangs."""
+        return REGISTERS // self.threads // 8 * 8
+
+    @property
+    def consumer_registers(self) -> int:
+        """Registers of a thread that multiplies, once those that load have given up theirs."""
+        left = (self.launch_registers * (self.groups + 1) - PRODUCER_REGISTERS) // self.groups
+        return min(240, left // 8 * 8)
+
+    @property
+    def producer_registers(self) -> int:
+        """Registers of a thread that loads."""
+        return PRODUCER_REGISTERS
+
+    @property
+    def high(self) -> int:
+        """High word of the matrix descriptors (PTX: wgmma): bytes between groups of 8 rows, and the swizzle."""
+        return ATOM_ROWS * self.row_bytes >> 4 | (1 if self.row_bytes == LINE_BYTES else 2) << 30
+
+    @property
+    def in_registers(self) -> bool:
+        """Activations are multiplied from shared memory."""
+        return False
+
+    @property
+    def panel_transposed(self) -> int:
+        """Features, not rows of x, are contiguous in what becomes the left operand, as wgmma's immediate."""
+        return 1
+
+    @property
+    def weights_transposed(self) -> int:
+        """And in the right one."""
+        return 1
+
+    @property
+    def unit_elements(self) -> int:
+        """Sums of a unit."""
+        return WARPGROUP_ROWS * self.block
+
+    @property
+    def room(self) -> Room:
+        """What a tile holds."""
+        return Room(self.capacity, self.panels, self.stacked, self.parts)
+
+
+@dataclass(frozen=True, eq=False)
+class HopperWGradPlan:
+    """A plan of wgrad by wgmma.
+
+    Tile t loads `panels[t, :panel_counts[t]]`: the first feature f of a panel of x, ~f of one of dy. Its warpgroup g has
+    `unit_counts[t, g]` units, `units[t, g, u]`: low words of the matrix descriptors of x.T and dy relative to a stage, and the
+    chunks of dW where the first, and the second of two stacked blocks, begin (-1: none). Thread block i sums tile
+    i % tiles over the `i // tiles`-th of `splits` parts of the N rows.
+    """
+
+    problem: Problem
+    target: Target
+    geometry: GradientGeometry
+    height: int
+    splits: int
+    panel_counts: IntArray
+    panels: IntArray
+    unit_counts: IntArray
+    units: IntArray
+    cost: Cost
+
+    @property
+    def family(self) -> str:
+        """hopper."""
+        return "hopper"
+
+    @property
+    def template(self) -> str:
+        """The template that renders it."""
+        return "hopper/wgrad.cu.j2"
+
+    @property
+    def tiles(self) -> int:
+        """Groups of blocks that are summed together."""
+        return len(self.panels)
+
+    @property
+    def elements(self) -> int:
+        """Elements of dW."""
+        return self.problem.layout.nnz * self.problem.block_size**2
+
+    @property
+    def split_elements(self) -> int:
+        """float32 elements of the sums of a split."""
+        return self.tiles * self.geometry.capacity * self.geometry.unit_elements
+
+    @property
+    def shared_memory(self) -> int:
+        """Dynamic shared memory, bytes."""
+        return self.geometry.stages * self.geometry.stage_bytes + BARRIER_BYTES
+
+    @property
+    def blocks_per_sm(self) -> int:
+        """A thread block takes all of an SM's registers."""
+        return 1
+
+    @property
+    def entry(self) -> str:
+        """Name of the main kernel: what a profiler shows."""
+        problem = self.problem
+        return f"bsgen_wgrad_b{problem.block_size}_{problem.dtype}_{self.family}_{problem.layout.digest}"
+
+    @property
+    def workspace(self) -> Workspace:
+        """Partial sums, [splits, tiles, units, 64, b]; none when N is not split."""
+        return Workspace(fixed=self.splits * self.split_elements if self.splits > 1 else 0)
+
+    @property
+    def maps(self) -> tuple[TensorMap, TensorMap]:
+        """How TMA sees x and dy."""
+        geo, problem, dtype = self.geometry, self.problem, str(self.problem.dtype)
+        features = {"x": problem.in_features, "dy": problem.out_features}
+        x, dy = (TensorMap(name, width, 0, geo.depth, geo.rows, dtype) for name, width in features.items())
+        return x, dy
+
+    @cached_property
+    def launches(self) -> tuple[Launch, ...]:
+        """The main kernel, and the reduction over splits when there are several."""
+        geo, maps = self.geometry, self.maps
+        destination, tail = (("workspace",), ("n",)) if self.splits > 1 else (("out",), ("n", "accumulate"))
+        arguments = (*(tensor_map.argument for tensor_map in maps), *destination, *tail)
+        main = Launch(self.entry, Grid(self.tiles * self.splits), geo.threads, self.shared_memory, arguments, maps)
+        if self.splits == 1:
+            return (main,)
+        grid = Grid(self.tiles * geo.capacity)
+        return main, Launch(f"{self.entry}_reduce", grid, REDUCE_THREADS, 0, ("workspace", "out", "accumulate"))
+
+    @property
+    def summary(self) -> str:
+        """One line: the tiles, the ring, and the splits of N."""
+        geo = self.geometry
+        return (
+            f"wgmma_{geo.math.ptx}, {self.tiles} tiles in bands of {self.height}, {geo.groups} warpgroups of up to "
+            f"{geo.units} units of 64 x {geo.block}, {geo.stages} stages of {geo.rows} rows, {geo.panels} panels, "
+            f"{self.splits} splits of N"
+        )
+
+
+def serves(problem: Problem, target: Target) -> bool:
+    """Whether this family can do it: wgmma has no TF32 with contiguous features."""
+    served = problem.block_size in BLOCK_SIZES and problem.dtype is not DType.FLOAT32
+    return target.arch == "sm_90a" and served and problem.layout.nnz > 0
+
+
+def geometries(problem: Problem, target: Target) -> Iterator[GradientGeometry]:
+    """Every ring that has room for a tile."""
+    budget = target.shared_memory - BARRIER_BYTES
+    for rows, stages in RINGS:
+        geo = GradientGeometry(problem.block_size, math_of(problem), GROUPS, ACCUMULATORS, rows, stages)
+        geo = replace(geo, panels=min(MAXIMUM_PANELS, budget // (stages * geo.panel_bytes)))
+        if geo.room.longest:
+            yield geo
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A candidate before its tables are encoded."""
+
+    geometry: GradientGeometry
+    height: int
+    splits: int
+    tiles: Sequence[GradientTile]
+    cost: Cost
+
+
+def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
+    """Every ring with every number of tiles worth trying, every band, and every split of N."""
+    if not serves(problem, target):
+        return
+    rows = problem.batch or DEFAULT_ROWS
+    for geo in geometries(problem, target):
+        for units in sizes(problem, target, geo):
+            room = replace(geo.room, units=units)
+            for height in heights(problem, room):
+                tiles = gradient_tiles(problem, room, height)
+                clocks = np.array([_stage_clocks(tile, geo) for tile in tiles])
+                for splits in SPLITS:
+                    if splits == 1 or rows // geo.rows >= LEAST_STAGES * splits:
+                        yield Draft(geo, height, splits, tiles, _cost(problem, target, geo, tiles, clocks, splits))
+
+
+def sizes(problem: Problem, target: Target, geo: GradientGeometry) -> list[int]:
+    """Units of a tile for which tiles and splits fill whole rounds of SMs, the largest first."""
+    columns = np.bincount(problem.layout.blocks[:, 1])
+    units = sum(geo.room.units_of(int(count)) for count in columns if count)
+    found = {math.ceil(FULL * units / (target.sms * rounds // splits)) for rounds, splits in product(ROUNDS, SPLITS)}
+    fitting = sorted((size for size in found if geo.parts <= size <= geo.capacity), reverse=True)
+    return (fitting or [geo.capacity])[: 1 if problem.layout.nnz > MANY_BLOCKS else MOST_TARGETS]
+
+
+def candidates(problem: Problem, target: Target) -> Iterator[HopperWGradPlan]:
+    """Plans of all drafts, to measure."""
+    for draft in drafts(problem, target):
+        yield assemble(problem, target, draft)
+
+
+def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iterator[HopperWGradPlan]:
+    """The plan of the cheapest draft, if below `limit` seconds."""
+    best = min(drafts(problem, target), key=lambda draft: draft.cost.seconds, default=None)
+    if best is not None and best.cost.seconds < limit:
+        yield assemble(problem, target, best)
+
+
+def _panels(tile: GradientTile, geo: GradientGeometry) -> int:
+    return (len(tile.rows) + len({column.column for column in tile.columns})) * geo.parts
+
+
+def _units(tile: GradientTile, geo: GradientGeometry) -> int:
+    return sum(geo.room.units_of(len(column)) for column in tile.columns)
+
+
+def _stage_clocks(tile: GradientTile, geo: GradientGeometry) -> float:
+    """Clocks of a stage of a tile: bytes from L2, bytes through shared memory and multiply steps at once."""
+    arriving, units = _panels(tile, geo) * geo.panel_bytes, _units(tile, geo)
+    reads = units * (WARPGROUP_ROWS + geo.block) * geo.rows * geo.itemsize
+    demands = arriving / L2_RATE, (arriving + reads) / SHARED_RATE, units * geo.steps * geo.block / 2
+    return float(sum(demand**OVERLAP for demand in demands) ** (1 / OVERLAP)) + STAGE / geo.groups
+
+
+def _cost(
+    problem: Problem,
+    target: Target,
+    geo: GradientGeometry,
+    tiles: Sequence[GradientTile],
+    clocks: NDArray[np.float64],
+    splits: int,
+) -> Cost:
+    """Rounds of thread blocks, bounded by device memory, and adding the splits' sums."""
+    n = problem.batch or DEFAULT_ROWS
+    stages = -(-n // geo.rows)
+    sums = sum(_units(tile, geo) for tile in tiles) * geo.unit_elements * 4 * splits
+    store = sums / (len(tiles) * splits) / STORE
+    work = clocks * -(-stages // splits) + START + store
+    rounds = -(-len(tiles) * splits // target.sms)
+    seconds = max(float(work.mean()) * rounds, float(work.max())) / target.clock
+    reduce = LAUNCH_SECONDS + sums / target.hbm if splits > 1 else 0.0
+    l2_bytes = float(sum(_panels(tile, geo) for tile in tiles)) * geo.panel_bytes * stages
+    memory = memory_bytes(problem, n) / target.hbm
+    limiter = "device memory" if memory > seconds else "L2"
+    return Cost(n, overlapped(seconds, memory) + reduce + LAUNCH_SECONDS, limiter, l2_bytes)
+
+
+def assemble(problem: Problem, target: Target, draft: Draft) -> HopperWGradPlan:
+    """Encode the tables of a draft; the ring has no more panels than its fullest tile."""
+    geo = replace(draft.geometry, panels=max(_panels(tile, draft.geometry) for tile in draft.tiles))
+    encoded = [_encode(tile, geo) for tile in draft.tiles]
+    panels = np.zeros((len(encoded), geo.panels), np.int32)
+    for row, (tile_panels, _, _) in zip(panels, encoded, strict=True):
+        row[: len(tile_panels)] = tile_panels
+    return HopperWGradPlan(
+        problem, target, geo, draft.height, draft.splits,
+        np.array([len(tile_panels) for tile_panels, _, _ in encoded], np.int32), panels,
+        np.array([counts for _, counts, _ in encoded], np.int32), np.array([units for _, _, units in encoded], np.int32),
+        draft.cost,
+    )  # fmt: skip
+
+
+def _encode(tile: GradientTile, geo: GradientGeometry) -> tuple[list[int], list[int], IntArray]:
+    """Panels, units of each warpgroup, and the units of a tile."""
+    names = sorted({column.column for column in tile.columns})
+    x_place = {int(row): place * geo.parts for place, row in enumerate(tile.rows)}
+    y_place = {name: (len(tile.rows) + place) * geo.parts for place, name in enumerate(names)}
+    parts = range(0, geo.block, geo.depth)
+    panels = [int(row) * geo.block + part for row in tile.rows for part in parts]
+    panels += [~(name * geo.block + part) for name in names for part in parts]
+    found = [unit for column in tile.columns for unit in _column_units(column, x_place, y_place[column.column], geo)]
+    units = np.full((geo.groups, geo.units, 4), NOTHING, np.int32)
+    counts = [0] * geo.groups
+    for index, unit in enumerate(found):  # to each warpgroup in turn
+        group = index % geo.groups
+        units[group, counts[group]] = unit
+        counts[group] += 1
+    return panels, counts, units
+
+
+def _column_units(
+    column: Column, x_place: dict[int, int], y_place: int, geo: GradientGeometry
+) -> Iterator[tuple[int, int, int, int]]:
+    rows, blocks = column.rows.tolist(), column.blocks.tolist()
+    chunk = geo.panel_bytes // CHUNK_BYTES
+    right = y_place * chunk | (chunk << 16 if geo.parts > 1 else 0)
+    size = geo.block**2 // geo.math.chunk
+    for begin in range(0, len(rows), geo.stacked):
+        places = [x_place[row] for row in rows[begin : begin + geo.stacked]]
+        first = blocks[begin] * size
+        if geo.stacked > 1:
+            apart = (places[-1] - places[0]) * chunk
+            second = blocks[begin + 1] * size if len(places) > 1 else NOTHING
+            yield places[0] * chunk | apart << 16, right, first, second
+            continue
+        for part in range(geo.parts):
+            yield (places[0] + part) * chunk, right, first + part * size // geo.parts, NOTHING
