@@ -84,6 +84,16 @@ SAMPLES = (
     Sample(
         "hopper_dgrad_b128_bfloat16", Op.DGRAD, lambda: scattered(8, 8), 128, DType.BFLOAT16, batch=MANY, arch=HOPPER
     ),
+    Sample(
+        "hopper_wgrad_b32_bfloat16_split",
+        Op.WGRAD,
+        lambda: scattered(32, 32),
+        32,
+        DType.BFLOAT16,
+        batch=MANY,
+        arch=HOPPER,
+    ),
+    Sample("hopper_wgrad_b128_float16", Op.WGRAD, lambda: scattered(8, 8), 128, DType.FLOAT16, batch=FEW, arch=HOPPER),
     Sample("portable_fprop_b8_float16", Op.FPROP, lambda: scattered(12, 12), 8, DType.FLOAT16),
     Sample("portable_fprop_b32_bfloat16", Op.FPROP, lambda: scattered(8, 8), 32, DType.BFLOAT16),
     Sample("portable_fprop_b64_float32", Op.FPROP, lambda: scattered(6, 4), 64, DType.FLOAT32),

@@ -13,7 +13,7 @@ from bsgen import disasm, nvrtc
 from bsgen.emit import render
 from bsgen.layout import Layout
 from bsgen.nvrtc import Binary
-from bsgen.plan import Plan, choose, hopper
+from bsgen.plan import Plan, choose, hopper, hopper_wgrad
 from bsgen.plan.warpgroup import WarpgroupShape
 from bsgen.problem import BLOCK_SIZES, TARGETS, Activation, DType, Epilogue, Op, Precision, Problem
 
@@ -107,6 +107,19 @@ def test_hopper_kernels_of_every_shape(op: Op, block: int, dtype: DType) -> None
     for plan in plans.values():
         compiled_plan(plan)
     check_instructions(plan, compiled_plan(plan))
+
+
+@pytest.mark.parametrize("dtype", [DType.FLOAT16, DType.BFLOAT16], ids=str)
+@pytest.mark.parametrize("block", hopper_wgrad.BLOCK_SIZES)
+def test_hopper_wgrad_of_every_ring(block: int, dtype: DType) -> None:
+    """No ring spills or has its multiplies serialised, with and without splits; the wait at a stage's end is the only one."""
+    plans: dict[tuple[int, int, bool], Plan] = {}
+    for plan in hopper_wgrad.candidates(Problem(Op.WGRAD, LARGE, block, dtype, batch=16384), BIG):
+        plans.setdefault((plan.geometry.rows, plan.geometry.stages, plan.splits > 1), plan)
+    assert len(plans) == 2 * len(hopper_wgrad.RINGS)
+    for plan in plans.values():
+        binary = compiled_plan(plan)
+    check_instructions(plan, binary)
 
 
 @pytest.mark.parametrize("epilogue", EPILOGUES, ids=named)

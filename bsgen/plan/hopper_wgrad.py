@@ -30,7 +30,7 @@ from bsgen.problem import DType, Problem, Target
 BLOCK_SIZES = (32, 64, 128)
 BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
 GROUPS, ACCUMULATORS = 3, 128  # warpgroups that multiply, and accumulators of each of their threads
-RINGS = ((16, 4), (32, 3), (64, 3))  # rows of a stage, stages
+RINGS = ((32, 3), (64, 3))  # rows of a stage, stages; copies of 16 rows came at less than half the rate
 SPLITS, ROUNDS = (1, 2, 3, 4, 5, 6, 8, 11, 16), (1, 2, 3)
 MAXIMUM_PANELS = 64  # two for each lane of the loading warp
 LEAST_STAGES = 8  # of a split: fewer do not pay for its sums
@@ -39,12 +39,10 @@ FULL = 1.06  # room for units over what tiles hold on average
 REDUCE_THREADS = 256
 
 # The cost model, in clocks and bytes a clock of an SM; tests/gpu/README.md says what it was fitted to.
-L2_RATE, SHARED_RATE, OVERLAP = 33.0, 128.0, 4.0
-STAGE, START, STORE = (
-    60.0,
-    5000.0,
-    32.0,
-)  # clocks of a stage's barriers, and of a thread block; bytes a clock of its sums
+L2_RATE = {32: 35.0, 64: 40.0}  # by the rows of a copy
+SHARED_RATE, OVERLAP = 128.0, 4.0
+STAGE, START = 60.0, 300.0  # clocks of a stage's barriers, and of a thread block
+STORE = 64.0  # bytes of sums a clock
 
 
 @dataclass(frozen=True)
@@ -341,7 +339,7 @@ def _stage_clocks(tile: GradientTile, geo: GradientGeometry) -> float:
     """Clocks of a stage of a tile: bytes from L2, bytes through shared memory and multiply steps at once."""
     arriving, units = _panels(tile, geo) * geo.panel_bytes, _units(tile, geo)
     reads = units * (WARPGROUP_ROWS + geo.block) * geo.rows * geo.itemsize
-    demands = arriving / L2_RATE, (arriving + reads) / SHARED_RATE, units * geo.steps * geo.block / 2
+    demands = arriving / L2_RATE[geo.rows], (arriving + reads) / SHARED_RATE, units * geo.steps * geo.block / 2
     return float(sum(demand**OVERLAP for demand in demands) ** (1 / OVERLAP)) + STAGE / geo.groups
 
 

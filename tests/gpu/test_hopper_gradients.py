@@ -1,0 +1,79 @@
+"""Every ring, tile size and split of Hopper's wgrad kernels against float64."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+from cases import BLOCKS, LAYOUTS, assert_close, normal, poison, torch
+from plans import launch, loaded
+
+from bsgen.layout import Layout
+from bsgen.plan import HopperWGradPlan, hopper_wgrad
+from bsgen.problem import TARGETS, DType, Op, Problem
+from bsgen.runtime import driver
+
+NAMES = ("random10", "random50", "one", "holes", "hub", "full", "banded", "wide", "tall")
+BATCHES = (1, 3, 64, 129, 1000, 4097)
+RUNS = 20
+
+
+@pytest.fixture(autouse=True)
+def _only_on_hopper() -> None:
+    if driver.current_device().arch != "sm_90a":
+        pytest.skip("needs a Hopper GPU")
+
+
+def spread(problem: Problem) -> list[HopperWGradPlan]:
+    """A plan of each ring, with splits and without, of tiles of turning sizes."""
+    found: dict[tuple[int, int], list[hopper_wgrad.Draft]] = {}
+    for draft in hopper_wgrad.drafts(problem, TARGETS["sm_90a"]):
+        found.setdefault((draft.geometry.rows, draft.splits), []).append(draft)
+    chosen = [drafts[turn % len(drafts)] for turn, drafts in enumerate(found.values())]
+    return [hopper_wgrad.assemble(problem, TARGETS["sm_90a"], draft) for draft in islice(chosen, 0, None, 2)]
+
+
+def call(plan: HopperWGradPlan, kernels: object, x: object, dy: object) -> object:
+    """The plan's dW, into poisoned memory."""
+    block = plan.problem.block_size
+    out = poison(plan.problem.layout.nnz, block, block, dtype=str(plan.problem.dtype))
+    workspace = poison(max(1, plan.workspace.elements(len(x))), dtype="float32")
+    arrays = {"x": x, "dy": dy, "out": out, "workspace": workspace}
+    stream = torch.cuda.current_stream().cuda_stream
+    launch(kernels, {name: array.data_ptr() for name, array in arrays.items()}, len(x), stream)
+    torch.cuda.synchronize()
+    return out
+
+
+def operands(problem: Problem, n: int) -> tuple[object, object]:
+    """x and dy."""
+    dtype = str(problem.dtype)
+    return normal(n, problem.in_features, dtype=dtype, seed=n), normal(n, problem.out_features, dtype=dtype, seed=n + 1)
+
+
+@pytest.mark.parametrize("block", hopper_wgrad.BLOCK_SIZES)
+@pytest.mark.parametrize("name", NAMES)
+def test_products(name: str, block: int) -> None:
+    layout = Layout(LAYOUTS[name](BLOCKS[block]))
+    dtype = DType.FLOAT16 if block == 64 else DType.BFLOAT16
+    problem = Problem(Op.WGRAD, layout, block, dtype, batch=4096)
+    plans = spread(problem)
+    assert plans
+    places = torch.as_tensor(layout.blocks.astype("int64"), device="cuda")
+    for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
+        for n in BATCHES:
+            x, dy = operands(problem, n)
+            dense = (x.double().T @ dy.double()).reshape(layout.shape[0], block, layout.shape[1], block)
+            expected = dense.permute(0, 2, 1, 3)[places[:, 0], places[:, 1]]
+            assert_close(call(plan, kernels, x, dy), expected, 5e-3)
+
+
+@pytest.mark.parametrize("block", hopper_wgrad.BLOCK_SIZES)
+def test_same_bits(block: int) -> None:
+    problem = Problem(Op.WGRAD, Layout(LAYOUTS["random50"](BLOCKS[block])), block, DType.BFLOAT16, batch=16384)
+    plans = spread(problem)
+    x, dy = operands(problem, 4097)
+    for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
+        first = call(plan, kernels, x, dy)
+        for _ in range(RUNS - 1):
+            assert torch.equal(call(plan, kernels, x, dy), first), plan.summary
