@@ -110,7 +110,7 @@ def generator() -> str:
     package = Path(__file__).resolve().parent
     files = [
         *sorted(package.glob("plan/*.py")),
-        *(package / f"{name}.py" for name in ("problem", "emit", "layout", "outline")),
+        *(package / f"{name}.py" for name in ("problem", "ranges", "emit", "layout", "outline")),
     ]
     files += sorted(path for path in template_folder().rglob("*") if path.is_file())
     digest = hashlib.sha256()

@@ -28,6 +28,7 @@ from bsgen.problem import (
     parse_precision,
     parse_target,
 )
+from bsgen.ranges import BOUNDS
 from bsgen.runtime import driver
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def compile(
         ops: what to compile, of "fprop", "dgrad" and "wgrad".
         arch: the GPU architecture, such as "sm_90a", which needs no GPU. None: the current GPU; where there is none,
             the result runs on NumPy arrays, and its kernels are for sm_90a.
-        batch: about how many rows N calls will have; None serves every N well. Any N works either way.
+        batch: about how many rows N calls will have; None: thousands. Any N works either way: kernels are made for ranges of N
+            (up to 8, 32, 64, 256, 1024 rows, and more), those of the hint's range now, others when a call first needs them.
         bias, activation, residual: what fprop does after the product, activation(x @ W + bias) + residual. The
             activation is "relu", "gelu" (exact) or "silu".
         precision: float32 only: "tensor" multiplies in TF32 on tensor cores, "ieee" in full float32.
@@ -171,11 +173,16 @@ class MatMul:
         """dW [nnz, b, b] = x.T @ dy at the stored blocks; `accumulate` adds it into `out`, which must then be given."""
         return self.operation("wgrad")({"x": x, "dy": dy}, out, accumulate, stream)
 
-    def warmup(self, device: int | None = None) -> None:
-        """Load all kernels onto a GPU (None: the current one), so that calls may be captured into a CUDA graph."""
+    def warmup(self, device: int | None = None, rows: int | Iterable[int] | None = None) -> None:
+        """Compile and load kernels onto a GPU (None: the current one), so that calls may be captured into a CUDA graph.
+
+        `rows`: how many rows N those calls will have. None: any; then the kernels of every range of N are made, which takes
+        some seconds where the disk cache has none of them.
+        """
         ordinal = driver.current_device().ordinal if device is None else driver.device(device).ordinal
+        asked = (*BOUNDS, BOUNDS[-1] + 1) if rows is None else (rows,) if isinstance(rows, int) else tuple(rows)
         for operation in self._operations.values():
-            operation.load(ordinal)
+            operation.load(ordinal, (integer("rows", n, 0) for n in asked))
 
     def from_dense(self, dense: Any) -> Any:
         """Weights [nnz, b, b] of a dense matrix [C, K]; converts to the dtype, drops what is outside the layout."""
@@ -193,9 +200,10 @@ class MatMul:
             raise ArgumentError(f"op: {name} was not compiled, only {known}: add it to ops of bsgen.compile")
         return found
 
-    def plan(self, op: str) -> Plan:
-        """How an op is done."""
-        return self.operation(op).plan
+    def plan(self, op: str, n: int | None = None) -> Plan:
+        """How an op is done, for a call of N = `n` rows; None: for as many as `batch` said, or thousands."""
+        operation = self.operation(op)
+        return (operation if n is None else operation.variant(integer("n", n, 0))).plan
 
     def source(self, op: str) -> str:
         """The CUDA text of an op."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bsgen import ranges
 from bsgen.compiled import Compiled, compiled, planned
 from bsgen.emit import Source, render
 from bsgen.errors import ArgumentError
@@ -60,16 +62,11 @@ class _Call(NamedTuple):
                 framework.arrive(self.arrays[name], self.device, stream)
 
 
-class Operation:
-    """Plan -> Source -> Binary -> Kernels of one problem, each made when first asked for.
-
-    A call runs the one plan of the problem; a choice among several by N would be made in `_enqueue`.
-    """
+class Variant:
+    """Plan -> Source -> Binary -> Kernels of one problem, each made when first asked for."""
 
     def __init__(self, problem: Problem, target: Target) -> None:
         self.problem, self.target = problem, target
-        self.contract = contract_of(problem)
-        self._express: Express | None = None
 
     @cached_property
     def plan(self) -> Plan:
@@ -101,6 +98,26 @@ class Operation:
         """What launches the binary."""
         return Kernels(self.binary, self.outline.launches, self.outline.workspace)
 
+
+class Operation(Variant):
+    """One op of a layout. It is the variant for the problem's own hint of N; those for other ranges of N are made when a call
+    first needs them.
+    """
+
+    def __init__(self, problem: Problem, target: Target) -> None:
+        super().__init__(problem, target)
+        self.contract = contract_of(problem)
+        self._express: Express | None = None
+        self._variants: dict[int, Variant] = {ranges.main(problem): self}
+
+    def variant(self, n: int) -> Variant:
+        """What runs a call of N = `n` rows."""
+        index = ranges.place(n)
+        found = self._variants.get(index)
+        if found is None:  # of two threads that come here at once, both get the first one's
+            found = self._variants.setdefault(index, Variant(ranges.member(self.problem, index), self.target))
+        return found
+
     def __call__(self, arrays: Mapping[str, Any], out: Any = None, accumulate: bool = False, stream: Any = None) -> Any:
         """Check, then run where the arrays are: the result, which is `out` if given."""
         if self._express is not None and out is None and stream is None and not accumulate:
@@ -120,9 +137,19 @@ class Operation:
         """Compile now rather than at the first call on a GPU."""
         _ = self.kernels
 
-    def load(self, device: int) -> None:
-        """Load the kernels onto a GPU, so that no later call has to."""
-        self.kernels.load(device)
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """A number of rows of each range that there is a variant for."""
+        return tuple(
+            ranges.member(self.problem, index).batch or ranges.DEFAULT_ROWS for index in sorted(self._variants)
+        )
+
+    def load(self, device: int, rows: Iterable[int]) -> None:
+        """Compile and load the kernels for calls of so many rows onto a GPU, so that no such call has to."""
+        variants = {id(variant): variant for variant in map(self.variant, rows)}.values()
+        with ThreadPoolExecutor(max(1, len(variants))) as pool:
+            for kernels in pool.map(lambda variant: variant.kernels, variants):
+                kernels.load(device)
 
     def _look(self, arrays: Mapping[str, Any]) -> _Call:
         frameworks = {name: framework_of(array, name) for name, array in arrays.items()}
@@ -178,7 +205,7 @@ class Operation:
             primary.lent([*call.arrays.values(), out], device, handle)
         primary.finished(device, handle)
         if self._express is None and isinstance(primary, Torch) and 0 not in call.shape:
-            self._express = Express(self.contract, self.kernels, self.outline.workspace, primary)
+            self._express = Express(self.contract, lambda n: self.variant(n).kernels, primary)
         return out
 
     def _enqueue(self, call: _Call, out: int, accumulate: int, stream: int) -> None:
@@ -190,9 +217,10 @@ class Operation:
         operands["out"], operands["n"], operands["accumulate"] = out, call.n, accumulate
         # A name of its own keeps the workspace until everything that uses it is enqueued.
         workspace = None
-        elements = self.outline.workspace.elements(call.n)
+        kernels = self.variant(call.n).kernels
+        elements = kernels.workspace.elements(call.n)
         if elements:
             workspace = call.primary.empty((elements,), "float32", call.device, stream)
             operands["workspace"] = call.primary.pointer(workspace)
-        self.kernels(call.device, stream, operands)
+        kernels(call.device, stream, operands)
         del workspace

@@ -19,8 +19,8 @@ from bsgen.compiled import Compiled
 from bsgen.matmul import OPS, parse_problems
 from bsgen.operands import contract_of
 from bsgen.plan import Plan
-from bsgen.plan.cost import DEFAULT_ROWS
 from bsgen.problem import DType, Op, Problem, Target, parse_target
+from bsgen.ranges import DEFAULT_ROWS
 from bsgen.runtime import driver, timing, transfer
 from bsgen.runtime.device_array import DeviceArray
 from bsgen.runtime.launch import Kernels

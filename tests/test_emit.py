@@ -19,7 +19,7 @@ from problems import ARITHMETIC, BIG, HOPPER_KINDS, ROOT, bernoulli, cheapest, f
 from bsgen import emit
 from bsgen.emit import Source, render
 from bsgen.layout import Layout
-from bsgen.plan import MatMulPlan, Plan, candidates, choose, hopper
+from bsgen.plan import MatMulPlan, Plan, candidates, choose, hopper, hopper_wgrad
 from bsgen.problem import BLOCK_SIZES, Activation, DType, Epilogue, Op, Precision, Problem
 
 EVERYTHING = Epilogue(True, Activation.GELU, True)
@@ -60,7 +60,14 @@ def hopper_plans() -> list[Plan]:
         found += [plan for plan in plans if plan.reductions][:1]
     finishing = [Epilogue(True, activation, True) for activation in Activation]
     problems = [replace(BASE, dtype=DType.FLOAT16, epilogue=epilogue) for epilogue in finishing]
-    return found + [cheapest(hopper, problem, BIG) for problem in problems]
+    gradients = [
+        Problem(Op.WGRAD, BASE.layout, block, DType.FLOAT16, batch=16384) for block in hopper_wgrad.BLOCK_SIZES
+    ]
+    found += [cheapest(hopper, problem, BIG) for problem in problems]
+    for problem in gradients:
+        plans = list(hopper_wgrad.candidates(problem, BIG))
+        found += [next(plan for plan in plans if (plan.splits > 1) == split) for split in (False, True)]
+    return found
 
 
 def split_plan(op: Op, kind: tuple[DType, Precision], epilogue: Epilogue | None = None) -> MatMulPlan:

@@ -102,12 +102,12 @@ def check_stages(plan: HopperPlan) -> None:
     for use in ring_uses(plan):
         assert use.data_bytes <= shape.stage_bytes - plan.record_bytes
         assert use.panels + use.boxes <= 31
-        assert all(place % 1024 == 0 for place in use.panel_places)
+        assert all(place % (8 * geo.row_bytes) == 0 for place in use.panel_places)
         assert all(place % (8 * geo.row_bytes) == 0 for place in use.piece_places)
         assert len(set(use.panel_places)) == use.panels
         assert len(set(use.piece_places)) == len(use.piece_places) == use.boxes // geo.piece_boxes
         assert use.record_end + 2 * 8 <= plan.record_bytes, "warps read two visits past the last"
-        assert all(place % 1024 == 0 and place + geo.panel_bytes <= use.data_bytes for place in use.past)
+        assert all(place % (8 * geo.row_bytes) == 0 and place + geo.panel_bytes <= use.data_bytes for place in use.past)
 
 
 def check_shared_memory(plan: HopperPlan) -> None:

@@ -20,11 +20,11 @@ from bsgen.plan.blocks import IntArray
 from bsgen.plan.stages import Stage
 from bsgen.plan.tile import CHUNK_BYTES, LINE_CHUNKS, Geometry
 from bsgen.problem import Problem, Target
+from bsgen.ranges import DEFAULT_ROWS
 
 if TYPE_CHECKING:
     from bsgen.plan.wgrad import WGradGeometry
 
-DEFAULT_ROWS = 4096
 LAUNCH_SECONDS = 2.5e-6
 BLOCK_LATENCY = 2500.0  # clocks until the first records and stages have come from L2
 SHARED_GAIN = 0.96  # two resident blocks fill each other's gaps better than the demands tell

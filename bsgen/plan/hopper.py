@@ -17,8 +17,9 @@ from bsgen.plan.grouping import Grouping, Tiles, groupings, similar
 from bsgen.plan.hopper_cost import Counts, hopper_cost, tile_counts
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
 from bsgen.plan.rings import RingStage, encode_loads, encode_records, pack, record_bytes, room, tile_items
-from bsgen.plan.warpgroup import WarpgroupGeometry, WarpgroupShape, warpgroup_geometry
+from bsgen.plan.warpgroup import ATOM_ROWS, WARPGROUP_ROWS, WarpgroupGeometry, WarpgroupShape, warpgroup_geometry
 from bsgen.problem import DType, Op, Precision, Problem, Target
+from bsgen.ranges import DEFAULT_ROWS
 
 BLOCK_SIZES = (32, 64, 128)
 BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
@@ -122,6 +123,12 @@ SHAPES = (
     (2, 2, 1, 64),
     (1, 4, 1, 64),
     (1, 4, 1, 32),
+    (1, 2, 1, 32),
+    (1, 1, 1, 32),
+    (1, 2, 1, 64),
+    (1, 1, 1, 64),
+    (1, 2, 1, 128),
+    (1, 1, 1, 128),
 )
 
 
@@ -132,11 +139,17 @@ def shapes(problem: Problem, target: Target) -> Iterator[WarpgroupShape]:
         slots = width // problem.block_size
         if width % problem.block_size or slots > most:
             continue
-        for cluster, stages in product(CLUSTERS, STAGES):
-            shape = _with_ring(WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, stages), target)
+        for cluster, few, stages in product(CLUSTERS, _few(problem, row_groups * m_tiles), STAGES):
+            shape = _with_ring(WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, few, stages), target)
             geo = warpgroup_geometry(problem, shape)
             if geo.registers(1) <= shape.consumer_registers and room(geo) >= geo.panel_bytes + 2 * geo.piece_bytes:
                 yield shape
+
+
+def _few(problem: Problem, height: int) -> tuple[int, ...]:
+    """Rows to load where the hint for N asks for fewer than the 64 that a warpgroup multiplies; 0 for all."""
+    n = problem.batch or DEFAULT_ROWS
+    return (-(-n // ATOM_ROWS) * ATOM_ROWS,) if height == 1 and n <= WARPGROUP_ROWS - ATOM_ROWS else (0,)
 
 
 def _with_ring(shape: WarpgroupShape, target: Target) -> WarpgroupShape:

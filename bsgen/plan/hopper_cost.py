@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bsgen.plan.cost import DEFAULT_ROWS, LAUNCH_SECONDS, Cost, memory_bytes, overlapped
+from bsgen.plan.cost import LAUNCH_SECONDS, Cost, memory_bytes, overlapped
 from bsgen.plan.grouping import Tiles
 from bsgen.plan.warpgroup import WARPGROUP_ROWS, WarpgroupGeometry
 from bsgen.problem import Problem, Target
+from bsgen.ranges import DEFAULT_ROWS
 
 L2_RATE = {1: 60.0, 2: 52.0}  # bytes a clock that an SM gets from L2 through TMA, by the size of the cluster
 SHARED_RATE = 128.0  # bytes a clock of shared memory
@@ -88,13 +89,14 @@ def _demands(geo: WarpgroupGeometry, counts: Counts) -> tuple[Floats, dict[str, 
     arriving = counts.panels * geo.panel_bytes + pieces * geo.piece_bytes
     l2_bytes = counts.panels * geo.panel_bytes + pieces * geo.piece_bytes / shape.cluster
     reads = (counts.visits if geo.in_registers else counts.pieces).sum(axis=1)  # of a panel by a row of warpgroups
-    shared = arriving + reads * geo.panel_bytes + pieces * geo.piece_bytes * (shape.rows // WARPGROUP_ROWS)
+    heights = shape.multiplied_rows // WARPGROUP_ROWS
+    shared = arriving + reads * geo.row_bytes * shape.multiplied_rows + pieces * geo.piece_bytes * heights
     visit = VISIT + PAIR * -(-shape.slots // 2)
     chain = counts.visits * visit + counts.pieces * (shape.m_tiles * geo.steps * (geo.block / 2 + STEP))
     return l2_bytes, {
         "L2": l2_bytes / L2_RATE[shape.cluster],
         "shared memory": shared / SHARED_RATE,
-        "math": pieces * (geo.steps * max(geo.block / 2, LEAST_STEP) * shape.rows / WARPGROUP_ROWS),
+        "math": pieces * (geo.steps * max(geo.block / 2, LEAST_STEP) * shape.multiplied_rows / WARPGROUP_ROWS),
         "latency": chain.max(axis=1),
         "copies": (counts.panels + pieces * geo.piece_boxes / shape.cluster) * COPY,
     }

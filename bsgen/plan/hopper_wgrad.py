@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 
 from bsgen.outline import Grid, Launch, TensorMap, Workspace
 from bsgen.plan.blocks import IntArray
-from bsgen.plan.cost import DEFAULT_ROWS, LAUNCH_SECONDS, Cost, memory_bytes, overlapped
+from bsgen.plan.cost import LAUNCH_SECONDS, Cost, memory_bytes, overlapped
 from bsgen.plan.gradient_tiles import NOTHING, Column, GradientTile, Room, gradient_tiles, heights
 from bsgen.plan.occupancy import REGISTERS
 from bsgen.plan.tile import CHUNK_BYTES, Math, math_of
 from bsgen.plan.warpgroup import ATOM_ROWS, LINE_BYTES, PRODUCER_REGISTERS, WARPGROUP_ROWS
 from bsgen.problem import DType, Problem, Target
+from bsgen.ranges import DEFAULT_ROWS
 
 BLOCK_SIZES = (32, 64, 128)
 BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align

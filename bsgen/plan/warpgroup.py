@@ -19,7 +19,8 @@ ATOM_ROWS = 8
 WARPGROUP_ROWS = 64
 NARROW = 32
 SCRATCH_BYTES = 512  # of a warp that stores
-PRODUCER_REGISTERS = 24
+PRODUCER_REGISTERS = 32
+MOST_LAUNCH_REGISTERS = 128  # of a thread where few threads leave more than it needs
 OTHER_REGISTERS = 28  # of a multiplying thread, beside accumulators and fragments
 
 
@@ -28,6 +29,7 @@ class WarpgroupShape:
     """What a candidate decides: warpgroups down and across a tile, 64-row tiles and output blocks of each, and the ring.
 
     Thread blocks of a cluster have the same output blocks and neighbouring rows: each piece of W is loaded once for all.
+    A tile of `few` rows (a multiple of 8, 0: none) loads no more of the 64 that are multiplied; the others are never stored.
     """
 
     row_groups: int
@@ -35,6 +37,7 @@ class WarpgroupShape:
     m_tiles: int
     slots: int
     cluster: int = 1
+    few: int = 0
     stages: int = 0
     stage_bytes: int = 0
 
@@ -51,6 +54,11 @@ class WarpgroupShape:
     @property
     def rows(self) -> int:
         """Rows of a tile."""
+        return self.few or self.multiplied_rows
+
+    @property
+    def multiplied_rows(self) -> int:
+        """Rows that the warpgroups multiply."""
         return WARPGROUP_ROWS * self.m_tiles * self.row_groups
 
     @property
@@ -66,7 +74,7 @@ class WarpgroupShape:
     @property
     def launch_registers(self) -> int:
         """Registers of each thread at launch: what setmaxnreg may hand out again, no more, or the kernel hangs."""
-        return REGISTERS // self.threads // 8 * 8
+        return min(MOST_LAUNCH_REGISTERS, REGISTERS // self.threads // 8 * 8)
 
     @property
     def consumer_registers(self) -> int:

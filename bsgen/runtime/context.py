@@ -51,7 +51,7 @@ def forbid_capture(ordinal: int, stream: int) -> None:
     if int(status):
         raise DriverError(
             "the stream is being captured into a CUDA graph, and the kernels are not loaded yet: "
-            "call warmup(), or the op itself, once before the capture"
+            "call warmup(), or the op itself with as many rows, once before the capture"
         )
 
 

@@ -6,11 +6,12 @@ or words the error. It is here because a small kernel takes no longer than the c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from bsgen.operands import ALIGNMENT, MAXIMUM_ROWS, Contract
-from bsgen.outline import Workspace
+from bsgen.ranges import BOUNDS
 from bsgen.runtime.launch import Kernels
 from bsgen.runtime.torch_arrays import Torch
 
@@ -18,7 +19,7 @@ from bsgen.runtime.torch_arrays import Torch
 class Express:
     """One op on PyTorch tensors on a GPU, into a new tensor, on the current stream."""
 
-    def __init__(self, contract: Contract, kernels: Kernels, workspace: Workspace, framework: Torch) -> None:
+    def __init__(self, contract: Contract, kernels: Callable[[int], Kernels], framework: Torch) -> None:
         self._kinds = framework.plain_types
         self._dtype = framework.dtypes[contract.dtype.value]
         self._float32 = framework.dtypes["float32"]
@@ -29,8 +30,8 @@ class Express:
         ]
         self._others += [(name, None, width) for name, width in contract.rows.items() if name != contract.leading]
         self._result_features, self._result_shape = contract.result_features, contract.result_shape
-        self._scratch = None if workspace == Workspace() else workspace.elements
-        self._kernels, self._stream = kernels, framework.current
+        self._kernels, self._found = kernels, dict[int, Kernels]()  # for N; those of each range, once found
+        self._stream = framework.current
         self._fresh, self._current_device = framework.fresh, framework.current_device
 
     def __call__(self, arrays: Mapping[str, Any]) -> Any | None:
@@ -45,10 +46,15 @@ class Express:
             return None
         out = self._empty(first, self._result_shape or (*first.shape[:-1], self._result_features), device)
         operands["out"] = out.data_ptr()
-        if self._scratch is not None and (scratch := self._scratch(operands["n"])):
-            workspace = first.new_empty(scratch, dtype=self._float32)
+        n = operands["n"]
+        index = bisect_left(BOUNDS, n)
+        kernels = self._found.get(index)
+        if kernels is None:
+            kernels = self._found[index] = self._kernels(n)
+        if kernels.scratch and (elements := kernels.workspace.elements(n)):
+            workspace = first.new_empty(elements, dtype=self._float32)
             operands["workspace"] = workspace.data_ptr()
-        self._kernels(device, self._stream(device), operands)
+        kernels(device, self._stream(device), operands)
         return out
 
     def _operands(self, first: Any, arrays: Mapping[str, Any], device: int) -> dict[str, int] | None:

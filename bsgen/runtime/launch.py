@@ -124,7 +124,7 @@ class Kernels:
     def __init__(self, binary: Cubin, launches: Sequence[Launch], workspace: Workspace) -> None:
         self.binary = binary
         self.launches = tuple(launches)
-        self.workspace = workspace
+        self.workspace, self.scratch = workspace, workspace != Workspace()
         self._loaded: dict[int, tuple[_Loaded, ...]] = {}
 
     def load(self, device: int) -> tuple[_Loaded, ...]:

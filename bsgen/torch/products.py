@@ -6,6 +6,7 @@ Custom operators take tensors, numbers and strings, so they name a layout by its
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ from bsgen.errors import ArgumentError
 from bsgen.layout import Layout
 from bsgen.matmul import MatMul, compile
 from bsgen.problem import parse_block_size
+from bsgen.ranges import DEFAULT_ROWS
 from bsgen.runtime import driver
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
@@ -72,10 +74,19 @@ class Products:
         with _lock:
             return self._made.setdefault((op, dtype, device, precision, bias, activation), made)
 
-    def prepare(self, dtype: torch.dtype, device: int, bias: bool, activation: str) -> None:
-        """Compile and load what a layer calls in training, so that the first step, or a captured one, need not."""
+    def prepare(
+        self, dtype: torch.dtype, device: int, bias: bool, activation: str, rows: Iterable[int] = (DEFAULT_ROWS,)
+    ) -> None:
+        """Compile and load what a layer calls in training on so many rows, so that the first step, or a captured one, need not."""
+        asked = tuple(rows)
         for op, epilogue in (("fprop", (bias, activation)), ("dgrad", (False, "")), ("wgrad", (False, ""))):
-            self.matmul(op, dtype, device, "", *epilogue).warmup(device)
+            self.matmul(op, dtype, device, "", *epilogue).warmup(device, asked)
+
+    def rows(self) -> tuple[int, ...]:
+        """How many rows calls have had: a number in each range of N that kernels were made for."""
+        with _lock:
+            made = [mm.operation(op) for mm in self._made.values() for op in mm.ops]
+        return tuple(sorted({n for operation in made for n in operation.rows})) or (DEFAULT_ROWS,)
 
     @cached_property
     def _blocks(self) -> dict[torch.device, tuple[torch.Tensor, torch.Tensor]]:

@@ -151,7 +151,8 @@ def _prepare(change: Change) -> None:
     weight = change.layer.weight
     if weight.is_cuda:
         layer = change.layer
-        change.products.prepare(weight.dtype, weight.get_device(), layer.bias is not None, "")
+        rows = layer.products.rows()
+        change.products.prepare(weight.dtype, weight.get_device(), layer.bias is not None, "", rows)
 
 
 def _carry(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, kept: torch.Tensor) -> None:

@@ -2,7 +2,7 @@
 // Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
 // Plan: hopper, wgmma_tf32, tile 128 x 256, 2 x 2 warpgroups of 64 x 128, clusters of 2, 3 stages of 72 KiB, balanced groups.
 //
-// Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warp keeps a ring
+// Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
 // blocks; for each panel that it visits, it loads its rows into registers and multiplies them by the pieces of its slots.
 
@@ -84,6 +84,8 @@ __device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 by
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
                  "l"(global), "r"(bytes), "r"(barrier) : "memory");
 }
+// The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
+__device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
 // Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
 
 // All threads of the cluster meet. Orders nothing else: barriers have a fence of their own, and no thread reads what another wrote.
@@ -218,9 +220,10 @@ struct Walk {
     }
     __device__ __forceinline__ void advance() { ++stage, skip(); }
 };
-// Fills the ring of stages, tile after tile; one warp. Lane l issues the l-th load of a stage.
+// Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
 __device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
     const int lane = threadIdx.x % 32;
+    const bool mine = lane % 4 == threadIdx.x / 32 % 4;
     const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
     Walk walk(tiles, first_tile, stride);
     int slot = 0, ahead = fetch(walk);
@@ -232,16 +235,15 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
         const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
         barrier_wait(empty + slot * 8, parity);
-        if (lane == 0) {
+        producers_sync();
+        if (lane == 0 && mine) {
             barrier_expect(barrier, panels * kPanelBytes + boxes * kBoxBytes + kRecordBytes);
             bulk_load(stage + kRecord, kRecords + s * (kRecordBytes / 4), kRecordBytes, barrier);
         }
-        __syncwarp();
-        if (lane > 0 && lane <= panels)
+        if (mine && lane > 0 && lane <= panels)
             tma_load(stage + (lane - 1) * kPanelBytes, activations, load, row0, barrier);
-        else if (lane > panels && lane <= panels + boxes && lane % kCluster == rank)
+        else if (mine && lane > panels && lane <= panels + boxes && lane / 4 % kCluster == rank)
             tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
-        __syncwarp();
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
 }
@@ -344,14 +346,15 @@ bsgen_dgrad_b32_float32_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
     const Tiles tiles(n);
 
     if (threadIdx.x == 0) {
+        tma_prefetch(dy_map), tma_prefetch(w_map);
         for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
         barrier_init_fence();
     }
     cluster_sync();
 
     if (group == kGroups) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-        if (__shfl_sync(~0u, threadIdx.x / 32 % 4, 0) == 0) produce(dy_map, w_map, stages_base, full, empty, tiles, first_tile, stride, rank);
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+        produce(dy_map, w_map, stages_base, full, empty, tiles, first_tile, stride, rank);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         const int column = group % kColumns, lane = threadIdx.x % 32;

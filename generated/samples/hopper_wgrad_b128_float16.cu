@@ -13,7 +13,6 @@ constexpr int kThreads = 128 * (kGroups + 1);
 constexpr int kStages = 3, kStageRows = 64, kPanels = 4;
 constexpr int kRowBytes = 128, kPanelBytes = kStageRows * kRowBytes, kStageBytes = kPanels * kPanelBytes;
 constexpr int kUnitRows = 64;  // of dW, that lie together
-constexpr int kTiles = 24, kSplits = 1;
 constexpr u32 kPanelHigh = 1073741888u, kWeightsHigh = kPanelHigh;  // high word of the matrix descriptors (PTX: wgmma)
 constexpr int kStep = 16 * kRowBytes / 16;  // from a multiply step to the next, in 16 bytes
 
@@ -215,13 +214,14 @@ bsgen_wgrad_b128_float16_hopper_0dd315799237382c(const __grid_constant__ TensorM
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), stages = (n + kStageRows - 1) / kStageRows;
     const int tile = blockIdx.x, first = 0, last = stages;
     if (threadIdx.x == 0) {
+        tma_prefetch(x_map), tma_prefetch(dy_map);
         for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
         barrier_init_fence();
     }
     __syncthreads();
 
     if (group == kGroups) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
         produce(x_map, dy_map, stages_base, full, empty, tile, first, last);
         return;
     }

@@ -320,13 +320,14 @@ bsgen_wgrad_b32_bfloat16_hopper_8bd202088863656e(const __grid_constant__ TensorM
     const int tile = blockIdx.x % kTiles, split = blockIdx.x / kTiles;
     const int first = static_cast<long long>(stages) * split / kSplits, last = static_cast<long long>(stages) * (split + 1) / kSplits;
     if (threadIdx.x == 0) {
+        tma_prefetch(x_map), tma_prefetch(dy_map);
         for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
         barrier_init_fence();
     }
     __syncthreads();
 
     if (group == kGroups) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
         produce(x_map, dy_map, stages_base, full, empty, tile, first, last);
         return;
     }
