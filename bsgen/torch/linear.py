@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from bsgen.errors import ArgumentError
 from bsgen.layout import Layout
+from bsgen.ranges import BOUNDS, DEFAULT_ROWS
 from bsgen.torch.functional import block_sparse_linear
 from bsgen.torch.kernels import ACTIVATIONS
 from bsgen.torch.products import register
@@ -145,12 +147,16 @@ class BlockSparseLinear(nn.Module):
                 dense.bias.copy_(self.bias)
         return dense.train(self.training)
 
-    def warmup(self, dtype: torch.dtype | None = None) -> None:
-        """Compile and load the kernels for calls with `dtype` (None: the weights'), so that calls may be captured."""
+    def warmup(self, dtype: torch.dtype | None = None, rows: Iterable[int] | None = None) -> None:
+        """Compile and load the kernels for calls with `dtype` (None: the weights'), so that calls may be captured.
+
+        `rows`: how many rows those calls will have, all but the last dimension of x together; None: any.
+        """
         if self.weight.is_cuda:
             kind, device = dtype or self.weight.dtype, self.weight.get_device()
+            asked = (*BOUNDS, DEFAULT_ROWS) if rows is None else tuple(rows)
             for activation in {"", self.activation or ""}:
-                self.products.prepare(kind, device, self.bias is not None, activation)
+                self.products.prepare(kind, device, self.bias is not None, activation, asked)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         mask: Tensor | None = state_dict.get(prefix + MASK)
