@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from bsgen.problem import Problem
 
-BOUNDS = (8, 32, 64, 256, 1024)  # the largest N of each range but the last
-DEFAULT_ROWS = 4096
+BOUNDS = (8, 32, 64, 256, 1024, 4096)  # the largest N of each range but the last
+DEFAULT_ROWS, MANY_ROWS = 4096, 16384
 
 
 def place(n: int) -> int:
@@ -25,4 +25,4 @@ def member(problem: Problem, index: int) -> Problem:
     """The problem as it is planned for a range: with its own hint in the hint's range, with the largest N in any other."""
     if index == main(problem):
         return problem
-    return replace(problem, batch=BOUNDS[index] if index < len(BOUNDS) else DEFAULT_ROWS)
+    return replace(problem, batch=BOUNDS[index] if index < len(BOUNDS) else MANY_ROWS)

@@ -12,6 +12,8 @@ from bsgen.torch.functions import runner
 from bsgen.torch.kernels import ACTIVATIONS, Call
 from bsgen.torch.products import Products, of
 
+PRECISIONS = (None, *(str(precision) for precision in Precision))  # a constant: tracing does not look into enumerations
+
 
 def block_sparse_linear(
     x: Tensor,
@@ -39,7 +41,7 @@ def block_sparse_linear(
     if name not in ACTIVATIONS:
         known = ", ".join(repr(each) for each in ACTIVATIONS if each)
         raise ArgumentError(f"activation: got {activation!r}, expected None or one of {known}")
-    if precision not in (None, *map(str, Precision)):
+    if precision not in PRECISIONS:
         raise ArgumentError(f"precision: got {precision!r}, expected None, 'tensor' or 'ieee'")
     products = of(mm)
     place = x.device.type
@@ -54,7 +56,11 @@ def block_sparse_linear(
 
 
 def _tracks(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, products: Products) -> None:

@@ -17,7 +17,7 @@ from bsgen.torch.gradients import Runner
 from bsgen.torch.kernels import Call
 from bsgen.torch.ops import TRACED
 
-PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, type(None)})
 NAMES = ("fprop", "dgrad", "wgrad")
 
 _transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
@@ -31,8 +31,10 @@ def runner(*tensors: Tensor | None) -> Runner:
         return TRACED
     if _transforms_active():
         return TRANSFORMED
-    plain = all(tensor is None or type(tensor) in PLAIN for tensor in tensors)
-    return EAGER if plain else TRACED
+    for tensor in tensors:
+        if type(tensor) not in PLAIN:
+            return TRACED
+    return EAGER
 
 
 def _eager(name: str) -> Callable[..., Tensor]:

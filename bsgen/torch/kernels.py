@@ -25,8 +25,9 @@ class Call(NamedTuple):
 
 def _ready(tensor: Tensor) -> Tensor:
     """The tensor, or a copy that is contiguous and aligned as kernels need it."""
-    tensor = tensor.contiguous()
-    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
+    if tensor.data_ptr() % ALIGNMENT:
+        return tensor.contiguous().clone(memory_format=torch.contiguous_format)
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
 def fprop_cuda(call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:

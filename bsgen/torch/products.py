@@ -59,6 +59,8 @@ class Products:
         self, op: str, dtype: torch.dtype, device: int, precision: str, bias: bool = False, activation: str = ""
     ) -> MatMul:
         """One op compiled for a GPU; `ArgumentError` for a dtype that there are no kernels for. No precision: PyTorch's own."""
+        if dtype is not torch.float32:
+            precision = "tensor"
         key = (op, dtype, device, precision or float32_precision(), bias, activation)
         found = self._made.get(key)
         return found if found is not None else self._make(*key)
@@ -67,9 +69,9 @@ class Products:
         if dtype not in DTYPES:
             known = ", ".join(DTYPES.values())
             raise ArgumentError(f"x: got {dtype}, expected one of {known}: convert it, or use torch.autocast")
-        arch, float32 = driver.device(device).arch, precision if dtype is torch.float32 else "tensor"
+        arch = driver.device(device).arch
         made = compile(
-            self.layout, self.block_size, DTYPES[dtype], op, arch, None, bias, activation or None, precision=float32
+            self.layout, self.block_size, DTYPES[dtype], op, arch, None, bias, activation or None, precision=precision
         )
         with _lock:
             return self._made.setdefault((op, dtype, device, precision, bias, activation), made)
