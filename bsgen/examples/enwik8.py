@@ -78,12 +78,14 @@ class Text:
 class Training:
     """One variant in training: what a checkpoint holds."""
 
-    def __init__(self, shape: Shape, setting: Setting, text: Text, device: torch.device, checkpoint: Path) -> None:
+    def __init__(
+        self, shape: Shape, setting: Setting, text: Text, device: torch.device, checkpoint: Path, compiled: bool
+    ) -> None:
         self.setting, self.text, self.device, self.checkpoint = setting, text, device, checkpoint
         self.model = LanguageModel(shape).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, (0.9, 0.95), weight_decay=0.05)
         self.done, self.seconds, self.curve = 0, 0.0, list[tuple[int, float, float]]()  # step, training, validation
-        self.run = torch.compile(self.model.bits_per_byte) if device.type == "cuda" else self.model.bits_per_byte
+        self.run = torch.compile(self.model.bits_per_byte) if compiled else self.model.bits_per_byte
         if checkpoint.exists():
             self._resume()
 
@@ -207,7 +209,10 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
 @click.option(
     "--folder", type=click.Path(file_okay=False), default="enwik8", show_default=True, help="Checkpoints and results."
 )
-def main(data: str | None, size: str | None, names: tuple[str, ...], steps: int | None, folder: str) -> None:
+@click.option("--compile/--no-compile", "compiled", default=None, help="Run under torch.compile.  [default: on a GPU]")
+def main(
+    data: str | None, size: str | None, names: tuple[str, ...], steps: int | None, folder: str, compiled: bool | None
+) -> None:
     """Train a byte-level transformer on enwik8, with dense and with block-sparse feed-forward layers."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = size or ("base" if device.type == "cuda" else "tiny")
@@ -224,7 +229,14 @@ def main(data: str | None, size: str | None, names: tuple[str, ...], steps: int 
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        training = Training(shape, setting, text, device, place / f"{chosen}-{name}.pt")
+        training = Training(
+            shape,
+            setting,
+            text,
+            device,
+            place / f"{chosen}-{name}.pt",
+            device.type == "cuda" if compiled is None else compiled,
+        )
         until = steps or setting.steps
         with progress(name, max(0, until - training.done)) as advance:
             for _ in training.steps(until):
