@@ -15,6 +15,7 @@ from bsgen.errors import (
     CompileError,
     DriverError,
     LayoutError,
+    PackError,
     PlanError,
 )
 from bsgen.layout import Layout
@@ -22,6 +23,7 @@ from bsgen.matmul import MatMul, compile
 
 if TYPE_CHECKING:
     from bsgen import topology
+    from bsgen.packs import load_pack
 
 __version__ = "0.1.0"
 
@@ -34,17 +36,21 @@ __all__ = [
     "Layout",
     "LayoutError",
     "MatMul",
+    "PackError",
     "PlanError",
     "__version__",
     "compile",
+    "load_pack",
     "topology",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Submodules that are slow to import, on first use: topology needs networkx."""
+    """What is slow to import, or seldom needed, on first use: topology needs networkx."""
     if name == "topology":
         return import_module("bsgen.topology")
+    if name == "load_pack":
+        return import_module("bsgen.packs").load_pack
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,9 +20,11 @@ import numpy as np
 from bsgen import nvrtc, store
 from bsgen.build import build
 from bsgen.emit import Source, render, template_folder
+from bsgen.errors import CompileError
 from bsgen.nvrtc import Binary
 from bsgen.outline import Outline
 from bsgen.problem import Problem, Target
+from bsgen.ranges import DEFAULT_ROWS
 
 if TYPE_CHECKING:
     from bsgen.plan import Plan
@@ -32,24 +35,45 @@ TUNED = "tuned"  # in place of a compiler: a measured choice holds for any
 
 @dataclass(frozen=True)
 class Compiled:
-    """A problem's outline, source and binary."""
+    """A problem's outline, source (None if it came without: out of a pack) and binary."""
 
     outline: Outline
-    source: Source
+    source: Source | None
     binary: Binary
 
 
 def compiled(problem: Problem, target: Target, plan: Plan | None = None) -> Compiled:
-    """From the disk cache; else planned (unless `plan` is given), rendered, built, and remembered."""
+    """Out of a pack; else as `built`."""
+    from bsgen.packs import search  # it knows this module
+
+    packed = search.find(problem, target.arch) if plan is None else None
+    return packed or built(problem, target, plan)
+
+
+def built(problem: Problem, target: Target, plan: Plan | None = None) -> Compiled:
+    """From the disk cache; else planned (unless `plan` is given), rendered, built, and remembered.
+
+    Raises:
+        CompileError: it must be compiled, but there is no compiler, or BSGEN_DISABLE_JIT is set.
+    """
     disk = store.default()
     request = key(problem, target, nvrtc.version()) if disk else ""
     found = _recall(disk, request) if disk else None
     if found is not None:
         return found
+    _allow_compiling(problem, target)
     made = assemble(plan or planned(problem, target))
     if disk:
         _remember(disk, request, made)
     return made
+
+
+def _allow_compiling(problem: Problem, target: Target) -> None:
+    if os.environ.get("BSGEN_DISABLE_JIT", "") not in ("", "0"):
+        raise CompileError(
+            f"{problem.op} of layout {problem.layout.digest} for {target.arch} (about {problem.batch or DEFAULT_ROWS} rows) is in "
+            "no pack and not in the cache, and BSGEN_DISABLE_JIT is set: add it to a pack, or unset it"
+        )
 
 
 def assemble(plan: Plan) -> Compiled:
@@ -134,6 +158,8 @@ def _recall(disk: store.Store, request: str) -> Compiled | None:
 
 
 def _remember(disk: store.Store, request: str, made: Compiled) -> None:
+    if made.source is None:  # out of a pack, which is as quick
+        return
     binary = store.key(made.source, made.binary.arch, made.binary.compiler)
     fields = {"outline": dataclasses.asdict(made.outline), "source": dataclasses.asdict(made.source), "binary": binary}
     disk.put_request(request, json.dumps(fields))

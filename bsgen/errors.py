@@ -29,3 +29,7 @@ class DriverError(BsgenError, RuntimeError):
 
 class CacheError(BsgenError, RuntimeError):
     """The disk cache cannot be used for what was asked of it explicitly."""
+
+
+class PackError(BsgenError, RuntimeError):
+    """A pack is damaged, of another format, not trusted, or does not hold what was asked of it."""

@@ -32,6 +32,10 @@ from bsgen.ranges import BOUNDS
 from bsgen.runtime import driver
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bsgen.packs.format import Module
+    from bsgen.packs.pack import Pack
     from bsgen.plan import Plan
     from bsgen.report import Report
 
@@ -85,6 +89,8 @@ class MatMul:
     JAX arrays are waited for, and results are ready when a call returns (not inside jax.jit).
     """
 
+    _pack: tuple[Path, str] | None  # file and module, of kernels that came out of a pack
+
     def __init__(
         self,
         layout: object,
@@ -104,12 +110,27 @@ class MatMul:
         self.precision: Precision = parse_precision(precision)
         self.epilogue = Epilogue(bool(bias), parse_activation(activation), bool(residual))
         self.batch = None if batch is None else integer("batch", batch, 1)
-        self._arch = arch
+        self._arch, self._pack = arch, None
         self.target, self._compiled = _target(arch)
         parsed = _parse_ops(ops, self.epilogue)
         # NVRTC compiles in parallel, and the Python of one op runs while another is inside it.
         with ThreadPoolExecutor(len(parsed)) as pool:
             self._operations = dict(zip(map(str, parsed), pool.map(self._make, parsed), strict=True))
+
+    @classmethod
+    def packed(cls, pack: Pack, module: Module, arch: str) -> MatMul:
+        """The products of a module of a pack, with its kernels for `arch`; nothing is planned or compiled."""
+        made = cls.__new__(cls)
+        made.layout, made.block_size = pack.layout(module), module.block_size
+        made.dtype, made.precision = parse_dtype(module.dtype), parse_precision(module.precision)
+        made.epilogue = Epilogue(module.bias, parse_activation(module.activation), module.residual)
+        made.batch, made._arch, made.target, made._compiled = None, arch, parse_target(arch), True
+        made._pack = (pack.path, module.name)
+        loaders = {op: pack.loaders(module.name, op, arch) for op in module.ops}
+        made._operations = {
+            op: Operation(made._problem(parse_op(op)), made.target, found) for op, found in loaders.items() if found
+        }
+        return made
 
     def _make(self, op: Op) -> Operation:
         operation = Operation(self._problem(op), self.target)
@@ -124,6 +145,8 @@ class MatMul:
         return Problem(op, self.layout, self.block_size, self.dtype, self.precision, epilogue, self.batch)
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        if self._pack:
+            return _from_pack, (*self._pack, self._arch)
         ops, epilogue = self.ops, self.epilogue
         activation = None if epilogue.activation is None else str(epilogue.activation)
         problem = (self.layout, self.block_size, str(self.dtype), ops, self._arch, self.batch)
@@ -224,6 +247,12 @@ class MatMul:
         return (
             f"MatMul({self.layout!r}, b = {self.block_size}, {self.dtype}, {', '.join(self.ops)}, {self.target.arch})"
         )
+
+
+def _from_pack(path: Path, name: str, arch: str) -> MatMul:
+    from bsgen.packs import load_pack
+
+    return load_pack(path).get_for(name, arch)
 
 
 def parse_problems(

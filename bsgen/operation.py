@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -62,11 +62,16 @@ class _Call(NamedTuple):
                 framework.arrive(self.arrays[name], self.device, stream)
 
 
-class Variant:
-    """Plan -> Source -> Binary -> Kernels of one problem, each made when first asked for."""
+def _nearest(known: Iterable[int], index: int) -> int:
+    """The range there is that is closest; of two the one of more rows."""
+    return min(known, key=lambda each: (abs(each - index), -each))
 
-    def __init__(self, problem: Problem, target: Target) -> None:
-        self.problem, self.target = problem, target
+
+class Variant:
+    """Plan -> Source -> Binary -> Kernels of one problem, each made when first asked for; or those that `load` gets."""
+
+    def __init__(self, problem: Problem, target: Target, load: Callable[[], Compiled] | None = None) -> None:
+        self.problem, self.target, self._load = problem, target, load
 
     @cached_property
     def plan(self) -> Plan:
@@ -75,7 +80,7 @@ class Variant:
 
     @cached_property
     def _compiled(self) -> Compiled:
-        return compiled(self.problem, self.target, self.__dict__.get("plan"))
+        return self._load() if self._load else compiled(self.problem, self.target, self.__dict__.get("plan"))
 
     @property
     def outline(self) -> Outline:
@@ -86,7 +91,7 @@ class Variant:
     def source(self) -> Source:
         """The CUDA text; does not compile it."""
         made = self.__dict__.get("_compiled")
-        return made.source if made else render(self.plan)
+        return made.source if made and made.source else render(self.plan)
 
     @property
     def binary(self) -> Binary:
@@ -101,21 +106,27 @@ class Variant:
 
 class Operation(Variant):
     """One op of a layout. It is the variant for the problem's own hint of N; those for other ranges of N are made when a call
-    first needs them.
+    first needs them. `packed` is how to get kernels that exist, by range of N: then no others are made.
     """
 
-    def __init__(self, problem: Problem, target: Target) -> None:
-        super().__init__(problem, target)
+    def __init__(
+        self, problem: Problem, target: Target, packed: Mapping[int, Callable[[], Compiled]] | None = None
+    ) -> None:
+        self._packed, main = packed, ranges.main(problem)
+        super().__init__(problem, target, packed[_nearest(packed, main)] if packed else None)
         self.contract = contract_of(problem)
         self._express: Express | None = None
-        self._variants: dict[int, Variant] = {ranges.main(problem): self}
+        self._variants: dict[int, Variant] = {_nearest(packed, main) if packed else main: self}
 
     def variant(self, n: int) -> Variant:
-        """What runs a call of N = `n` rows."""
+        """What runs a call of N = `n` rows: of kernels for all N, those for about as many."""
         index = ranges.place(n)
+        if self._packed:
+            index = _nearest(self._packed, index)
         found = self._variants.get(index)
         if found is None:  # of two threads that come here at once, both get the first one's
-            found = self._variants.setdefault(index, Variant(ranges.member(self.problem, index), self.target))
+            load = self._packed[index] if self._packed else None
+            found = self._variants.setdefault(index, Variant(ranges.member(self.problem, index), self.target, load))
         return found
 
     def __call__(self, arrays: Mapping[str, Any], out: Any = None, accumulate: bool = False, stream: Any = None) -> Any:

@@ -1,0 +1,239 @@
+"""`bsgen pack`: kernels ahead of time, in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bsgen.cli.output import console, json_option, progress, readable, show_json, table
+from bsgen.errors import BsgenError, PackError
+from bsgen.packs import load_pack
+from bsgen.packs.format import FORMAT
+
+if TYPE_CHECKING:
+    from bsgen.packs import Pack
+
+EXAMPLE = """\b
+    arch = ["sm_90a", "sm_80"]
+    rows = [1, 64, 4096]            # N to compile for
+
+\b
+    [[module]]
+    name = "ffn.0"
+    layout = "ffn0.npy"             # or model, tensor, density, transpose
+    block_size = 32
+    dtype = "bfloat16"
+    ops = ["fprop"]
+    bias = true
+    activation = "gelu"
+"""
+
+existing = click.Path(exists=True, dir_okay=False)
+
+
+@click.group()
+def pack() -> None:
+    """Build, inspect and verify packs: kernels that run with no compiler."""
+
+
+@pack.command(
+    help=f"Compile the modules of SPEC, a TOML file, into one pack. An interrupted build goes on where it stopped.\n\n{EXAMPLE}"
+)
+@click.argument("spec", type=existing)
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), metavar="FILE.bsp")
+@click.option("-j", "--processes", type=click.IntRange(min=1), help="Compile so many at once.  [default: all CPUs]")
+@json_option
+def build(spec: str, output: str, processes: int | None, as_json: bool) -> None:
+    """See the group's decorator: the help holds an example."""
+    from bsgen.packs import building
+    from bsgen.packs.spec import read_spec
+
+    wanted = read_spec(spec)
+    with progress("compiling", building.count(wanted)) as advance:
+        place = building.build(wanted, output, processes, advance)
+    made = load_pack(place)
+    if as_json:
+        show_json(facts(made))
+    else:
+        click.echo(f"wrote {place}: {len(made)} modules, {len(made.index.kernels)} kernels, {readable(made.size)}")
+
+
+@pack.command()
+@click.argument("file", type=existing)
+@json_option
+def inspect(file: str, as_json: bool) -> None:
+    """What is in FILE: modules, kernels, sizes, registers, compiler, predicted times."""
+    found = facts(load_pack(file))
+    if as_json:
+        show_json(found)
+        return
+    out = console()
+    kernels = found.pop("kernels")
+    for name, value in found.items():
+        out.print(f"{name}: {value}")
+    columns = ("module", "op", "arch", "N", "family", "registers", "bytes", "predicted")
+    rows = table("", columns)
+    for kernel in kernels:
+        cells = (kernel["module"], kernel["op"], kernel["arch"], f"{kernel['rows']}", kernel["family"])
+        registers = ", ".join(map(str, kernel["registers"]))
+        rows.add_row(*cells, registers, readable(kernel["bytes"]), f"{kernel['predicted_seconds'] * 1e6:.1f} us")
+    out.print(rows)
+
+
+@pack.command()
+@click.argument("file", type=existing)
+@click.option(
+    "--trust",
+    metavar="KEY",
+    help="Require the signature of this public key: a .pem file, or 64 hexadecimal characters.",
+)
+@json_option
+@click.pass_context
+def verify(ctx: click.Context, file: str, trust: str | None, as_json: bool) -> None:
+    """Check every digest and every field of FILE; exit code 1 if something is wrong."""
+    problems: list[str] = []
+    signed: str | None = None
+    try:
+        found = load_pack(file, trust)
+        problems += found.problems()
+        signed = _signer(found)
+    except PackError as error:
+        problems.append(str(error))
+    if as_json:
+        show_json({"file": file, "good": not problems, "problems": problems, "signed_by": signed})
+    else:
+        click.echo("\n".join(problems) or f"{file}: good, {f'signed by {signed}' if signed else 'not signed'}")
+    ctx.exit(1 if problems else 0)
+
+
+def _signer(found: Pack) -> str | None:
+    if not found.trailer:
+        return None
+    from bsgen.packs.signing import signer
+
+    public = signer(found)
+    return public.hex() if public else None
+
+
+@pack.command()
+@click.argument("first", type=existing)
+@click.argument("second", type=existing)
+@json_option
+@click.pass_context
+def diff(ctx: click.Context, first: str, second: str, as_json: bool) -> None:
+    """What SECOND has, lacks or has otherwise than FIRST; exit code 1 if they differ."""
+    before, after = (contents(load_pack(file)) for file in (first, second))
+    found = {
+        "only_first": sorted(before.keys() - after.keys()),
+        "only_second": sorted(after.keys() - before.keys()),
+        "changed": sorted(name for name in before.keys() & after.keys() if before[name] != after[name]),
+    }
+    if as_json:
+        show_json(found)
+    else:
+        signs = {"only_first": "-", "only_second": "+", "changed": "~"}
+        lines = [f"{signs[kind]} {name}" for kind, names in found.items() for name in names]
+        click.echo("\n".join(lines) or "the same kernels and modules")
+    ctx.exit(1 if any(found.values()) else 0)
+
+
+@pack.command()
+@click.argument("file", type=existing)
+@click.option("--key", required=True, type=existing, help="Private key, a .pem file.")
+def sign(file: str, key: str) -> None:
+    """Sign FILE in place (Ed25519)."""
+    from bsgen.packs.signing import sign as sign_pack
+
+    click.echo(f"{file}: signed by {sign_pack(load_pack(file), key).hex()}")
+
+
+@pack.command("new-key")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def new_key(file: Path) -> None:
+    """Make a private key FILE.pem for `sign`, and its public key beside it for `--trust`."""
+    from bsgen.packs.signing import new_key as make
+
+    public = make(file)
+    click.echo(f"wrote {file} (keep it secret) and {file.with_suffix('.pub.pem')}: {public.hex()}")
+
+
+@pack.command()
+@click.argument("file", type=existing)
+@click.option("--name", required=True, help="Of the distribution.")
+@click.option("--version", required=True)
+@click.option(
+    "-o", "--output", type=click.Path(file_okay=False, exists=True), default=".", show_default=True, metavar="DIR"
+)
+def wheel(file: str, name: str, version: str, output: str) -> None:
+    """Make a wheel of FILE; once it is installed, bsgen.compile finds its kernels."""
+    from bsgen.packs.wheel import write_wheel
+
+    click.echo(f"wrote {write_wheel(load_pack(file), name, version, output)}")
+
+
+def facts(found: Pack) -> dict[str, Any]:
+    """What a pack holds, as plain data."""
+    return {
+        "file": str(found.path),
+        "format": FORMAT,
+        "bytes": found.size,
+        "bsgen": found.index.version,
+        "modules": len(found),
+        "sha256": found.digest.hex(),
+        "kernels": list(_kernels(found)),
+    }
+
+
+def _kernels(found: Pack) -> Iterator[dict[str, Any]]:
+    for kernel in found.index.kernels:
+        shown = {
+            "module": found.index.modules[kernel.module].name,
+            "op": kernel.op,
+            "arch": kernel.arch,
+            "rows": kernel.rows,
+        }
+        try:
+            made = found.kernel(kernel)
+        except BsgenError as error:
+            yield {
+                **shown,
+                "family": f"DAMAGED: {error}",
+                "registers": [],
+                "bytes": kernel.blob.size,
+                "predicted_seconds": 0.0,
+            }
+            continue
+        yield {
+            **shown,
+            "family": made.outline.family,
+            "plan": made.outline.summary,
+            "registers": [facts.registers for facts in made.binary.kernels],
+            "bytes": kernel.blob.size,
+            "predicted_seconds": made.outline.seconds,
+            "compiler": made.binary.compiler,
+            "sha256": kernel.blob.sha256,
+        }
+
+
+def contents(found: Pack) -> dict[str, Any]:
+    """What `diff` compares: modules by their arguments, kernels by their digests."""
+    index = found.index
+    layouts = {module.name: index.layouts[module.layout].blob.sha256 for module in index.modules}
+    shown: dict[str, Any] = {
+        module.name: (
+            layouts[module.name],
+            module.block_size,
+            module.dtype,
+            module.precision,
+            module.bias,
+            module.activation,
+        )
+        for module in index.modules
+    }
+    for kernel in index.kernels:
+        name = index.modules[kernel.module].name
+        shown[f"{name} {kernel.op} {kernel.arch} N={kernel.rows}"] = kernel.blob.sha256
+    return shown
