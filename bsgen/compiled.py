@@ -43,11 +43,22 @@ class Compiled:
 
 
 def compiled(problem: Problem, target: Target, plan: Plan | None = None) -> Compiled:
-    """Out of a pack; else as `built`."""
-    from bsgen.packs import search  # it knows this module
+    """Out of a pack of BSGEN_PACK_PATH; else from the disk cache; else out of an installed pack; else as `built`.
 
-    packed = search.find(problem, target.arch) if plan is None else None
-    return packed or built(problem, target, plan)
+    Installed packs come after the cache, because to look for them takes longer than to read an entry.
+    """
+    path = os.environ.get("BSGEN_PACK_PATH", "")
+    found = _packed(problem, target, path) if path and plan is None else None
+    found = found or _cached(problem, target)
+    if found is None and plan is None:
+        found = _packed(problem, target, "")
+    return found or built(problem, target, plan)
+
+
+def _packed(problem: Problem, target: Target, path: str) -> Compiled | None:
+    from bsgen.packs import search  # it knows this module, and most starts need it not
+
+    return search.find(problem, target.arch, path)
 
 
 def built(problem: Problem, target: Target, plan: Plan | None = None) -> Compiled:
@@ -56,16 +67,27 @@ def built(problem: Problem, target: Target, plan: Plan | None = None) -> Compile
     Raises:
         CompileError: it must be compiled, but there is no compiler, or BSGEN_DISABLE_JIT is set.
     """
-    disk = store.default()
-    request = key(problem, target, nvrtc.version()) if disk else ""
-    found = _recall(disk, request) if disk else None
+    found = _cached(problem, target)
     if found is not None:
         return found
     _allow_compiling(problem, target)
     made = assemble(plan or planned(problem, target))
+    disk = store.default()
     if disk:
-        _remember(disk, request, made)
+        _remember(disk, key(problem, target, nvrtc.version()), made)
     return made
+
+
+def _cached(problem: Problem, target: Target) -> Compiled | None:
+    """What the disk cache has, of the compiler that is installed."""
+    disk = store.default()
+    if disk is None:
+        return None
+    try:
+        request = key(problem, target, nvrtc.version())
+    except CompileError:  # no compiler: what was compiled by another is no answer for this one
+        return None
+    return _recall(disk, request)
 
 
 def _allow_compiling(problem: Problem, target: Target) -> None:

@@ -95,7 +95,6 @@ def test_errors_are_one_line_and_exit_code_1(monkeypatch, raised, shown):
     def fail():
         raise raised
 
-    monkeypatch.setattr(diagnosis, "examine", fail)
     monkeypatch.setattr("bsgen.cli.doctor.examine", fail)
     result = bsgen_run("doctor")
     assert (result.exit_code, result.stdout, result.stderr.lstrip("\n")) == (1, "", shown)

@@ -1,4 +1,4 @@
-"""Packs that `bsgen.compile` looks into before it compiles: those of BSGEN_PACK_PATH, then those that wheels brought."""
+"""Packs that `bsgen.compile` looks into before it compiles: those of BSGEN_PACK_PATH, and those that wheels brought."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ SUFFIX = ".bsp"
 _log = logging.getLogger("bsgen")
 
 
-def find(problem: Problem, arch: str) -> Compiled | None:
-    """The kernels of a problem in the packs there are; a pack that cannot be used is passed over, with a word in the log."""
-    for pack in packs(os.environ.get("BSGEN_PACK_PATH", "")):
+def find(problem: Problem, arch: str, path: str = "") -> Compiled | None:
+    """The kernels of a problem in the packs of a search path, or without one in those that are installed.
+
+    A pack that cannot be used is passed over, with a word in the log.
+    """
+    for pack in packs(path):
         try:
             found = pack.find(problem, arch)
         except BsgenError as error:
@@ -34,9 +37,9 @@ def find(problem: Problem, arch: str) -> Compiled | None:
 
 @lru_cache(maxsize=8)
 def packs(path: str) -> tuple[Pack, ...]:
-    """The packs of a search path (files, or folders of .bsp files), and of installed wheels, opened once."""
+    """The packs of a search path (files, or folders of .bsp files), or of installed wheels, opened once."""
     found: list[Pack] = []
-    for file in (*_files(path), *_installed()):
+    for file in _files(path) if path else _installed():
         try:
             found.append(Pack(file))
         except BsgenError as error:
