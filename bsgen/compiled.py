@@ -71,11 +71,16 @@ def built(problem: Problem, target: Target, plan: Plan | None = None) -> Compile
     if found is not None:
         return found
     _allow_compiling(problem, target)
-    made = assemble(plan or planned(problem, target))
     disk = store.default()
-    if disk:
-        _remember(disk, key(problem, target, nvrtc.version()), made)
-    return made
+    if disk is None:
+        return assemble(plan or planned(problem, target))
+    request = key(problem, target, nvrtc.version())
+    with disk.lock(request):  # of processes that want the same at once, one makes it
+        found = _recall(disk, request)
+        if found is None:
+            found = assemble(plan or planned(problem, target))
+            _remember(disk, request, found)
+    return found
 
 
 def _cached(problem: Problem, target: Target) -> Compiled | None:

@@ -15,11 +15,13 @@ import logging
 import os
 import secrets
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bsgen import cache_place, locks
 from bsgen.errors import CacheError
 from bsgen.nvrtc import FIXED_OPTIONS, Binary, KernelFacts
 
@@ -36,6 +38,9 @@ _FOLDER = "binaries"
 _SUFFIX = ".bin"
 _REQUEST = ".json"
 _TEMPORARY = ".tmp"
+_LOCK = ".lock"
+PRUNE_ONE_IN, PRUNE_TO = 16, 0.9  # puts that look at the size; the share of the limit that is left then
+STALE_SECONDS = 3600.0
 
 _log = logging.getLogger("bsgen")
 
@@ -60,29 +65,32 @@ def key(source: Source, arch: str, compiler: str) -> str:
     return digest.hexdigest()
 
 
-def default_root() -> Path | None:
-    """BSGEN_CACHE_DIR, else bsgen in XDG_CACHE_HOME, else ~/.cache/bsgen; None where the user has no home."""
-    if chosen := os.environ.get("BSGEN_CACHE_DIR"):
-        return Path(os.path.abspath(os.path.expanduser(chosen)))
-    # The XDG specification tells programs to ignore a relative path.
-    shared = os.environ.get("XDG_CACHE_HOME", "")
-    cache = shared if os.path.isabs(shared) else os.path.expanduser("~/.cache")
-    return Path(cache, "bsgen") if os.path.isabs(cache) else None
-
-
-def disabled() -> bool:
-    """Whether BSGEN_DISABLE_CACHE asks for no disk cache at all."""
-    return os.environ.get("BSGEN_DISABLE_CACHE", "") not in ("", "0")
-
-
 def default() -> Store | None:
-    """The store that compilations use, None if it is disabled or has no place."""
-    if disabled():
+    """The store that compilations use, None if it is disabled, has no place, or others could write to it."""
+    if cache_place.disabled():
         return None
-    root = default_root()
-    if root is None:
+    roots = cache_place.roots()
+    if not roots:
         _warn_once("no home folder, so binaries are compiled but not cached; set BSGEN_CACHE_DIR to a folder")
-    return Store(root) if root else None
+        return None
+    trusted = [root for root in roots if _is_trusted(root)]
+    if not trusted or trusted[-1] != roots[-1]:
+        return None
+    try:
+        limit = cache_place.limit()
+    except ValueError as error:
+        _warn_once(f"BSGEN_CACHE_SIZE: {error}; taking {cache_place.DEFAULT_LIMIT >> 30}G")
+        limit = cache_place.DEFAULT_LIMIT
+    return Store(trusted[-1], tuple(trusted[:-1]), limit)
+
+
+def _is_trusted(root: Path) -> bool:
+    for folder in (root, root / _FOLDER):
+        reason = cache_place.why_untrusted(folder)
+        if reason:
+            _warn_once(f"the cache {folder} is not used: {reason}; or set BSGEN_CACHE_DIR to a folder of your own")
+            return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -104,9 +112,13 @@ class Verified:
 
 @dataclass(frozen=True)
 class Store:
-    """Binaries in files under one root folder. `get` and `put` never raise; the rest raise `CacheError`."""
+    """Binaries in files under one root folder, and in others that are only read, before it. `get` and `put` never raise; the rest,
+    which concern the one root, raise `CacheError`. `limit` is in bytes, 0 for none: beyond, what was not used for longest goes.
+    """
 
     root: Path
+    read_only: tuple[Path, ...] = ()
+    limit: int = 0
 
     @property
     def folder(self) -> Path:
@@ -119,27 +131,30 @@ class Store:
 
     def get(self, key: str) -> Binary | None:
         """The binary of a key; None if there is no entry, it cannot be read, or it is broken (then it is removed)."""
-        path = self.path(key)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            _warn_once(f"cache entry {path} cannot be read ({error.strerror}); compiling instead")
-            return None
-        try:
-            return decode(key, data)
-        except ValueError as error:
-            _log.warning("cache entry %s is broken (%s); compiling again", path, error)
-            with contextlib.suppress(OSError):
-                path.unlink()
-            return None
+        for path in self._places(f"{key}{_SUFFIX}"):
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                _warn_once(f"cache entry {path} cannot be read ({error.strerror}); compiling instead")
+                continue
+            try:
+                found = decode(key, data)
+            except ValueError as error:
+                _log.warning("cache entry %s is broken (%s); compiling again", path, error)
+                self._remove(path)
+                continue
+            self._used(path)
+            return found
+        return None
 
     def put(self, key: str, binary: Binary) -> bool:
         """Publish a binary whole or not at all; False, with a warning in the log, where that cannot be done."""
         try:
             self._make()
             self._publish(self.path(key), encode(key, binary))
+            self._keep_to_limit()
         except OSError as error:
             _warn_once(f"compiled, not cached: {self.folder} cannot be written ({error.strerror}); set BSGEN_CACHE_DIR")
             return False
@@ -147,16 +162,37 @@ class Store:
 
     def get_request(self, key: str) -> str | None:
         """What was put for a request; None if nothing was, it cannot be read, or it is broken (then it is removed)."""
-        path = self.folder / f"{key}{_REQUEST}"
-        try:
-            text = _checked(path.read_bytes())
-        except OSError:
-            return None
-        if text is None:
+        for path in self._places(f"{key}{_REQUEST}"):
+            try:
+                text = _checked(path.read_bytes())
+            except OSError:
+                continue
+            if text is not None:
+                self._used(path)
+                return text
             _log.warning("cache entry %s is broken; planning again", path)
+            self._remove(path)
+        return None
+
+    def _places(self, name: str) -> list[Path]:
+        return [root / _FOLDER / name for root in (*self.read_only, self.root)]
+
+    def _remove(self, path: Path) -> None:
+        if path.parent == self.folder:
             with contextlib.suppress(OSError):
                 path.unlink()
-        return text
+
+    def _used(self, path: Path) -> None:
+        """Note when an entry was used last, in its time of modification: reading alone leaves no trace on many file systems."""
+        if self.limit and path.parent == self.folder:
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    def lock(self, key: str) -> contextlib.AbstractContextManager[bool]:
+        """Held by one process at a time, while it makes what belongs to a key."""
+        with contextlib.suppress(OSError):
+            self._make()
+        return locks.held(self.folder / f".{key}{_LOCK}")
 
     def put_request(self, key: str, text: str) -> None:
         """Publish text for a request, where that can be done: its SHA-256 on the first line, then the text."""
@@ -182,13 +218,43 @@ class Store:
             bad=tuple(entry for entry, good in checked if not good),
         )
 
+    def prune(self, limit: int) -> tuple[int, int]:
+        """Remove what was not used for longest until at most `limit` bytes are left, and what interrupted writers left an hour ago.
+
+        Gives the number of entries removed, and their bytes.
+        """
+        used = sorted(self._entries(), key=_used_at)
+        size, removed, gone = sum(entry.size for entry in used), 0, 0
+        for entry in used:
+            if size - gone <= limit:
+                break
+            with contextlib.suppress(OSError):  # another process may be faster
+                entry.path.unlink()
+                removed, gone = removed + 1, gone + entry.size
+        self._sweep()
+        return removed, gone
+
+    def _keep_to_limit(self) -> None:
+        """Once in a while: listing a large folder takes longer than publishing one entry."""
+        if self.limit and secrets.randbelow(PRUNE_ONE_IN) == 0:
+            with contextlib.suppress(CacheError, OSError):
+                if self.size() > self.limit:
+                    self.prune(int(self.limit * PRUNE_TO))
+
+    def _sweep(self) -> None:
+        now = time.time()
+        for path in self._files(_TEMPORARY, _LOCK):
+            with contextlib.suppress(OSError):
+                if abs(now - path.stat().st_mtime) > STALE_SECONDS:  # abs: a clock that was set back
+                    path.unlink()
+
     def clear(self) -> int:
         """Remove every entry, and what interrupted writers left; gives the number of entries removed."""
         removed = 0
         try:
-            for path in self._files(_SUFFIX, _REQUEST, _TEMPORARY):
+            for path in self._files(_SUFFIX, _REQUEST, _TEMPORARY, _LOCK):
                 path.unlink(missing_ok=True)
-                removed += path.suffix != _TEMPORARY
+                removed += path.suffix in (_SUFFIX, _REQUEST)
         except OSError as error:
             raise CacheError(f"{self.folder}: cannot be cleared ({error.strerror}); check who owns it") from None
         return removed
@@ -272,6 +338,14 @@ def _parse(key: str, body: bytes) -> Binary:
     facts = header["binary"]
     kernels = tuple(KernelFacts(**kernel) for kernel in facts.pop("kernels"))
     return Binary(**facts, kernels=kernels, cubin=cubin)
+
+
+def _used_at(entry: Entry) -> tuple[float, str]:
+    """When an entry was used last, and its key; of one that is gone: long ago."""
+    try:
+        return entry.path.stat().st_mtime, entry.key
+    except OSError:
+        return 0.0, entry.key
 
 
 def _is_good(entry: Entry) -> bool:

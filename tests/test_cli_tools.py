@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 import bsgen
-from bsgen import cli, disasm, nvrtc, store
+from bsgen import cache_place, cli, disasm, nvrtc, store
 from bsgen.cli import diagnosis, main
 from bsgen.emit import Source
 from bsgen.errors import CompileError, LayoutError
@@ -204,8 +204,34 @@ def test_cache_show_verify_clear(place):
     assert facts_of("cache", "show")["bytes"] == 0
 
 
+def test_cache_prune(place):
+    cache = store.Store(place)
+    for name in "ab":
+        cache.put(name * 64, Binary("n", "sm_90a", "c", b"\x7fELF", (), ""))
+    size = cache.size() // 2
+    assert facts_of("cache", "prune", "--size", "1G")["removed"] == 0
+    assert facts_of("cache", "prune", "--size", str(size)) == {
+        "path": str(place), "removed": 1, "bytes": size, "left": size,
+    }  # fmt: skip
+    assert "removed 1 entry" in bsgen_run("cache", "prune").stdout
+    result = bsgen_run("cache", "prune", "--size", "much")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "error: --size: got 'much', expected a size such as 500M or 4G, or 0 for no limit\n",
+    )
+
+
+def test_doctor_says_that_others_may_write_to_the_cache(place):
+    place.mkdir()
+    place.chmod(0o777)
+    facts = facts_of("doctor")
+    (verdict,) = [each for each in facts["verdicts"] if "binaries" in each["what"]]
+    assert not verdict["works"]
+    assert "others may write to it (mode 777)" in verdict["why"]
+
+
 def test_cache_without_a_place_is_an_error(monkeypatch):
-    monkeypatch.setattr(store, "default_root", lambda: None)
+    monkeypatch.setattr(cache_place, "roots", tuple)
     result = bsgen_run("cache", "show")
     assert result.exit_code == 1
     assert result.stderr.startswith("error: the cache has no place")

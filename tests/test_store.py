@@ -6,10 +6,11 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from bsgen import store
+from bsgen import cache_place, store
 from bsgen.emit import Source
 from bsgen.errors import CacheError
 from bsgen.nvrtc import Binary, KernelFacts
@@ -204,17 +205,20 @@ def test_listing_what_is_no_folder_is_a_cache_error(tmp_path):
 
 
 def test_the_place(monkeypatch, tmp_path):
-    for name in ("BSGEN_CACHE_DIR", "XDG_CACHE_HOME", "BSGEN_DISABLE_CACHE"):
+    for name in ("BSGEN_CACHE_DIR", "XDG_CACHE_HOME", "BSGEN_DISABLE_CACHE", "BSGEN_CACHE_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/home/someone")
-    assert str(store.default_root()) == "/home/someone/.cache/bsgen"
+    assert cache_place.roots() == (Path("/home/someone/.cache/bsgen"),)
     monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/ignored")
-    assert str(store.default_root()) == "/home/someone/.cache/bsgen"
+    assert cache_place.roots() == (Path("/home/someone/.cache/bsgen"),)
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert str(store.default_root()) == "/xdg/bsgen"
+    assert cache_place.roots() == (Path("/xdg/bsgen"),)
     monkeypatch.setenv("BSGEN_CACHE_DIR", "~/mine")
-    assert str(store.default_root()) == "/home/someone/mine"
+    assert cache_place.roots() == (Path("/home/someone/mine"),)
+    monkeypatch.setenv("BSGEN_CACHE_DIR", f"/shared{os.pathsep}{tmp_path}")
+    assert store.default() == Store(tmp_path, (Path("/shared"),), cache_place.DEFAULT_LIMIT)
     monkeypatch.setenv("BSGEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("BSGEN_CACHE_SIZE", "0")
     assert store.default() == Store(tmp_path)
     monkeypatch.setenv("BSGEN_DISABLE_CACHE", "0")
     assert store.default() == Store(tmp_path)
@@ -226,8 +230,8 @@ def test_no_home_means_no_store(monkeypatch, caplog):
     for name in ("BSGEN_CACHE_DIR", "XDG_CACHE_HOME", "BSGEN_DISABLE_CACHE"):
         monkeypatch.delenv(name, raising=False)
     # What expanduser gives where HOME is unset and the user has no entry in the password file.
-    monkeypatch.setattr(store.os.path, "expanduser", lambda path: path)
-    assert store.default_root() is None
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert cache_place.roots() == ()
     assert store.default() is None
     assert "no home folder" in caplog.text
 

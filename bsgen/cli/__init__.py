@@ -21,7 +21,7 @@ COMMANDS = {
     "bench": "Time kernels against their peers.",
     "tune": "Measure candidate plans and keep the fastest.",
     "pack": "Build, inspect and verify packs: kernels that run without a compiler.",
-    "cache": "Show, clear and verify the disk cache.",
+    "cache": "Show, prune, clear and verify the disk cache.",
     "doctor": "Show what is installed, what will work here, and what to do about the rest.",
 }
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from bsgen import store
+from bsgen import cache_place, store
 from bsgen.cli.output import json_option, readable, show_json
 from bsgen.errors import CacheError
 
 
 @click.group()
 def cache() -> None:
-    """Show, clear and verify the disk cache of compiled kernels."""
+    """Show, prune, clear and verify the disk cache of compiled kernels."""
 
 
 @cache.command()
@@ -21,12 +21,14 @@ def cache() -> None:
 def show(as_json: bool) -> None:
     """Where the cache is, and what is in it."""
     place = located()
-    facts = {
+    facts: dict[str, Any] = {
         "path": str(place.root),
-        "enabled": not store.disabled(),
+        "enabled": not cache_place.disabled(),
         "entries": len(place.entries()),
         "bytes": place.size(),
     }
+    if place.read_only:
+        facts["read_only"] = [str(root) for root in place.read_only]
     _print(facts, as_json, _sentence(facts))
 
 
@@ -39,6 +41,22 @@ def clear(as_json: bool) -> None:
     removed = place.clear()
     facts = {"path": str(place.root), "removed": removed, "bytes": size}
     _print(facts, as_json, f"{place.root}: removed {counted(removed)}, {readable(size)}")
+
+
+@cache.command()
+@click.option("--size", default="0", show_default=True, metavar="SIZE", help="What may be left, such as 500M.")
+@json_option
+def prune(size: str, as_json: bool) -> None:
+    """Remove the entries that were not used for longest, until SIZE is left."""
+    place = located()
+    try:
+        limit = cache_place.parse_size(size)
+    except ValueError as error:
+        raise CacheError(f"--size: {error}") from None
+    removed, gone = place.prune(limit)
+    left = place.size()
+    facts = {"path": str(place.root), "removed": removed, "bytes": gone, "left": left}
+    _print(facts, as_json, f"{place.root}: removed {counted(removed)}, {readable(gone)}; {readable(left)} left")
 
 
 @cache.command()
@@ -59,10 +77,11 @@ def verify(ctx: click.Context, as_json: bool) -> None:
 
 def located() -> store.Store:
     """The user's store, disabled or not; `CacheError` if it has no place."""
-    root = store.default_root()
+    roots = cache_place.roots()
+    root = roots[-1] if roots else None
     if root is None:
         raise CacheError("the cache has no place, because there is no home folder; set BSGEN_CACHE_DIR to a folder")
-    return store.Store(root)
+    return store.Store(root, roots[:-1])
 
 
 def counted(entries: int) -> str:

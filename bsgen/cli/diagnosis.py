@@ -6,9 +6,10 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from pathlib import Path
 
 import bsgen
-from bsgen import disasm, libnvrtc, nvrtc, store
+from bsgen import cache_place, disasm, libnvrtc, nvrtc, store
 from bsgen.emit import Source
 from bsgen.errors import BsgenError
 from bsgen.problem import TARGETS
@@ -143,15 +144,18 @@ def _gpu(device: object) -> Gpu:
 
 
 def _cache() -> Cache:
-    root = store.default_root()
+    roots = cache_place.roots()
+    root = roots[-1] if roots else None
     if root is None:
-        return Cache(None, not store.disabled(), False, 0, 0)
+        return Cache(None, not cache_place.disabled(), False, 0, 0)
     place = store.Store(root)
     try:
         entries = place.entries()
     except BsgenError:
         entries = ()
-    return Cache(str(root), not store.disabled(), place.writable(), len(entries), sum(entry.size for entry in entries))
+    return Cache(
+        str(root), not cache_place.disabled(), place.writable(), len(entries), sum(entry.size for entry in entries)
+    )
 
 
 def _can_compile() -> Verdict:
@@ -191,6 +195,11 @@ def _can_remember(cache: Cache) -> Verdict:
     if not cache.writable:
         return Verdict(
             REMEMBER, False, f"{cache.path} cannot be written; set BSGEN_CACHE_DIR to a folder you may write to"
+        )
+    reason = cache_place.why_untrusted(Path(cache.path))
+    if reason:
+        return Verdict(
+            REMEMBER, False, f"{cache.path} is not used: {reason}; or set BSGEN_CACHE_DIR to a folder of your own"
         )
     return Verdict(REMEMBER, True, f"in {cache.path}")
 
