@@ -174,6 +174,17 @@ def wheel(file: str, name: str, version: str, output: str) -> None:
     click.echo(f"wrote {write_wheel(load_pack(file), name, version, output)}")
 
 
+@pack.command("export-c")
+@click.argument("file", type=existing)
+@click.argument("folder", type=click.Path(file_okay=False))
+def export_c(file: str, folder: str) -> None:
+    """Write FILE's kernels as C into FOLDER: a header and a source that need the CUDA driver alone, and an example."""
+    from bsgen.packs.c_export import export
+
+    for place in export(load_pack(file), folder):
+        click.echo(f"wrote {place}")
+
+
 def facts(found: Pack) -> dict[str, Any]:
     """What a pack holds, as plain data."""
     return {
