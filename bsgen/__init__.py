@@ -19,6 +19,7 @@ from bsgen.errors import (
     PlanError,
 )
 from bsgen.layout import Layout
+from bsgen.logs import configure
 from bsgen.matmul import MatMul, compile
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ __all__ = [
     "load_pack",
     "topology",
 ]
+
+configure()
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,6 +31,8 @@ from bsgen.ranges import DEFAULT_ROWS
 if TYPE_CHECKING:
     from bsgen.plan import Plan
 
+
+_log = logging.getLogger("bsgen")
 
 TUNED = "tuned"  # in place of a compiler: a measured choice holds for any
 
@@ -78,8 +82,13 @@ def built(problem: Problem, target: Target, plan: Plan | None = None) -> Compile
     with disk.lock(request):  # of processes that want the same at once, one makes it
         found = _recall(disk, request)
         if found is None:
+            begin = time.perf_counter()
             found = assemble(plan or planned(problem, target))
             _remember(disk, request, found)
+            seconds = time.perf_counter() - begin
+            _log.info(
+                "compiled %s for %s in %.2f s: %s", found.binary.name, target.arch, seconds, found.outline.summary
+            )
     return found
 
 

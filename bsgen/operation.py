@@ -18,7 +18,7 @@ from bsgen.nvrtc import Binary
 from bsgen.operands import contract_of
 from bsgen.outline import Outline
 from bsgen.problem import Problem, Target
-from bsgen.runtime import context
+from bsgen.runtime import annotate, context
 from bsgen.runtime.arrays import CPU, Framework, View, framework_of, stream_handle
 from bsgen.runtime.express import Express
 from bsgen.runtime.host_arrays import NumPy
@@ -101,7 +101,7 @@ class Variant:
     @cached_property
     def kernels(self) -> Kernels:
         """What launches the binary."""
-        return Kernels(self.binary, self.outline.launches, self.outline.workspace)
+        return annotate.kernels(self.binary, self.outline.launches, self.outline.workspace)
 
 
 class Operation(Variant):

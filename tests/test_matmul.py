@@ -328,3 +328,46 @@ def test_a_plan_for_each_range_of_n() -> None:
     assert hinted.plan("fprop", 3000).problem.batch == 4096
     with pytest.raises(bsgen.ArgumentError, match="n: got -1"):
         mm.plan("fprop", -1)
+
+
+@pytest.mark.parametrize(("level", "shown"), [("info", True), ("debug", True), ("warning", False), ("loud", True)])
+def test_log_on_standard_error(level: str, shown: bool, tmp_path: Path) -> None:
+    code = "import bsgen; bsgen.compile([[1]], 8, 'float16', 'fprop', 'sm_80')"
+    environment = {"BSGEN_LOG": level, "BSGEN_CACHE_DIR": str(tmp_path), "PATH": "/usr/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert ("INFO" in done.stderr and "compiled bsgen_fprop" in done.stderr) == shown
+    assert ("BSGEN_LOG: got 'loud', expected one of debug" in done.stderr) == (level == "loud")
+
+
+def test_nvtx_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A range with the kernel's name around a call; without the package a word in the log."""
+    import types
+    from contextlib import contextmanager
+
+    from bsgen.runtime import annotate, launch
+
+    seen: list[str] = []
+
+    @contextmanager
+    def note(name: str, domain: str) -> object:
+        seen.append(f"{domain} {name}")
+        yield
+
+    monkeypatch.setenv("BSGEN_NVTX", "1")
+    monkeypatch.setitem(sys.modules, "nvtx", types.SimpleNamespace(annotate=note))
+    monkeypatch.setattr(launch.Kernels, "__call__", lambda *_: seen.append("launched"))
+    annotate._nvtx.cache_clear()
+    mm = bsgen.compile([[1]], 8, "float16", "fprop", "sm_80")
+    mm.operation("fprop").kernels(0, 0, {})
+    assert seen == [f"bsgen {mm.operation('fprop').outline.launches[0].entry}", "launched"]
+    monkeypatch.setitem(sys.modules, "nvtx", None)
+    annotate._nvtx.cache_clear()
+    assert type(bsgen.compile([[1]], 8, "float16", "fprop", "sm_80").operation("fprop").kernels) is launch.Kernels
+    annotate._nvtx.cache_clear()

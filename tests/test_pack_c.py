@@ -52,9 +52,12 @@ int cuModuleLoadData(void** m, const void* image) { *m = (void*)image; return me
 int cuModuleGetFunction(void** f, void* m, const char* name) { *f = strdup(name); return 0; }
 int cuFuncSetAttribute(void* f, int a, int v) { return a != 8; }
 int cuOccupancyMaxActiveClusters(int* n, void* f, const void* config) { *n = CLUSTERS; return 0; }
-int cuTensorMapEncodeTiled(void* map, int type, uint32_t rank, void* at, const uint64_t* size, const uint64_t* stride, const uint32_t* box,
-                           const uint32_t* one, int i, int swizzle, int p, int o) {
-    printf("map %d %d %d %d %d %d %d\n", type, (int)size[0], (int)size[1], (int)stride[0], (int)box[0], (int)box[1], swizzle);
+int cuTensorMapEncodeTiled(void* map, int type, uint32_t rank, void* at, const uint64_t* size, const uint64_t* stride,
+                           const uint32_t* box, const uint32_t* one, int i, int swizzle, int p, int o) {
+    const int numbers[] = {type, size[0], size[1], stride[0], box[0], box[1], swizzle};
+    printf("map");
+    for (int k = 0; k < 7; ++k) printf(" %d", numbers[k]);
+    printf("\n");
     return 0;
 }
 int cuLaunchKernel(void* f, unsigned x, unsigned y, unsigned z, unsigned a, unsigned b, unsigned c, unsigned shared,

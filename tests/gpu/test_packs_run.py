@@ -33,7 +33,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def results(mm: bsgen.MatMul, n: int) -> list[object]:
-    x, dy, w = normal(n, mm.in_features, seed=1), normal(n, mm.out_features, seed=2), normal(*mm.weight_shape, seed=3)
+    shapes = (n, mm.in_features), (n, mm.out_features), mm.weight_shape
+    x, dy, w = (normal(*shape, dtype="bfloat16", seed=seed) for seed, shape in enumerate(shapes))
     return [mm(x, w), mm.dgrad(dy, w), mm.wgrad(x, dy)]
 
 
@@ -70,7 +71,7 @@ def test_the_c_example(file: Path, tmp_path: Path, n: int) -> None:
     command = [compiler, "-std=gnu99", "-O1", "-o", "example", "example.c", "bsgen_kernels.c", "-ldl"]
     subprocess.run(command, check=True, cwd=tmp_path)
     mm = load_pack(file)["w"]
-    x, w = normal(n, mm.in_features, seed=1), normal(*mm.weight_shape, seed=3)
+    x, w = (normal(*shape, dtype="bfloat16", seed=1) for shape in ((n, mm.in_features), mm.weight_shape))
     for name, tensor in (("x", x), ("w", w)):
         tensor.cpu().view(torch.int16).numpy().tofile(tmp_path / f"{name}.bin")
     subprocess.run(["./example", str(n), "out.bin", "x.bin", "w.bin"], check=True, cwd=tmp_path, env=dict(os.environ))
