@@ -30,6 +30,7 @@ from bsgen.problem import (
 )
 from bsgen.ranges import BOUNDS
 from bsgen.runtime import driver
+from bsgen.runtime.arrays import framework_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -193,7 +194,12 @@ class MatMul:
         return self.operation("dgrad")({"dy": dy, "w": w}, out, stream=stream)
 
     def wgrad(self, x: Any, dy: Any, out: Any = None, accumulate: bool = False, stream: Any = None) -> Any:
-        """dW [nnz, b, b] = x.T @ dy at the stored blocks; `accumulate` adds it into `out`, which must then be given."""
+        """dW [nnz, b, b] = x.T @ dy at the stored blocks; `accumulate` adds it into `out`, which must then be given.
+
+        Lists of x and dy, such as the time steps of a recurrent network, are joined and summed in one launch, in float32.
+        """
+        if isinstance(x, list | tuple) or isinstance(dy, list | tuple):
+            x, dy = _joined(x, dy, stream)
         return self.operation("wgrad")({"x": x, "dy": dy}, out, accumulate, stream)
 
     def warmup(self, device: int | None = None, rows: int | Iterable[int] | None = None) -> None:
@@ -282,6 +288,23 @@ def _parse_ops(ops: str | Iterable[str], epilogue: Epilogue) -> tuple[Op, ...]:
     if epilogue != Epilogue() and Op.FPROP not in parsed:
         raise ArgumentError('ops: bias, activation and residual belong to fprop, which is not in ops: add "fprop"')
     return parsed
+
+
+def _joined(x: Any, dy: Any, stream: Any) -> tuple[Any, Any]:
+    """The rows of several pairs as one pair."""
+    if not (isinstance(x, list | tuple) and isinstance(dy, list | tuple) and len(x) == len(dy) and len(x)):
+        counts = (f"{len(each)} arrays" if isinstance(each, list | tuple) else "an array" for each in (x, dy))
+        raise ArgumentError(f"x, dy: got {' and '.join(counts)}, expected two lists of as many arrays, at least one")
+    if stream is not None:
+        raise ArgumentError("stream: lists are joined on the current stream: leave it None, or join them yourself")
+    for place, (one, other) in enumerate(zip(x, dy, strict=True)):
+        if tuple(one.shape[:-1]) != tuple(other.shape[:-1]):
+            raise ArgumentError(
+                f"dy: got shape {tuple(other.shape)} at {place}, expected the rows of x, {tuple(one.shape)}"
+            )
+    flat = ([array.reshape(-1, array.shape[-1]) for array in arrays] for arrays in (x, dy))
+    joined = [framework_of(arrays[0], name).join(arrays) for name, arrays in zip(("x", "dy"), flat, strict=True)]
+    return joined[0], joined[1]
 
 
 def _agreed(name: str, array: Any, compiled: bool) -> Any:

@@ -309,3 +309,10 @@ def test_disasm_without_the_tool_says_how_to_get_it(monkeypatch, binary):
     monkeypatch.setattr(disasm, "find", lambda: None)
     assert disasm.summary(binary.cubin) is None
     assert disasm.why_unavailable() == "nvdisasm is not installed; get it with: pip install nvidia-cuda-nvdisasm"
+
+
+def test_a_command_that_there_is_not():
+    result = bsgen_run("cmpile")
+    assert result.exit_code == 2
+    assert "compile" in result.stderr.partition("mean")[2]
+    assert "mean" not in bsgen_run("xyzzy").stderr

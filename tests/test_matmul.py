@@ -371,3 +371,27 @@ def test_nvtx_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     annotate._nvtx.cache_clear()
     assert type(bsgen.compile([[1]], 8, "float16", "fprop", "sm_80").operation("fprop").kernels) is launch.Kernels
     annotate._nvtx.cache_clear()
+
+
+def test_wgrad_of_lists_is_that_of_all_rows() -> None:
+    mm = bsgen.compile(
+        bsgen.topology.random(4, 5, density=0.5, seed=1), 16, "float32", "wgrad", "sm_80", precision="ieee"
+    )
+    rng = np.random.default_rng(0)
+    shapes = ((3,), (2, 4), (1,))
+    x = [rng.standard_normal((*shape, mm.in_features), np.float32) for shape in shapes]
+    dy = [rng.standard_normal((*shape, mm.out_features), np.float32) for shape in shapes]
+    expected = sum(mm.wgrad(a, b).astype(np.float64) for a, b in zip(x, dy, strict=True))
+    np.testing.assert_allclose(mm.wgrad(x, tuple(dy)), expected, rtol=1e-4, atol=1e-5)
+    out = np.ones(mm.weight_shape, np.float32)
+    np.testing.assert_allclose(mm.wgrad(x, dy, out=out, accumulate=True), expected + 1, rtol=1e-4, atol=1e-5)
+    for bad, words in (
+        ((x, dy[:2]), "got 3 arrays and 2 arrays"),
+        ((x, dy[0]), "got 3 arrays and an array"),
+        (([], []), "got 0 arrays and 0 arrays"),
+        ((x, [dy[1], dy[0], dy[2]]), "expected the rows of x"),
+    ):
+        with pytest.raises(bsgen.ArgumentError, match=words):
+            mm.wgrad(*bad)
+    with pytest.raises(bsgen.ArgumentError, match="joined on the current stream"):
+        mm.wgrad(x, dy, stream=5)

@@ -84,6 +84,12 @@ class Framework:
         """`array`, contiguous and of that element type."""
         raise ArgumentError(self._unsupported())
 
+    def join(self, arrays: Sequence[Any]) -> Any:
+        """Rows of matrices one after the other, in a new array."""
+        raise ArgumentError(
+            f"x: got a list of {self.name} arrays, expected NumPy, PyTorch, CuPy or JAX: join them yourself"
+        )
+
     def _unsupported(self) -> str:
         return f"dense: got a {self.name} array, expected NumPy, PyTorch, CuPy or JAX: convert it through one of them"
 

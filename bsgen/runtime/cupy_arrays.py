@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -51,6 +52,10 @@ class CuPy(Framework):
     def cast(self, array: Any, dtype: str) -> Any:
         """cupy.ascontiguousarray."""
         return self._cupy.ascontiguousarray(array, _TYPES.get(dtype, dtype))
+
+    def join(self, arrays: Sequence[Any]) -> Any:
+        """cupy.concatenate."""
+        return self._cupy.concatenate(list(arrays))
 
 
 @cache

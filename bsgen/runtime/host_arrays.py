@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
@@ -37,6 +38,10 @@ class NumPy(Framework):
     def cast(self, array: Any, dtype: str) -> Any:
         """np.ascontiguousarray."""
         return np.ascontiguousarray(array, _TYPES.get(dtype, dtype))
+
+    def join(self, arrays: Sequence[Any]) -> Any:
+        """np.concatenate."""
+        return np.concatenate(arrays)
 
 
 _numpy = NumPy()

@@ -8,6 +8,7 @@ anyone has seen it, and a call returns once the kernel is done.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -69,6 +70,10 @@ class Jax(Framework):
     def cast(self, array: Any, dtype: str) -> Any:
         """astype."""
         return array.astype(dtype)
+
+    def join(self, arrays: Sequence[Any]) -> Any:
+        """jax.numpy.concatenate."""
+        return self._jax.numpy.concatenate(arrays)
 
 
 @cache

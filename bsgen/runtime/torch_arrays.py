@@ -89,6 +89,10 @@ class Torch(Framework):
         """Tensor.to."""
         return array.to(self.dtypes[dtype]).contiguous()
 
+    def join(self, arrays: Sequence[Any]) -> Any:
+        """torch.cat."""
+        return self._torch.cat(list(arrays))
+
 
 def _fast_allocator(torch: Any) -> Callable[..., Any] | None:
     """What PyTorch's compiled code allocates with: (shape, strides, dtype) on the current GPU, at half the cost."""
