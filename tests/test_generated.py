@@ -50,8 +50,9 @@ def test_the_same_bytes_in_another_process():
     assert done.stdout.decode() == samples.SAMPLES[0].text
 
 
-def test_samples_use_every_template():
+def test_samples_use_every_template_of_kernels():
+    environment().cache.clear()  # what earlier tests loaded
     for sample in samples.SAMPLES:
         assert sample.text
     loaded = {name for _, name in environment().cache.keys()}  # noqa: SIM118 (a Jinja cache is no dict)
-    assert set(environment().list_templates()) == loaded
+    assert {name for name in environment().list_templates() if not name.startswith("c/")} == loaded
