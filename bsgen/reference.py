@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bsgen.plan import HopperPlan, HopperWGradPlan, MatMulPlan, Plan, WGradPlan
+from bsgen.plan import HopperNarrowPlan, HopperPlan, HopperWGradPlan, MatMulPlan, Plan, WGradPlan
 from bsgen.plan.product import NO_OUTPUT
 from bsgen.plan.wgrad import NO_UNIT
 from bsgen.problem import Activation, Op, Problem
 from bsgen.reference_gradients import gradient_terms, row_cuts
+from bsgen.reference_narrow import narrow_terms
 from bsgen.reference_rings import Terms, ring_terms
 
 Array = NDArray[Any]
@@ -36,7 +37,7 @@ def run(plan: Plan, operands: Mapping[str, Array]) -> Array:
         return result.astype(plan.problem.dtype.numpy)
 
 
-def _matmul(plan: HopperPlan | MatMulPlan, operands: Mapping[str, Array]) -> Array:
+def _matmul(plan: HopperPlan | HopperNarrowPlan | MatMulPlan, operands: Mapping[str, Array]) -> Array:
     activations, weights = operands[plan.activations], operands["w"].reshape(-1)
     rows, block = len(activations), plan.geometry.block
     out = np.zeros((rows, plan.features[1]), np.float32)
@@ -58,7 +59,9 @@ def _matmul(plan: HopperPlan | MatMulPlan, operands: Mapping[str, Array]) -> Arr
     return _finish(out, plan.problem, operands)
 
 
-def _terms(plan: HopperPlan | MatMulPlan, tile: int) -> list[Terms]:
+def _terms(plan: HopperPlan | HopperNarrowPlan | MatMulPlan, tile: int) -> list[Terms]:
+    if isinstance(plan, HopperNarrowPlan):
+        return narrow_terms(plan, tile)
     return ring_terms(plan, tile) if isinstance(plan, HopperPlan) else slot_terms(plan, tile)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from bsgen.layout import Layout
-from bsgen.plan import FAMILIES, Plan, hopper
+from bsgen.plan import FAMILIES, Plan, hopper, hopper_narrow
 from bsgen.problem import BLOCK_SIZES, TARGETS, DType, Op, Precision, Problem, Target
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +31,13 @@ HOPPER_KINDS = tuple(
     for block in hopper.BLOCK_SIZES
     for dtype in DType
     if dtype is not DType.FLOAT32 or op is Op.DGRAD
+)
+# And those of its kernels for narrow blocks.
+NARROW_KINDS = tuple(
+    (op, block, dtype)
+    for op in (Op.FPROP, Op.DGRAD)
+    for block in hopper_narrow.BLOCK_SIZES
+    for dtype in (DType.FLOAT16, DType.BFLOAT16)
 )
 
 

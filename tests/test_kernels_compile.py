@@ -136,16 +136,17 @@ LOADS = {"hopper": "UTMALDG", "portable": "LDGSTS", "simt": "LDGSTS"}
 MULTIPLIES = {"hopper": "HGMMA", "portable": "HMMA", "simt": "FFMA"}
 
 
-def check_instructions(plan: Plan, binary: Binary) -> None:
+def check_instructions(plan: Plan, binary: Binary, multiplies: str | None = None) -> None:
     """Asynchronous copies, and tensor cores or none, as the plan says; only where nvdisasm is installed."""
+    multiplies = multiplies or MULTIPLIES[plan.family]
     if disasm.find() is None:
         return
     summary = disasm.summary(binary.cubin)
     assert summary is not None
     (main,) = [kernel for kernel in summary.kernels if kernel.name == plan.entry]
     assert main.count(LOADS[plan.family]) > 0
-    assert main.count(MULTIPLIES[plan.family]) > 0
-    assert all(main.count(name) == 0 for name in {"HGMMA", "HMMA"} - {MULTIPLIES[plan.family]})
+    assert main.count(multiplies) > 0
+    assert all(main.count(name) == 0 for name in {"HGMMA", "HMMA"} - {multiplies})
     assert main.count("LDL") == main.count("STL") == 0
     assert not any(kernel.count(atomic) for kernel in summary.kernels for atomic in ("ATOM", "ATOMG", "RED", "REDG"))
 

@@ -10,14 +10,16 @@ from bsgen.errors import PlanError
 from bsgen.outline import Outline
 from bsgen.plan import hopper, hopper_wgrad, matmul, wgrad
 from bsgen.plan.hopper import HopperPlan
+from bsgen.plan.hopper_narrow import HopperNarrowPlan
 from bsgen.plan.hopper_wgrad import HopperWGradPlan
 from bsgen.plan.matmul import MatMulPlan
 from bsgen.plan.wgrad import WGradPlan
 from bsgen.problem import Op, Problem, Target
 
-Plan = HopperPlan | HopperWGradPlan | MatMulPlan | WGradPlan
+Plan = HopperPlan | HopperNarrowPlan | HopperWGradPlan | MatMulPlan | WGradPlan
 
-# The families of each op; a further one adds its module, with `candidates` and `shortlist`, here.
+# The families of each op; a further one adds its module, with `candidates` and `shortlist`, here. hopper_narrow will, once its kernels
+# have run on a GPU.
 FAMILIES: dict[Op, tuple[ModuleType, ...]] = {
     Op.FPROP: (hopper, matmul),
     Op.DGRAD: (hopper, matmul),
@@ -26,6 +28,7 @@ FAMILIES: dict[Op, tuple[ModuleType, ...]] = {
 
 __all__ = [
     "FAMILIES",
+    "HopperNarrowPlan",
     "HopperPlan",
     "HopperWGradPlan",
     "MatMulPlan",

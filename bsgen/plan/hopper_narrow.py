@@ -1,0 +1,242 @@
+"""Plans for fprop and dgrad on Hopper with blocks of 8 and 16: rings filled by TMA, and warps that multiply (mma.sync).
+
+A *panel* is 32 or 64 features of the activations, for all rows of a tile: TMA fetches rows of 64 bytes and more at the full rate,
+narrower ones at half of it or less. A *run* is stored blocks that follow one another in W, fetched by one copy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+
+from bsgen.outline import Grid, Launch, TensorMap
+from bsgen.plan.blocks import IntArray, OutputBlocks, Part, Reduction, output_blocks, split
+from bsgen.plan.cost import Cost
+from bsgen.plan.grouping import Grouping, Tiles, groupings, similar
+from bsgen.plan.narrow_cost import Counts, narrow_cost, tile_counts
+from bsgen.plan.narrow_stages import NarrowStage, bounds_bytes, encode_loads, encode_records, pack, record_starts, tile_items
+from bsgen.plan.narrow_tile import NarrowGeometry, NarrowShape, narrow_geometry
+from bsgen.plan.product import NO_OUTPUT, ProductPlan
+from bsgen.problem import DType, Op, Problem, Target
+from bsgen.ranges import DEFAULT_ROWS
+
+BLOCK_SIZES = (8, 16)
+BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
+STAGES = (3, 4)
+CLUSTERS = (1, 2)
+PANELS = (32, 64)
+WAYS = (2, 3, 4, 6, 8)  # to split the inputs of every output block, where tiles are fewer than multiprocessors
+
+
+@dataclass(frozen=True, eq=False)
+class HopperNarrowPlan(ProductPlan):
+    """A plan of fprop or dgrad for narrow blocks.
+
+    Stage s loads what row s of `loads` says, and `records[record_starts[s]:record_starts[s + 1]]`, which lists the operations
+    of every slot, to its end.
+    """
+
+    geometry: NarrowGeometry
+    loads: IntArray
+    records: IntArray
+    record_starts: IntArray
+
+    @property
+    def family(self) -> str:
+        """hopper."""
+        return "hopper"
+
+    @property
+    def template(self) -> str:
+        """The template that renders it."""
+        return "hopper/narrow.cu.j2"
+
+    @property
+    def band(self) -> int:
+        """Rows of tiles that are worked on together."""
+        return 1
+
+    @property
+    def loads_a_stage(self) -> int:
+        """Loads of a row of `loads`, the record's and those of nothing among them."""
+        return int(self.loads.shape[1])
+
+    @property
+    def bounds_bytes(self) -> int:
+        """Bytes of the bounds of the slots' operations, at the end of a stage."""
+        return bounds_bytes(self.geometry)
+
+    @property
+    def shared_memory(self) -> int:
+        """Dynamic shared memory, bytes."""
+        shape = self.geometry.shape
+        return shape.stages * shape.stage_bytes + BARRIER_BYTES + shape.scratch_bytes
+
+    @property
+    def blocks_per_sm(self) -> int:
+        """Persistent thread blocks have an SM each."""
+        return 1
+
+    @property
+    def maps(self) -> tuple[TensorMap, ...]:
+        """How TMA sees the activations."""
+        shape, dtype = self.geometry.shape, str(self.problem.dtype)
+        return (TensorMap(self.activations, self.features[0], 0, shape.panel, shape.rows, dtype),)
+
+    @cached_property
+    def launches(self) -> tuple[Launch, ...]:
+        """The main kernel, and the reduction of split output blocks when there are any."""
+        shape, maps = self.geometry.shape, self.maps
+        arguments = (*(tensor_map.argument for tensor_map in maps), "w", *self.tail_arguments)
+        grid = Grid(self.tiles, shape.rows * shape.cluster, persistent=True, cluster=shape.cluster)
+        return Launch(self.entry, grid, shape.threads, self.shared_memory, arguments, maps), *self.reduce_launches
+
+    @property
+    def summary(self) -> str:
+        """One line: the tile, the pipeline and how the outputs are grouped."""
+        geo, shape = self.geometry, self.geometry.shape
+        return (
+            f"{geo.math.name}, tile {shape.rows} x {shape.tile_slots * geo.block}, {shape.warps} warps, panels of {shape.panel}, "
+            f"{f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}"
+            f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, {self.grouping} groups{self.split_text}"
+        )
+
+
+def serves(problem: Problem, target: Target) -> bool:
+    """Whether this family can do it."""
+    return (
+        target.arch == "sm_90a"
+        and problem.op is not Op.WGRAD
+        and problem.block_size in BLOCK_SIZES
+        and problem.dtype is not DType.FLOAT32
+        and problem.layout.nnz > 0
+    )
+
+
+# 16-row tiles of a warp, warps side by side, and columns of each.
+SHAPES = (
+    (4, 16, 32),
+    (8, 16, 16),
+    (8, 8, 32),
+    (4, 16, 16),
+    (4, 8, 32),
+    (2, 16, 32),
+    (2, 16, 16),
+    (1, 16, 32),
+    (1, 16, 16),
+    (4, 8, 16),
+    (1, 8, 16),
+)
+
+
+def shapes(problem: Problem, target: Target) -> Iterator[NarrowShape]:
+    """Every shape, alone and in clusters, with every ring; no taller than the hint for N asks."""
+    n, block = problem.batch or DEFAULT_ROWS, problem.block_size
+    least = min(m_tiles * 16 for m_tiles, _, _ in SHAPES)
+    for m_tiles, warps, columns in SHAPES:
+        for panel, cluster, stages in product(PANELS, CLUSTERS, STAGES):
+            shape = _with_ring(NarrowShape(m_tiles, warps, columns // block, panel, cluster, stages), target)
+            if shape.rows * cluster < max(2 * n, 2 * least) and shape.stage_bytes > 0:
+                yield shape
+
+
+def _with_ring(shape: NarrowShape, target: Target) -> NarrowShape:
+    budget = target.shared_memory - BARRIER_BYTES - shape.scratch_bytes
+    return replace(shape, stage_bytes=budget // shape.stages // 1024 * 1024)
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A candidate before its stages are cut, with its cost."""
+
+    geometry: NarrowGeometry
+    grouping: str
+    tiles: Tiles
+    reductions: tuple[Reduction, ...]
+    cost: Cost
+
+
+def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
+    """Every shape with every grouping."""
+    if not serves(problem, target):
+        return
+    view = output_blocks(problem)
+    ways: dict[tuple[int, int], list[Grouping]] = {}
+    counted: dict[tuple[int, int, int, int], Counts] = {}
+    for shape in shapes(problem, target):
+        geo, key = narrow_geometry(problem, shape), (shape.warps, shape.slots)
+        if key not in ways:
+            ways[key] = [*groupings(view, *key, target), *similar(view, shape.tile_slots)]
+            ways[key] += spread(view, shape.tile_slots, target)
+        for index, (grouping, tiles, reductions) in enumerate(ways[key]):
+            if (*key, shape.panel, index) not in counted:
+                counted[(*key, shape.panel, index)] = tile_counts(tiles, problem, geo)
+            cost = narrow_cost(problem, target, geo, counted[(*key, shape.panel, index)], bool(reductions))
+            yield Draft(geo, grouping, tiles, reductions, cost)
+
+
+def spread(view: OutputBlocks, tile_slots: int, target: Target) -> Iterator[Grouping]:
+    """The inputs of every output block split into as many parts; a tile has the same part of neighbours, and about the same inputs."""
+    tiles, longest = -(-view.outputs // tile_slots), int(view.work.max())
+    for ways in WAYS:
+        if tiles * ways > target.sms or longest < 4 * ways:
+            return
+        parts, reductions = split(view, -(-longest // ways))
+        order = sorted(range(len(parts)), key=lambda p: (_way(parts[p], reductions), parts[p].output))
+        chosen = [parts[p] for p in order]
+        yield (
+            f"{ways}-way split",
+            [_padded(chosen[i : i + tile_slots], tile_slots) for i in range(0, len(chosen), tile_slots)],
+            reductions,
+        )
+
+
+def _way(part: Part, reductions: Sequence[Reduction]) -> int:
+    """Which of its output block's partial sums a part is."""
+    if part.target >= 0:
+        return 0
+    firsts = [reduction.first for reduction in reductions]
+    return ~part.target - firsts[int(np.searchsorted(firsts, ~part.target, side="right")) - 1]
+
+
+def _padded(parts: Sequence[Part], length: int) -> list[Part | None]:
+    return [*parts, *[None] * (length - len(parts))]
+
+
+def candidates(problem: Problem, target: Target) -> Iterator[HopperNarrowPlan]:
+    """Plans of all drafts, to measure."""
+    for draft in drafts(problem, target):
+        yield assemble(problem, target, draft)
+
+
+def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iterator[HopperNarrowPlan]:
+    """The plan of the cheapest draft, if below `limit` seconds."""
+    best = min(drafts(problem, target), key=lambda draft: draft.cost.seconds, default=None)
+    if best is not None and best.cost.seconds < limit:
+        yield assemble(problem, target, best)
+
+
+def cut(tiles: Tiles, geo: NarrowGeometry) -> tuple[list[NarrowStage], IntArray]:
+    """The stages of all tiles, one after the other, and where each tile's begin."""
+    stages: list[NarrowStage] = []
+    starts = [0]
+    for tile in tiles:
+        stages += pack(tile_items(tile, geo), geo)
+        starts.append(len(stages))
+    return stages, np.array(starts, np.int32)
+
+
+def assemble(problem: Problem, target: Target, draft: Draft) -> HopperNarrowPlan:
+    """Cut the tiles into stages and encode them."""
+    geo = draft.geometry
+    stages, starts = cut(draft.tiles, geo)
+    targets = [[NO_OUTPUT if part is None else part.target for part in tile] for tile in draft.tiles]
+    return HopperNarrowPlan(
+        problem, target, draft.grouping, starts, np.array(targets, np.int32), draft.reductions, draft.cost,
+        geo, encode_loads(stages, geo), encode_records(stages, geo), record_starts(stages, geo),
+    )  # fmt: skip

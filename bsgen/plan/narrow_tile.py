@@ -1,0 +1,130 @@
+"""Shapes of the Hopper kernels for narrow blocks: warps side by side, each with all rows of a tile and a few output blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from bsgen.plan.occupancy import REGISTERS
+from bsgen.plan.tile import CHUNK_BYTES, MMA_COLUMNS, MMA_ROWS, Math, math_of
+from bsgen.problem import Op, Problem
+
+PRODUCER_WARPS = 4
+PRODUCER_REGISTERS = 32
+MOST_LAUNCH_REGISTERS = 128
+SCRATCH_BYTES = 512  # of a warp that stores: 16 rows of 16 outputs
+
+
+@dataclass(frozen=True)
+class NarrowShape:
+    """What a candidate decides: 16-row tiles of a warp, warps and output blocks of each, features of a panel, and the ring.
+
+    Thread blocks of a cluster have the same output blocks and neighbouring rows: each run of W is loaded once for all.
+    """
+
+    m_tiles: int
+    warps: int
+    slots: int
+    panel: int
+    cluster: int = 1
+    stages: int = 0
+    stage_bytes: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of a tile."""
+        return MMA_ROWS * self.m_tiles
+
+    @property
+    def tile_slots(self) -> int:
+        """Output blocks of a tile."""
+        return self.warps * self.slots
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Shared memory through which results are stored."""
+        return SCRATCH_BYTES * self.warps
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block: four more warps load."""
+        return 32 * (self.warps + PRODUCER_WARPS)
+
+    @property
+    def launch_registers(self) -> int:
+        """Registers of each thread at launch: what setmaxnreg may hand out again, no more, or the kernel hangs."""
+        return min(MOST_LAUNCH_REGISTERS, REGISTERS // self.threads // 8 * 8)
+
+    @property
+    def consumer_registers(self) -> int:
+        """Registers of a thread that multiplies, once those that load have given up theirs."""
+        groups = self.warps // 4
+        return (self.launch_registers * (groups + 1) - PRODUCER_REGISTERS) // groups // 8 * 8
+
+    @property
+    def producer_registers(self) -> int:
+        """Registers of a thread that loads."""
+        return PRODUCER_REGISTERS
+
+
+@dataclass(frozen=True)
+class NarrowGeometry:
+    """Sizes that follow from a problem and a shape; the template uses these names as its constants.
+
+    An *operation* multiplies the inputs of one stored block; two of 8 inputs each make one multiply step.
+    """
+
+    op: Op
+    block: int
+    math: Math
+    shape: NarrowShape
+
+    @property
+    def chunk(self) -> int:
+        """Elements of a chunk."""
+        return self.math.chunk
+
+    @property
+    def paired(self) -> bool:
+        """Whether a multiply step takes two operations."""
+        return self.block < self.math.depth
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return CHUNK_BYTES // self.math.chunk
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes of a row of a panel: the width of the swizzle."""
+        return self.shape.panel * self.itemsize
+
+    @cached_property
+    def panel_bytes(self) -> int:
+        """Bytes of a panel."""
+        return self.row_bytes * self.shape.rows
+
+    @cached_property
+    def panel_blocks(self) -> int:
+        """Input blocks of a panel."""
+        return self.shape.panel // self.block
+
+    @cached_property
+    def piece_bytes(self) -> int:
+        """Bytes of a stored block."""
+        return self.block**2 * self.itemsize
+
+    @property
+    def n_tiles(self) -> int:
+        """Multiply steps along the columns of an output block."""
+        return self.block // MMA_COLUMNS
+
+    @property
+    def accumulators(self) -> int:
+        """float32 accumulators of a thread."""
+        return self.shape.m_tiles * self.shape.slots * self.n_tiles * 4
+
+
+def narrow_geometry(problem: Problem, shape: NarrowShape) -> NarrowGeometry:
+    """The geometry of `problem` under `shape`."""
+    return NarrowGeometry(problem.op, problem.block_size, math_of(problem), shape)

@@ -1,0 +1,167 @@
+"""Runs emitted kernels on the host: the text that the compiler emits, its inline assembly replaced, compiled as C++ (see device.h)."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bsgen.emit import render
+from bsgen.outline import Launch
+from bsgen.plan import Plan
+from bsgen.problem import DType
+
+COMPILER = shutil.which("g++")
+HEADER = Path(__file__).parent / "device.h"
+FUNCTION = re.compile(r"(?:^template <[^\n]*>\n)?^__device__ __forceinline__ (?P<head>[^\n]*?(?P<name>\w+)\([^\n]*\)) \{", re.MULTILINE)
+SHARED = "extern __shared__ __align__(1024) unsigned char shared[];", "extern __shared__ __align__(128) unsigned char shared[];"
+SMS = 5  # of the machine that is made up: few, so that persistent thread blocks walk several tiles
+
+
+def run(plan: Plan, operands: Mapping[str, np.ndarray[Any, Any]], shape: tuple[int, ...], seed: int = 0, **integers: int) -> Any:
+    """The result, of `shape`, of every launch of a plan on the operands; `integers` are n and accumulate."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        arrays = {name: np.ascontiguousarray(array) for name, array in operands.items()}
+        out = arrays.setdefault("out", np.full(shape, np.nan, plan.problem.dtype.numpy))
+        arrays["workspace"] = np.full(max(1, plan.workspace.elements(integers["n"])), np.nan, np.float32)
+        for name, array in arrays.items():
+            (folder / name).write_bytes(array.tobytes() or b"\0")
+        subprocess.run([_program(render(plan).text, _main(plan), plan.problem.dtype), name, str(seed)], check=True, cwd=folder, timeout=600,
+                       input=" ".join(str(value) for value in _numbers(plan, integers)), text=True)  # fmt: skip
+        return np.frombuffer((folder / "out").read_bytes(), out.dtype)[: out.size].reshape(out.shape)
+
+
+def _numbers(plan: Plan, integers: Mapping[str, int]) -> list[int]:
+    return [integers["n"], integers.get("accumulate", 0), *(launch.grid.size(integers["n"], SMS) for launch in plan.launches)]
+
+
+def host_text(text: str) -> str:
+    """A kernel as C++: no inline assembly, no declarations that only CUDA knows."""
+    for line in SHARED:
+        text = text.replace(line, "unsigned char* const shared = self->block->shared;")
+    text = re.sub(r'^ *asm volatile\("setmaxnreg[^\n]*\n', "", text, flags=re.MULTILINE)
+    text = re.sub(r"^struct alignas\(64\) TensorMap \{.*?^\};\n", "", text, flags=re.MULTILINE | re.DOTALL)
+    parts, position = [], 0
+    for found in FUNCTION.finditer(text):
+        if found.start() < position:
+            continue
+        end = _end_of_body(text, found.end())
+        if "asm" in text[found.end() : end] or found["name"] in ("unpack", "shared_address"):
+            parts += [text[position : found.start()], _substitute(found["name"], found["head"], text[found.end() : end])]
+            position = end
+    return "".join([*parts, text[position:]])
+
+
+def _end_of_body(text: str, begin: int) -> int:
+    depth, quoted = 1, False
+    for place in range(begin, len(text)):
+        character = text[place]
+        if character == '"':
+            quoted = not quoted
+        elif not quoted and character in "{}":
+            depth += 1 if character == "{" else -1
+            if depth == 0:
+                return place + 1
+    raise AssertionError("a function without an end")
+
+
+def _substitute(name: str, head: str, body: str) -> str:
+    """What stands for a function of assembly here: mostly the one of its name in device.h."""
+    if name == "shared_address":
+        return "inline u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }"
+    if name == "load_shared":
+        cast = "__uint_as_float(ld_word(address))" if head.startswith("float") else "ld_word(address)"
+        return f"inline {head} {{ return {cast}; }}"
+    if name != "wgmma":
+        return ""
+    flags = re.search(r"b, 1, 1, 1((?:, [01])*);", body)
+    assert flags is not None
+    transposed = [word == "1" for word in flags[1].split(", ")[1:]]
+    item = 4 if "tf32" in body else 2
+    right = f"Matrix{{b, kWeightsHigh, {str(bool(transposed and transposed[-1])).lower()}, {item}}}"
+    if "const u32 (&a)[4]" in head:
+        return f"inline {head} {{ wgmma_registers(sums, a, {right}); }}"
+    left = f"Matrix{{a, kPanelHigh, {str(len(transposed) == 2 and transposed[0]).lower()}, {item}}}"
+    return f"inline {head} {{ wgmma_shared(sums, {left}, {right}); }}"
+
+
+def _main(plan: Plan) -> str:
+    """A program that reads the operands from files of their names, launches, and writes `out`."""
+    names = {name for launch in plan.launches for name in launch.arguments} | {"out", "workspace"}
+    pointers = sorted({name.removesuffix("_map") for name in names} - {"n", "accumulate"})
+    lines = ['    int n, accumulate; std::scanf("%d %d", &n, &accumulate);', "    const unsigned seed = std::atoi(given[2]);"]
+    lines += [f'    Operand {name}("{name}");' for name in pointers]
+    for launch in plan.launches:
+        lines += _launch(plan, launch)
+    lines.append("    out.write();")
+    return MAIN + "int main(int, char** given) {\n" + "\n".join(lines) + "\n}\n"
+
+
+def _launch(plan: Plan, launch: Launch) -> list[str]:
+    item, lines = plan.problem.dtype.itemsize, ["    {", '        unsigned blocks_; std::scanf("%u", &blocks_);']
+    for m in launch.maps:
+        rows = m.rows or "n"
+        lines.append(
+            f"        const TensorMap {m.argument}{{{m.operand}.data(), {m.columns}, {rows}, {m.box_columns}, {m.box_rows}, {item}}};"
+        )
+    arguments = ", ".join(
+        name if name in ("n", "accumulate") or name.endswith("_map") else f"{name}.as()" for name in launch.arguments
+    )
+    lines.append(
+        f"        launch(blocks_, {launch.threads}, {launch.grid.cluster}, seed, [&] {{ {launch.entry}({arguments}); }});"
+    )
+    return [*lines, "    }"]
+
+
+MAIN = """
+struct Operand {
+    const char* name;
+    std::vector<unsigned char> bytes;
+    size_t size;
+    explicit Operand(const char* file) : name(file) {
+        FILE* f = std::fopen(file, "rb");
+        std::fseek(f, 0, SEEK_END), size = std::ftell(f), std::rewind(f);
+        bytes.resize(size + 256);
+        if (std::fread(data(), 1, size, f) != size) fail("cannot read");
+        std::fclose(f);
+    }
+    unsigned char* data() { return bytes.data() + (128 - reinterpret_cast<uintptr_t>(bytes.data()) % 128); }
+    struct Any {
+        void* p;
+        template <class T> operator T*() const { return static_cast<T*>(p); }
+    };
+    Any as() { return {data()}; }
+    void write() {
+        FILE* f = std::fopen(name, "wb");
+        std::fwrite(data(), 1, size, f), std::fclose(f);
+    }
+};
+"""
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
+
+
+def _program(text: str, main: str, dtype: DType) -> Path:
+    """The compiled program of a kernel, made once."""
+    types = "".join(f"#define {kind.name} {int(kind is dtype)}\n" for kind in DType)
+    whole = f'{types}#include "{HEADER}"\n{host_text(text)}{main}'
+    program = Path(_folder().name) / hashlib.sha256(whole.encode()).hexdigest()[:16]
+    if not program.exists():
+        source = program.with_suffix(".cpp")
+        source.write_text(whole)
+        command = [str(COMPILER), "-std=c++20", "-O1", "-w", "-fno-strict-aliasing", "-o", str(program), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[:4000]
+    return program

@@ -1,0 +1,163 @@
+"""The Hopper kernels for narrow blocks by property: their tables read on their own terms, and what TMA and setmaxnreg demand of a plan."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from narrow_tables import narrow_terms
+from problems import BIG, NARROW_KINDS, SMALL, bernoulli, cheapest, hub, sample, small_layouts
+from test_kernels_compile import EPILOGUES, check_instructions, compiled_plan, named
+from test_plan import check_block, check_launches, check_outputs, check_terms
+from test_reference import check as check_numbers
+
+from bsgen.layout import Layout
+from bsgen.plan import HopperNarrowPlan, Plan, choose, hopper_narrow
+from bsgen.plan.narrow_stages import runs
+from bsgen.problem import DType, Epilogue, Op, Problem
+
+BATCHES = (1, 3, 64, 129, 4097)
+
+pytestmark = pytest.mark.filterwarnings("error")
+thorough = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+
+
+@st.composite
+def narrow_problems(draw: st.DrawFn) -> Problem:
+    """Problems that the family serves, of every layout that has a block, with hints for N."""
+    op, block, dtype = draw(st.sampled_from(NARROW_KINDS))
+    layout = draw(small_layouts(24).filter(lambda layout: layout.nnz > 0))
+    return Problem(op, layout, block, dtype, batch=draw(st.sampled_from([None, 1, 40, 20000])))
+
+
+@thorough
+@given(st.data(), narrow_problems())
+def test_tables(data: st.DataObject, problem: Problem) -> None:
+    plans = list(hopper_narrow.candidates(problem, BIG))
+    places = data.draw(st.lists(st.integers(0, len(plans) - 1), min_size=1, max_size=3, unique=True), "candidates")
+    for plan in (cheapest(hopper_narrow, problem, BIG), *(plans[place] for place in places)):
+        check(plan)
+
+
+@pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
+@pytest.mark.parametrize("block", hopper_narrow.BLOCK_SIZES)
+def test_split_outputs(op: Op, block: int) -> None:
+    """A long hub, and a layout of few tiles whose output blocks are all split."""
+    mask = hub(400, 6).mask
+    for layout in (Layout(mask if op is Op.FPROP else mask.T), bernoulli(96, 96, 0.4)):
+        plans = list(hopper_narrow.candidates(Problem(op, layout, block, DType.FLOAT16, batch=64), BIG))
+        split = [plan for plan in plans if plan.reductions]
+        assert split
+        for plan in sample(split, 4):
+            check(plan)
+            check_numbers(plan, 17)
+
+
+@pytest.mark.parametrize(("op", "block", "dtype"), NARROW_KINDS)
+def test_numbers(op: Op, block: int, dtype: DType) -> None:
+    for layout in (bernoulli(24, 20, 0.3), Layout(np.diag([1, 0, 1, 0, 0])), Layout(np.ones((40, 36), bool))):
+        for plan in sample(list(hopper_narrow.candidates(Problem(op, layout, block, dtype), BIG)), 3):
+            check_numbers(plan, 17)
+
+
+def test_dense_layouts_have_panels_with_more_blocks_than_a_stage_holds() -> None:
+    for block, (op, density) in product(hopper_narrow.BLOCK_SIZES, ((Op.FPROP, 1.0), (Op.DGRAD, 0.8))):
+        problem = Problem(op, bernoulli(64, 64, density), block, DType.BFLOAT16)
+        for plan in sample(list(hopper_narrow.candidates(problem, BIG)), 4):
+            check(plan)
+
+
+def check(plan: Plan) -> None:
+    """Everything that holds for a plan of the family."""
+    assert isinstance(plan, HopperNarrowPlan)
+    check_outputs(plan)
+    check_terms(plan, narrow_terms(plan))
+    shape = plan.geometry.shape
+    check_block(plan, shape.threads)
+    check_launches(plan)
+    assert shape.stage_bytes % 1024 == 0
+    assert shape.stages * 16 % 16 == 0, "scratch is written 16 bytes at a time"
+    assert shape.stages * (shape.stage_bytes + 16) + 512 * shape.warps <= plan.shared_memory
+    check_registers(plan)
+    check_maps(plan)
+    check_grids(plan)
+    assert plan.tile_stages[-1] == len(plan.loads) == len(plan.record_starts) - 1
+    assert plan.targets.shape == (plan.tiles, shape.tile_slots)
+
+
+def check_registers(plan: HopperNarrowPlan) -> None:
+    """setmaxnreg hands out no more registers than the launch took: it would wait for ever."""
+    shape = plan.geometry.shape
+    assert shape.warps % 4 == 0, "setmaxnreg is for a warpgroup"
+    groups = shape.warps // 4
+    wanted = shape.consumer_registers * groups + shape.producer_registers
+    assert wanted <= shape.launch_registers * (groups + 1)
+    assert shape.launch_registers * shape.threads <= 65536
+    assert 24 <= shape.producer_registers <= shape.launch_registers <= shape.consumer_registers <= 256
+    assert shape.producer_registers % 8 == shape.consumer_registers % 8 == shape.launch_registers % 8 == 0
+
+
+def check_maps(plan: HopperNarrowPlan) -> None:
+    """What cuTensorMapEncodeTiled accepts, with rows of one swizzle line."""
+    (activations,) = plan.maps
+    assert 0 < activations.box_rows <= 256
+    assert activations.box_columns * 2 == plan.geometry.row_bytes
+    assert plan.geometry.row_bytes in (64, 128)
+    assert activations.columns * 2 % 16 == 0
+    assert (activations.operand, activations.columns, activations.rows) == (plan.activations, plan.features[0], 0)
+    assert activations.box_rows * plan.geometry.row_bytes == plan.geometry.panel_bytes
+
+
+def check_grids(plan: HopperNarrowPlan) -> None:
+    """Whole clusters, no more thread blocks than multiprocessors, and none for no rows."""
+    main, shape = plan.launches[0], plan.geometry.shape
+    assert main.grid.size(0, 132) == 0
+    for n, sms in product(BATCHES, (132, 131, 7)):
+        work = plan.tiles * -(-n // (shape.rows * shape.cluster)) * shape.cluster
+        assert main.grid.size(n, sms) == min(work, sms // shape.cluster * shape.cluster) > 0
+
+
+@pytest.mark.parametrize(("op", "block", "dtype"), NARROW_KINDS, ids=named)
+def test_kernels_of_every_shape(op: Op, block: int, dtype: DType) -> None:
+    """No candidate spills, whatever the layout: shapes alone make the code."""
+    plans: dict[object, Plan] = {}
+    skewed = hub(400, 6)
+    for layout in (bernoulli(64, 64, 0.1), skewed if op is Op.FPROP else skewed.transpose()):
+        for plan in hopper_narrow.candidates(Problem(op, layout, block, dtype), BIG):
+            shape = plan.geometry.shape
+            key = (shape.m_tiles, shape.warps, shape.slots, shape.panel, shape.cluster, bool(plan.reductions))
+            plans.setdefault(key, plan)
+    for plan in sample(list(plans.values()), 12):
+        binary = compiled_plan(plan)
+    check_instructions(plan, binary, multiplies="HMMA")
+
+
+@pytest.mark.parametrize("epilogue", EPILOGUES, ids=named)
+@pytest.mark.parametrize("block", hopper_narrow.BLOCK_SIZES)
+def test_epilogues(block: int, epilogue: Epilogue) -> None:
+    problem = Problem(Op.FPROP, hub(400, 6), block, DType.BFLOAT16, epilogue=epilogue)
+    for plan in sample(list(hopper_narrow.candidates(problem, BIG)), 3):
+        compiled_plan(plan)
+
+
+def test_what_it_serves() -> None:
+    layout = bernoulli(6, 5, 0.5)
+    for op, block, dtype, target in product(Op, (8, 16, 32), DType, (BIG, SMALL)):
+        problem = Problem(op, layout, block, dtype)
+        served = target is BIG and (op, block, dtype) in NARROW_KINDS
+        assert bool(list(hopper_narrow.candidates(problem, target))) == served
+        assert not isinstance(choose(problem, target), HopperNarrowPlan), "not before it has run on a GPU"
+    nothing = Problem(Op.FPROP, Layout(np.zeros((2, 3), bool)), 8, DType.FLOAT16)
+    assert list(hopper_narrow.candidates(nothing, BIG)) == list(hopper_narrow.shortlist(nothing, BIG)) == []
+
+
+@given(st.lists(st.integers(0, 60), unique=True))
+def test_runs(blocks: list[int]) -> None:
+    found = runs(sorted(blocks))
+    assert [first + i for first, count in found for i in range(count)] == sorted(blocks)
+    assert all(first + count < then for (first, count), (then, _) in zip(found, found[1:], strict=False))
