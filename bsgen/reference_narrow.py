@@ -67,5 +67,5 @@ class _Stage:
             if 0 <= inside < size * CHUNK_BYTES:
                 first = place * geo.chunk + inside // geo.itemsize
                 elements = first + np.arange(geo.block**2, dtype=np.int64).reshape(geo.block, geo.block)
-                return elements if self.plan.problem.op is Op.FPROP else elements.T
+                return np.asarray(elements if self.plan.problem.op is Op.FPROP else elements.T)
         raise AssertionError("an operation reads a block that no run brings")

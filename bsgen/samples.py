@@ -17,8 +17,8 @@ import numpy as np
 from bsgen.emit import render
 from bsgen.files import write_together
 from bsgen.layout import Layout
-from bsgen.plan import Plan, choose
-from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Precision, Problem
+from bsgen.plan import Plan, choose, hopper_narrow
+from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Precision, Problem, Target
 from bsgen.topology import banded
 
 FOLDER = Path("generated/samples")
@@ -38,6 +38,11 @@ def hub(rows: int, cols: int) -> Layout:
     return Layout((column == 0) | (row == column))
 
 
+def narrow(problem: Problem, target: Target) -> Plan:
+    """The kernels for narrow blocks, which are not in the choice yet."""
+    return next(hopper_narrow.shortlist(problem, target))
+
+
 @dataclass(frozen=True)
 class Sample:
     """A problem with a name that says what it shows."""
@@ -51,13 +56,14 @@ class Sample:
     epilogue: Epilogue = field(default_factory=Epilogue)
     batch: int | None = None
     arch: str = ANY
+    planner: Callable[[Problem, Target], Plan] = choose
 
     @property
     def plan(self) -> Plan:
         """How it is done on its architecture."""
         layout, epilogue = self.layout(), self.epilogue
         problem = Problem(self.op, layout, self.block_size, self.dtype, self.precision, epilogue, self.batch)
-        return choose(problem, TARGETS[self.arch])
+        return self.planner(problem, TARGETS[self.arch])
 
     @property
     def text(self) -> str:
@@ -94,6 +100,47 @@ SAMPLES = (
         arch=HOPPER,
     ),
     Sample("hopper_wgrad_b128_float16", Op.WGRAD, lambda: scattered(8, 8), 128, DType.FLOAT16, batch=FEW, arch=HOPPER),
+    Sample(
+        "hopper_fprop_b8_float16",
+        Op.FPROP,
+        lambda: scattered(16, 64),
+        8,
+        DType.FLOAT16,
+        batch=MANY,
+        arch=HOPPER,
+        planner=narrow,
+    ),
+    Sample(
+        "hopper_fprop_b16_bfloat16_bias_gelu_residual",
+        Op.FPROP,
+        lambda: scattered(24, 20),
+        16,
+        DType.BFLOAT16,
+        epilogue=Epilogue(bias=True, activation=Activation.GELU, residual=True),
+        batch=MANY,
+        arch=HOPPER,
+        planner=narrow,
+    ),
+    Sample(
+        "hopper_dgrad_b8_bfloat16",
+        Op.DGRAD,
+        lambda: scattered(64, 16),
+        8,
+        DType.BFLOAT16,
+        batch=MANY,
+        arch=HOPPER,
+        planner=narrow,
+    ),
+    Sample(
+        "hopper_fprop_b16_bfloat16_split",
+        Op.FPROP,
+        lambda: hub(256, 12),
+        16,
+        DType.BFLOAT16,
+        batch=FEW,
+        arch=HOPPER,
+        planner=narrow,
+    ),
     Sample("portable_fprop_b8_float16", Op.FPROP, lambda: scattered(12, 12), 8, DType.FLOAT16),
     Sample("portable_fprop_b32_bfloat16", Op.FPROP, lambda: scattered(8, 8), 32, DType.BFLOAT16),
     Sample("portable_fprop_b64_float32", Op.FPROP, lambda: scattered(6, 4), 64, DType.FLOAT32),

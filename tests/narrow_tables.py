@@ -1,7 +1,7 @@
 """Reads the tables of Hopper plans for narrow blocks, as their docstrings describe them, into what they mean for the layout.
 
-Written from the descriptions in plan/narrow_stages.py alone, apart from `bsgen.reference_narrow` and the template: loads fill a model
-of a stage's shared memory, element by element, and operations read it back.
+Written from the descriptions in plan/narrow_stages.py alone, apart from `bsgen.reference_narrow` and the template: loads fill a
+model of a stage's shared memory, element by element, and operations read it back.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ def _memory(plan: HopperNarrowPlan, stage: int) -> np.ndarray:
 
 def _fill(memory: np.ndarray, at: int, values: np.ndarray) -> None:
     place = slice(at // 2, at // 2 + len(values))
-    assert 0 <= at
+    assert at >= 0
     assert at // 2 + len(values) <= len(memory), "a load runs out of its stage"
     assert (memory[place] == NOTHING).all(), "two loads in one place"
     memory[place] = values
 
 
 def _operations(plan: HopperNarrowPlan, stage: int) -> Iterator[tuple[int, int, int]]:
-    """Slot, and bytes of inputs and weights, as four lanes of a warp would read them; what is read past the last is safe to follow."""
+    """Slot, and bytes of inputs and weights; what is read past the last is safe to follow."""
     geo, shape = plan.geometry, plan.geometry.shape
     words = plan.records[4 * plan.record_starts[stage] : 4 * plan.record_starts[stage + 1]]
     start = shape.stage_bytes - words.nbytes

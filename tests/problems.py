@@ -76,8 +76,8 @@ def targets() -> st.SearchStrategy[Target]:
     return st.sampled_from([BIG, SMALL])
 
 
-def sample(plans: Sequence[Plan], count: int) -> list[Plan]:
-    """At most `count` of the plans, spread evenly, the first and the last among them."""
+def sample(plans: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` of the plans (or drafts of plans), spread evenly, the first and the last among them."""
     places = np.linspace(0, len(plans) - 1, min(count, len(plans))).astype(int)
     return [plans[place] for place in places]
 

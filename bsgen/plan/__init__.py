@@ -18,8 +18,8 @@ from bsgen.problem import Op, Problem, Target
 
 Plan = HopperPlan | HopperNarrowPlan | HopperWGradPlan | MatMulPlan | WGradPlan
 
-# The families of each op; a further one adds its module, with `candidates` and `shortlist`, here. hopper_narrow will, once its kernels
-# have run on a GPU.
+# The families of each op; a further one adds its module, with `candidates` and `shortlist`, here. hopper_narrow will, once its
+# kernels have run on a GPU.
 FAMILIES: dict[Op, tuple[ModuleType, ...]] = {
     Op.FPROP: (hopper, matmul),
     Op.DGRAD: (hopper, matmul),

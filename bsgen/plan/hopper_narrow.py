@@ -19,7 +19,15 @@ from bsgen.plan.blocks import IntArray, OutputBlocks, Part, Reduction, output_bl
 from bsgen.plan.cost import Cost
 from bsgen.plan.grouping import Grouping, Tiles, groupings, similar
 from bsgen.plan.narrow_cost import Counts, narrow_cost, tile_counts
-from bsgen.plan.narrow_stages import NarrowStage, bounds_bytes, encode_loads, encode_records, pack, record_starts, tile_items
+from bsgen.plan.narrow_stages import (
+    NarrowStage,
+    bounds_bytes,
+    encode_loads,
+    encode_records,
+    pack,
+    record_starts,
+    tile_items,
+)
 from bsgen.plan.narrow_tile import NarrowGeometry, NarrowShape, narrow_geometry
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
 from bsgen.problem import DType, Op, Problem, Target
@@ -181,7 +189,7 @@ def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
 
 
 def spread(view: OutputBlocks, tile_slots: int, target: Target) -> Iterator[Grouping]:
-    """The inputs of every output block split into as many parts; a tile has the same part of neighbours, and about the same inputs."""
+    """The inputs of every output block split into as many parts; a tile has the same part of neighbours."""
     tiles, longest = -(-view.outputs // tile_slots), int(view.work.max())
     for ways in WAYS:
         if tiles * ways > target.sms or longest < 4 * ways:

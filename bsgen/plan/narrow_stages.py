@@ -44,7 +44,7 @@ def bounds_bytes(geo: NarrowGeometry) -> int:
 
 
 def record_bytes(operations: int, geo: NarrowGeometry) -> int:
-    """Bytes of the record of a stage of so many operations, and of gaps after slots with an odd number of those that go in pairs."""
+    """Bytes of the record of a stage of so many operations, with a gap after each slot where they go in pairs."""
     gaps = geo.shape.tile_slots if geo.paired else 0
     return _whole_chunks(OPERATION_BYTES * (operations + gaps + PAST_LAST)) + bounds_bytes(geo)
 

@@ -1,4 +1,4 @@
-"""Runs emitted kernels on the host: the text that the compiler emits, its inline assembly replaced, compiled as C++ (see device.h)."""
+"""Runs emitted kernels on the host: their text with its inline assembly replaced, compiled as C++ (see device.h)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,19 @@ from bsgen.problem import DType
 
 COMPILER = shutil.which("g++")
 HEADER = Path(__file__).parent / "device.h"
-FUNCTION = re.compile(r"(?:^template <[^\n]*>\n)?^__device__ __forceinline__ (?P<head>[^\n]*?(?P<name>\w+)\([^\n]*\)) \{", re.MULTILINE)
-SHARED = "extern __shared__ __align__(1024) unsigned char shared[];", "extern __shared__ __align__(128) unsigned char shared[];"
+FUNCTION = re.compile(
+    r"(?:^template <[^\n]*>\n)?^__device__ __forceinline__ (?P<head>[^\n]*?(?P<name>\w+)\([^\n]*\)) \{", re.MULTILINE
+)
+SHARED = (
+    "extern __shared__ __align__(1024) unsigned char shared[];",
+    "extern __shared__ __align__(128) unsigned char shared[];",
+)
 SMS = 5  # of the machine that is made up: few, so that persistent thread blocks walk several tiles
 
 
-def run(plan: Plan, operands: Mapping[str, np.ndarray[Any, Any]], shape: tuple[int, ...], seed: int = 0, **integers: int) -> Any:
+def run(
+    plan: Plan, operands: Mapping[str, np.ndarray[Any, Any]], shape: tuple[int, ...], seed: int = 0, **integers: int
+) -> Any:
     """The result, of `shape`, of every launch of a plan on the operands; `integers` are n and accumulate."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -35,13 +42,18 @@ def run(plan: Plan, operands: Mapping[str, np.ndarray[Any, Any]], shape: tuple[i
         arrays["workspace"] = np.full(max(1, plan.workspace.elements(integers["n"])), np.nan, np.float32)
         for name, array in arrays.items():
             (folder / name).write_bytes(array.tobytes() or b"\0")
-        subprocess.run([_program(render(plan).text, _main(plan), plan.problem.dtype), name, str(seed)], check=True, cwd=folder, timeout=600,
-                       input=" ".join(str(value) for value in _numbers(plan, integers)), text=True)  # fmt: skip
+        program = _program(render(plan).text, _main(plan), plan.problem.dtype)
+        numbers = " ".join(map(str, _numbers(plan, integers)))
+        subprocess.run([program, name, str(seed)], check=True, cwd=folder, timeout=600, input=numbers, text=True)
         return np.frombuffer((folder / "out").read_bytes(), out.dtype)[: out.size].reshape(out.shape)
 
 
 def _numbers(plan: Plan, integers: Mapping[str, int]) -> list[int]:
-    return [integers["n"], integers.get("accumulate", 0), *(launch.grid.size(integers["n"], SMS) for launch in plan.launches)]
+    return [
+        integers["n"],
+        integers.get("accumulate", 0),
+        *(launch.grid.size(integers["n"], SMS) for launch in plan.launches),
+    ]
 
 
 def host_text(text: str) -> str:
@@ -56,7 +68,10 @@ def host_text(text: str) -> str:
             continue
         end = _end_of_body(text, found.end())
         if "asm" in text[found.end() : end] or found["name"] in ("unpack", "shared_address"):
-            parts += [text[position : found.start()], _substitute(found["name"], found["head"], text[found.end() : end])]
+            parts += [
+                text[position : found.start()],
+                _substitute(found["name"], found["head"], text[found.end() : end]),
+            ]
             position = end
     return "".join([*parts, text[position:]])
 
@@ -98,7 +113,10 @@ def _main(plan: Plan) -> str:
     """A program that reads the operands from files of their names, launches, and writes `out`."""
     names = {name for launch in plan.launches for name in launch.arguments} | {"out", "workspace"}
     pointers = sorted({name.removesuffix("_map") for name in names} - {"n", "accumulate"})
-    lines = ['    int n, accumulate; std::scanf("%d %d", &n, &accumulate);', "    const unsigned seed = std::atoi(given[2]);"]
+    lines = [
+        '    int n, accumulate; std::scanf("%d %d", &n, &accumulate);',
+        "    const unsigned seed = std::atoi(given[2]);",
+    ]
     lines += [f'    Operand {name}("{name}");' for name in pointers]
     for launch in plan.launches:
         lines += _launch(plan, launch)
@@ -109,10 +127,8 @@ def _main(plan: Plan) -> str:
 def _launch(plan: Plan, launch: Launch) -> list[str]:
     item, lines = plan.problem.dtype.itemsize, ["    {", '        unsigned blocks_; std::scanf("%u", &blocks_);']
     for m in launch.maps:
-        rows = m.rows or "n"
-        lines.append(
-            f"        const TensorMap {m.argument}{{{m.operand}.data(), {m.columns}, {rows}, {m.box_columns}, {m.box_rows}, {item}}};"
-        )
+        sizes = f"{m.columns}, {m.rows or 'n'}, {m.box_columns}, {m.box_rows}, {item}"
+        lines.append(f"        const TensorMap {m.argument}{{{m.operand}.data(), {sizes}}};")
     arguments = ", ".join(
         name if name in ("n", "accumulate") or name.endswith("_map") else f"{name}.as()" for name in launch.arguments
     )

@@ -12,6 +12,7 @@
 #include <deque>
 #include <functional>
 #include <random>
+#include <unordered_map>
 #include <vector>
 
 using u32 = unsigned int;
@@ -47,7 +48,7 @@ struct dim3 { unsigned x = 0, y = 0, z = 0; };
 // --- threads -----------------------------------------------------------------------------------------------------------------------
 
 constexpr u32 kSharedBase = 1024;  // so that address 0 is nobody's
-constexpr size_t kSharedBytes = 227 * 1024, kStackBytes = 128 * 1024;
+constexpr size_t kSharedBytes = 227 * 1024, kStackBytes = 64 * 1024;
 
 struct Barrier {  // an mbarrier
     bool ready = false;
@@ -76,7 +77,7 @@ struct Block {
         if (address % 8 || address < kSharedBase || address + 8 > kSharedBase + kSharedBytes) fail("no barrier at", address);
         return barriers[address];
     }
-    std::vector<Barrier> barriers = std::vector<Barrier>(kSharedBase + kSharedBytes);
+    std::unordered_map<u32, Barrier> barriers;
 };
 struct Copy {
     int delay;
@@ -152,7 +153,7 @@ inline void launch(unsigned count, unsigned threads, unsigned cluster, unsigned 
     chance.seed(seed);
     grid.x = count, block_size.x = threads;
     for (unsigned first = 0; first < count; first += cluster) {
-        blocks.clear(), fibers.clear(), copies.clear();
+        blocks.clear(), copies.clear();
         blocks.resize(cluster), fibers.resize(cluster * threads);
         for (unsigned rank = 0; rank < cluster; ++rank) {
             Block& block = blocks[rank];
@@ -162,7 +163,7 @@ inline void launch(unsigned count, unsigned threads, unsigned cluster, unsigned 
         }
         for (unsigned i = 0; i < fibers.size(); ++i) {
             Fiber& fiber = fibers[i];
-            fiber.block = &blocks[i / threads], fiber.index.x = i % threads, fiber.stack.resize(kStackBytes);
+            fiber.block = &blocks[i / threads], fiber.index.x = i % threads, fiber.stack.resize(kStackBytes), fiber.done = false;
             getcontext(&fiber.context);
             fiber.context.uc_stack.ss_sp = fiber.stack.data(), fiber.context.uc_stack.ss_size = kStackBytes;
             fiber.context.uc_link = &scheduler;

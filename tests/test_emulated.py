@@ -1,0 +1,69 @@
+"""The kernels' own text, run on the host (see emulator/): every sample, and the shapes of kernels, against float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from emulator import COMPILER, run
+from problems import BIG, NARROW_KINDS, bernoulli, hub, sample
+from test_reference import TOLERANCE, expected, operands
+
+from bsgen import samples
+from bsgen.layout import Layout
+from bsgen.plan import Plan, hopper, hopper_narrow, hopper_wgrad
+from bsgen.problem import DType, Op, Precision, Problem
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no g++")
+
+
+def check(plan: Plan, n: int, seed: int = 0) -> None:
+    """One run of a plan's kernels against the exact result; what is not written stays NaN."""
+    problem = plan.problem
+    arrays = operands(problem, n, seed)
+    exact = expected(problem, arrays)
+    got = run(plan, arrays, exact.shape, seed, n=n).astype(np.float64)
+    error, norm = float(np.linalg.norm(got - exact)), float(np.linalg.norm(exact))
+    tolerance = 1e-3 if problem.precision is Precision.TENSOR else TOLERANCE[problem.dtype]
+    assert error <= max(tolerance, TOLERANCE[problem.dtype]) * norm, f"{plan.summary}, N = {n}: {error / norm:.2e}"
+
+
+@pytest.mark.parametrize("each", samples.SAMPLES, ids=lambda each: each.name)
+def test_samples(each: samples.Sample) -> None:
+    check(each.plan, 70, seed=1)
+
+
+@pytest.mark.parametrize(("op", "block", "dtype"), NARROW_KINDS)
+def test_narrow_blocks(op: Op, block: int, dtype: DType) -> None:
+    layout, batch = (bernoulli(13, 11, 0.3), 100) if dtype is DType.BFLOAT16 else (hub(70, 9), 3)
+    problem = Problem(op, layout if op is Op.FPROP else layout.transpose(), block, dtype, batch=batch)
+    drafts = sample(list(hopper_narrow.drafts(problem, BIG)), 3)
+    for n, draft in zip((1, 17, 150), drafts, strict=True):
+        check(hopper_narrow.assemble(problem, BIG, draft), n, seed=n)
+
+
+@pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
+def test_warpgroups(op: Op) -> None:
+    for block, dtype in ((32, DType.FLOAT16), (64, DType.BFLOAT16)):
+        problem = Problem(op, bernoulli(7, 9, 0.3), block, dtype, batch=100)
+        for n, draft in zip((1, 130), sample(list(hopper.drafts(problem, BIG)), 2), strict=True):
+            check(hopper.assemble(problem, BIG, draft), n, seed=n)
+
+
+def test_gradients_of_weights() -> None:
+    problem = Problem(Op.WGRAD, bernoulli(6, 5, 0.5), 32, DType.FLOAT16, batch=1000)
+    for n, plan in zip((5, 200), sample(list(hopper_wgrad.candidates(problem, BIG)), 2), strict=True):
+        check(plan, n, seed=n)
+
+
+def test_accumulation() -> None:
+    """`accumulate` adds to what is there."""
+    for block in (8, 32):
+        problem = Problem(Op.WGRAD, Layout([[1, 0], [1, 1]]), block, DType.FLOAT32, Precision.IEEE)
+        plan = samples.choose(problem, BIG)
+        arrays: dict[str, Any] = operands(problem, 9)
+        exact = expected(problem, arrays) + 2
+        out = np.full(exact.shape, 2, np.float32)
+        got = run(plan, {**arrays, "out": out}, exact.shape, n=9, accumulate=1)
+        np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5)
