@@ -17,7 +17,7 @@ import numpy as np
 from bsgen.emit import render
 from bsgen.files import write_together
 from bsgen.layout import Layout
-from bsgen.plan import Plan, choose, hopper_narrow
+from bsgen.plan import Plan, choose, hopper, hopper_narrow
 from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Precision, Problem, Target
 from bsgen.topology import banded
 
@@ -41,6 +41,11 @@ def hub(rows: int, cols: int) -> Layout:
 def narrow(problem: Problem, target: Target) -> Plan:
     """The kernels for narrow blocks, which are not in the choice yet."""
     return next(hopper_narrow.shortlist(problem, target))
+
+
+def staged(problem: Problem, target: Target) -> Plan:
+    """Results that TMA stores, which are not in the choice yet."""
+    return next(hopper.staged_plans(problem, target, 2))
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,16 @@ SAMPLES = (
         epilogue=Epilogue(bias=True, activation=Activation.SILU),
         batch=MANY,
         arch=HOPPER,
+    ),
+    Sample(
+        "hopper_fprop_b32_bfloat16_staged",
+        Op.FPROP,
+        lambda: scattered(32, 32),
+        32,
+        DType.BFLOAT16,
+        batch=MANY,
+        arch=HOPPER,
+        planner=staged,
     ),
     Sample("hopper_fprop_b32_float16_split", Op.FPROP, lambda: hub(256, 12), 32, DType.FLOAT16, batch=FEW, arch=HOPPER),
     Sample("hopper_dgrad_b32_float32", Op.DGRAD, lambda: scattered(16, 16), 32, DType.FLOAT32, batch=MANY, arch=HOPPER),

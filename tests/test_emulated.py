@@ -51,6 +51,17 @@ def test_warpgroups(op: Op) -> None:
             check(hopper.assemble(problem, BIG, draft), n, seed=n)
 
 
+@pytest.mark.parametrize(("op", "block"), [(Op.FPROP, 32), (Op.DGRAD, 64), (Op.FPROP, 128)])
+def test_results_that_tma_stores(op: Op, block: int) -> None:
+    layout = hub(150, 5) if block == 32 else bernoulli(7, 9, 0.4)
+    problem = Problem(op, layout, block, DType.BFLOAT16, batch=100)
+    for n, plan in (
+        (150, next(hopper.staged_plans(problem, BIG, 2))),
+        (70, next(hopper.staged_plans(problem, BIG, 4))),
+    ):
+        check(plan, n, seed=n)
+
+
 def test_gradients_of_weights() -> None:
     problem = Problem(Op.WGRAD, bernoulli(6, 5, 0.5), 32, DType.FLOAT16, batch=1000)
     for n, plan in zip((5, 200), sample(list(hopper_wgrad.candidates(problem, BIG)), 2), strict=True):

@@ -17,6 +17,7 @@ from bsgen.plan.grouping import Grouping, Tiles, groupings, similar
 from bsgen.plan.hopper_cost import Counts, hopper_cost, tile_counts
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
 from bsgen.plan.rings import RingStage, encode_loads, encode_records, pack, record_bytes, room, tile_items
+from bsgen.plan.tile import MMA_ROWS
 from bsgen.plan.warpgroup import ATOM_ROWS, WARPGROUP_ROWS, WarpgroupGeometry, WarpgroupShape, warpgroup_geometry
 from bsgen.problem import DType, Op, Precision, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
@@ -76,18 +77,22 @@ class HopperPlan(ProductPlan):
         return 1
 
     @property
-    def maps(self) -> tuple[TensorMap, TensorMap]:
-        """How TMA sees the activations and W."""
+    def maps(self) -> tuple[TensorMap, ...]:
+        """How TMA sees the activations and W, and the result if it stores that."""
         geo, problem, dtype = self.geometry, self.problem, str(self.problem.dtype)
         activations = TensorMap(self.activations, self.features[0], 0, geo.depth, geo.shape.rows, dtype)
         rows = problem.layout.nnz * problem.block_size
-        return activations, TensorMap("w", problem.block_size, rows, geo.box_columns, geo.box_rows, dtype)
+        weights = TensorMap("w", problem.block_size, rows, geo.box_columns, geo.box_rows, dtype)
+        if not geo.shape.staging:
+            return activations, weights
+        return activations, weights, TensorMap("out", self.features[1], 0, geo.depth, MMA_ROWS, dtype)
 
     @cached_property
     def launches(self) -> tuple[Launch, ...]:
         """The main kernel, and the reduction of split output blocks when there are any."""
         shape, maps = self.geometry.shape, self.maps
-        arguments = (*(tensor_map.argument for tensor_map in maps), *self.tail_arguments)
+        tail = self.tail_arguments[1:] if shape.staging else self.tail_arguments
+        arguments = (*(tensor_map.argument for tensor_map in maps), *tail)
         grid = Grid(self.tiles, shape.rows * shape.cluster, persistent=True, cluster=shape.cluster)
         return Launch(self.entry, grid, shape.threads, self.shared_memory, arguments, maps), *self.reduce_launches
 
@@ -99,7 +104,8 @@ class HopperPlan(ProductPlan):
             f"wgmma_{geo.math.ptx}, tile {shape.rows} x {shape.tile_slots * geo.block}, "
             f"{shape.row_groups} x {shape.columns} warpgroups of {64 * shape.m_tiles} x {shape.slots * geo.block}, "
             f"{f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}"
-            f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, {self.grouping} groups"
+            f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, "
+            f"{f'{shape.staging // 1024} KiB of results a warp, ' * bool(shape.staging)}{self.grouping} groups"
             f"{f' in bands of {self.band}' * (self.band > 1)}{self.split_text}"
         )
 
@@ -157,6 +163,17 @@ def _with_ring(shape: WarpgroupShape, target: Target) -> WarpgroupShape:
     return replace(shape, stage_bytes=budget // shape.stages // 1024 * 1024)
 
 
+def staged(shape: WarpgroupShape, boxes: int, problem: Problem, target: Target) -> WarpgroupShape | None:
+    """The shape with `boxes` places for results that TMA stores, a smaller ring, and the same everything else; None where that
+    cannot be: boxes must be a part of a tile's, and rows past `few` belong to the next tile."""
+    geo = warpgroup_geometry(problem, shape)
+    if shape.few or problem.dtype is DType.FLOAT32 or geo.tile_boxes % boxes:
+        return None
+    wanted = _with_ring(replace(shape, staging=boxes * geo.store_bytes), target)
+    geo = warpgroup_geometry(problem, wanted)
+    return wanted if room(geo) >= geo.panel_bytes + 2 * geo.piece_bytes else None
+
+
 @dataclass(frozen=True, eq=False)
 class Draft:
     """A candidate before its stages are cut, with its cost."""
@@ -200,6 +217,14 @@ def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iter
     if ranked and ranked[0].cost.seconds < limit:
         alike = [draft for draft in ranked if draft.cost.seconds <= ranked[0].cost.seconds]
         yield assemble(problem, target, max(alike, key=_buffered))
+
+
+def staged_plans(problem: Problem, target: Target, boxes: int) -> Iterator[HopperPlan]:
+    """Plans of all drafts that can have TMA store their results, the cheapest first; no candidates before they have been timed."""
+    for draft in sorted(drafts(problem, target), key=lambda draft: draft.cost.seconds):
+        shape = staged(draft.geometry.shape, boxes, problem, target)
+        if shape is not None:
+            yield assemble(problem, target, replace(draft, geometry=warpgroup_geometry(problem, shape)))
 
 
 def _buffered(draft: Draft) -> float:

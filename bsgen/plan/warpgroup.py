@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bsgen.plan.occupancy import REGISTERS
-from bsgen.plan.tile import Math, math_of
+from bsgen.plan.tile import MMA_ROWS, Math, math_of
 from bsgen.problem import Op, Problem
 
 LINE_BYTES = 128
@@ -30,6 +30,7 @@ class WarpgroupShape:
 
     Thread blocks of a cluster have the same output blocks and neighbouring rows: each piece of W is loaded once for all.
     A tile of `few` rows (a multiple of 8, 0: none) loads no more of the 64 that are multiplied; the others are never stored.
+    With `staging` bytes, results of a warp go there, for TMA to store while the next tile is multiplied; 0: the warp stores them.
     """
 
     row_groups: int
@@ -40,6 +41,7 @@ class WarpgroupShape:
     few: int = 0
     stages: int = 0
     stage_bytes: int = 0
+    staging: int = 0
 
     @property
     def groups(self) -> int:
@@ -49,7 +51,7 @@ class WarpgroupShape:
     @property
     def scratch_bytes(self) -> int:
         """Shared memory through which results are stored."""
-        return SCRATCH_BYTES * 4 * self.groups
+        return (self.staging or SCRATCH_BYTES) * 4 * self.groups
 
     @property
     def rows(self) -> int:
@@ -191,6 +193,21 @@ class WarpgroupGeometry:
     def weights_step(self) -> int:
         """From one multiply step to the next in a piece, in 16 bytes: rows for fprop, along them for dgrad."""
         return (self.step * self.row_bytes if self.op is Op.FPROP else self.step * self.itemsize) >> 4
+
+    @cached_property
+    def store_bytes(self) -> int:
+        """Bytes of a box of results that TMA stores: 16 rows of a swizzle line."""
+        return MMA_ROWS * self.row_bytes
+
+    @cached_property
+    def store_boxes(self) -> int:
+        """Boxes of a warp that are on their way at once; each has its place, and all of a tile take turns."""
+        return self.shape.staging // self.store_bytes
+
+    @cached_property
+    def tile_boxes(self) -> int:
+        """Boxes of a warp's part of a tile."""
+        return self.shape.m_tiles * self.shape.slots * self.slices
 
     @cached_property
     def accumulators(self) -> int:

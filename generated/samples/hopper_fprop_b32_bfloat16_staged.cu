@@ -1,0 +1,531 @@
+// y = x @ W for one block-sparse W [1024, 1024], bfloat16.
+// Layout 8bd202088863656e: 384 of 1024 blocks of 32 x 32 (37.50 %).
+// Plan: hopper, wgmma_bf16, tile 128 x 256, 1 x 4 warpgroups of 128 x 64, clusters of 2, 3 stages of 64 KiB, 2 KiB of results a warp, similar groups.
+//
+// Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
+// of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
+// blocks; for each panel that it visits, it loads its rows into registers and multiplies them by the pieces of its slots.
+
+using u32 = unsigned int;
+
+constexpr int kBlock = 32, kSteps = 2;  // a block's side; multiply steps along the inputs of a panel
+constexpr int kRowGroups = 1, kColumns = 4;  // warpgroups down and across
+constexpr int kMTiles = 2, kSlots = 2;  // 64-row tiles and output blocks of each
+constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
+constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
+constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
+constexpr int kTiles = 4;
+constexpr int kStages = 3, kStageBytes = 65536, kRecordBytes = 224;  // a stage ends with its record
+constexpr int kRecord = kStageBytes - kRecordBytes;
+constexpr int kRowBytes = 64, kPanelBytes = 8192, kBoxBytes = 2048, kPieceBytes = 2048;
+constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
+constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
+constexpr int kParts = 1, kLineSteps = 4;  // swizzle lines of a block's outputs, 8-column steps of a line
+constexpr int kBoxes = 2, kStoreBytes = 1024;  // boxes of results of a warp, 16 rows of a line, on their way at once
+constexpr int kScratchBytes = kBoxes * kStoreBytes;  // of a warp
+constexpr int kLoads = 23;  // words of a stage in kLoadTable
+
+// The address of shared memory as PTX instructions take it.
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
+// One word, and two words, of shared memory.
+__device__ __forceinline__ u32 load_shared(u32 address) {
+    u32 word;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+    return word;
+}
+
+__device__ __forceinline__ uint2 load_shared_pair(u32 address) {
+    uint2 words;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(words.x), "=r"(words.y) : "r"(address) : "memory");
+    return words;
+}
+// Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
+template <int Chunks>
+__device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
+    return (row * Chunks + (chunk ^ (row / (8 / Chunks) % Chunks))) * 16;
+}
+// Four 8 x 8 matrices of 16-bit elements into shared memory (PTX: stmatrix, sm_90); lane l gives row l % 8 of matrix l / 8.
+__device__ __forceinline__ void stmatrix_x4(u32 address, const u32 (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]),
+                 "r"(r[3]) : "memory");
+}
+
+// 16 bytes of shared memory.
+__device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+    return v;
+}
+// Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
+__device__ __forceinline__ void barrier_init(u32 barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+// Make initialised barriers visible to the copy engine.
+__device__ __forceinline__ void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+__device__ __forceinline__ void barrier_arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrive, and have the phase wait for `bytes` of copies as well.
+__device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// Wait until the phase of this parity is complete.
+__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
+    asm volatile(
+        "{ .reg .pred done;\n"
+        "again_%=: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again_%=; }" ::"r"(barrier), "r"(parity) : "memory");
+}
+// Copies by the tensor memory accelerator (PTX: cp.async.bulk, sm_90); `barrier` counts their bytes.
+struct alignas(64) TensorMap {
+    unsigned long long words[16];
+};
+
+__device__ __forceinline__ void tma_prefetch(const TensorMap& map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+// The box of a matrix that starts at (column, row), global -> shared; what lies outside the matrix becomes zeros.
+__device__ __forceinline__ void tma_load(u32 shared, const TensorMap& map, int column, int row, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(shared),
+        "l"(&map), "r"(column), "r"(row), "r"(barrier) : "memory");
+}
+
+// Consecutive bytes, a multiple of 16, global -> shared.
+__device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
+                 "l"(global), "r"(bytes), "r"(barrier) : "memory");
+}
+// Stores by the tensor memory accelerator (PTX: cp.async.bulk.tensor, bulk groups), in groups of a thread.
+__device__ __forceinline__ void tma_store(const TensorMap& map, int column, int row, u32 shared) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map), "r"(column), "r"(row), "r"(shared) : "memory");
+}
+__device__ __forceinline__ void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Wait until at most `Pending` of this thread's newest groups still read shared memory.
+template <int Pending>
+__device__ __forceinline__ void bulk_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(Pending) : "memory");
+}
+// What this thread wrote to shared memory is there for the copy engine.
+__device__ __forceinline__ void copy_engine_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
+__device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
+// Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
+
+// All threads of the cluster meet. Orders nothing else: barriers have a fence of their own, and no thread reads what another wrote.
+__device__ __forceinline__ void cluster_sync() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// Arrive on the barrier that lies where `barrier` does, in the thread block of that rank. Only reads of shared memory come before it,
+// so the scope of the thread block will do; that of the cluster would wait for the memory system at each arrival.
+__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
+    asm volatile(
+        "{ .reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(barrier), "r"(rank) : "memory");
+}
+
+// tma_load into every thread block whose bit is set in `ranks`, and their barriers.
+__device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned short ranks) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
+        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
+}
+// 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
+__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+// The multiply step of a warpgroup, 64 rows x 32 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
+// the first, commit after the last, wait before its registers or shared memory change.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Wait until at most `Pending` of the newest groups are still at work.
+template <int Pending>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+}
+
+// sums += a * B; a in registers, B [16, 32] where the low word of its descriptor, b, says.
+__device__ __forceinline__ void wgmma(float (&sums)[16], const u32 (&a)[4], u32 b) {
+    asm volatile(
+        "{ .reg .b64 b; mov.b64 b, {%20, %21};\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+        "}, {%16, %17, %18, %19}, b, 1, 1, 1, 1; }"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),           "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15])        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(kWeightsHigh));
+}
+// Elements are bfloat16, kept as bits.
+using Element = unsigned short;
+
+__device__ __forceinline__ u32 pack(float low, float high) {
+    u32 bits;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+
+__device__ __forceinline__ float2 unpack(u32 bits) {
+    return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
+}
+
+__device__ __forceinline__ float2 load_pair(const Element* p) { return unpack(*reinterpret_cast<const u32*>(p)); }
+__device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_cast<u32*>(p) = pack(v.x, v.y); }
+// Two neighbouring sums of a row -> two outputs.
+__device__ __forceinline__ float2 finish(float2 v) {
+    return v;
+}
+__device__ const int __align__(16) kTileStages[] = {
+    0,8,15,20,25,
+};
+__device__ const int __align__(16) kTargets[] = {
+    0,4,8,12,16,20,24,28,1,2,10,18,26,5,6,14,
+    3,11,19,22,30,7,15,23,9,17,25,13,21,29,27,31,
+};  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
+__device__ const int __align__(16) kLoadTable[] = {
+    4098,0,64,0,32,64,96,128,160,192,224,512,640,768,896,1024,
+    1152,1280,1408,0,0,0,0,4098,128,192,1792,1824,1856,1888,1920,1952,
+    1984,2016,2304,2368,2432,2496,2560,2624,2688,2752,0,0,0,0,4098,256,
+    320,3072,3104,3136,3168,3200,3232,3264,3296,3584,3712,3840,3968,4096,4224,4352,
+    4480,0,0,0,0,4098,384,448,4864,4896,4928,4960,4992,5024,5056,5088,
+    5376,5440,5504,5568,5632,5696,5760,5824,0,0,0,0,4098,512,576,6144,
+    6176,6208,6240,6272,6304,6336,6368,6656,6784,6912,7040,7168,7296,7424,7552,0,
+    0,0,0,4098,640,704,7936,7968,8000,8032,8064,8096,8128,8160,8448,8512,
+    8576,8640,8704,8768,8832,8896,0,0,0,0,4098,768,832,9216,9248,9280,
+    9312,9344,9376,9408,9440,9728,9856,9984,10112,10240,10368,10496,10624,0,0,0,
+    0,4098,896,960,11008,11040,11072,11104,11136,11168,11200,11232,11520,11584,11648,11712,
+    11776,11840,11904,11968,0,0,0,0,3843,32,64,96,256,288,352,416,
+    480,544,576,832,1088,1344,672,704,960,1536,1600,0,0,0,0,3844,
+    160,192,224,352,2048,2112,2176,2240,2080,2336,2464,2592,2720,2400,2528,2848,
+    2912,4608,4672,0,0,0,4611,288,320,416,3328,3360,3424,3488,3552,3616,
+    3648,3904,4160,4416,3744,3776,4032,5120,5184,5248,5312,5152,0,3844,448,480,
+    544,608,5408,5536,5664,5792,5472,5600,5920,5984,6400,6432,6496,6560,6624,7680,
+    7744,0,0,0,4867,576,672,704,6688,6720,6976,7232,7488,6816,6848,7104,
+    8192,8256,8320,8384,8224,8480,8608,8736,8864,8544,8672,3843,736,800,832,8992,
+    9056,9472,9504,9568,9632,9696,9760,9792,10048,10304,10560,9888,9920,10176,0,0,
+    0,0,3844,864,928,960,992,10752,10816,11264,11328,11392,11456,11296,11552,11680,
+    11808,11936,11616,11744,12064,12128,0,0,0,3843,64,96,192,608,864,1120,
+    1216,1472,736,992,1248,1664,1728,1568,1632,1696,2656,2784,0,0,0,0,
+    4611,224,320,352,2816,2880,2944,2976,3040,3680,3936,4192,4288,4544,3808,4064,
+    4320,4736,4800,4640,4704,4768,0,3843,448,480,576,5728,5856,5888,5952,6016,
+    6048,6112,6752,7008,7264,7360,7616,6880,7136,7392,0,0,0,0,3588,608,
+    704,736,960,7808,7872,7712,7776,7840,8800,8928,8960,9024,9088,9120,9184,11872,
+    12000,0,0,0,0,4611,832,864,992,9824,10080,10336,10432,10688,9952,10208,
+    10464,10880,10944,10784,10848,10912,12032,12096,12160,12192,12256,0,3844,32,64,96,
+    160,320,384,448,800,1056,1312,928,1184,1440,1376,1504,1760,2144,2208,2272,
+    0,0,0,3332,224,288,320,352,3008,3392,3456,3520,3872,4128,4384,4000,
+    4256,4512,4448,4576,4832,0,0,0,0,0,3844,416,480,544,576,5216,
+    5280,5344,6080,6464,6528,6592,6944,7200,7456,7072,7328,7584,7520,7648,0,0,
+    0,2309,608,672,736,800,864,7904,8288,8352,8416,9152,9536,9600,9664,10976,
+    0,0,0,0,0,0,0,0,3075,832,928,992,10016,10272,10528,10144,
+    10400,10656,10592,10720,11360,11424,11488,12224,0,0,0,0,0,0,0,
+};  // [stages, kLoads]: panels | boxes << 8, first row of each panel's features, each box's place in W
+__device__ const int __align__(16) kRecords[] = {
+    131088,131104,131120,131136,0,67108867,8192,134217731,0,83886083,8192,150994947,0,100663299,8192,167772163,
+    0,117440515,8192,184549379,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,131088,131104,131120,131136,0,67108867,8192,134217731,
+    0,83886083,8192,150994947,0,100663299,8192,167772163,0,117440515,8192,184549379,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,131104,131120,131136,0,67108867,8192,134217731,0,83886083,8192,150994947,0,100663299,8192,167772163,
+    0,117440515,8192,184549379,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,131088,131104,131120,131136,0,67108867,8192,134217731,
+    0,83886083,8192,150994947,0,100663299,8192,167772163,0,117440515,8192,184549379,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,131104,131120,131136,0,67108867,8192,134217731,0,83886083,8192,150994947,0,100663299,8192,167772163,
+    0,117440515,8192,184549379,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,131088,131104,131120,131136,0,67108867,8192,134217731,
+    0,83886083,8192,150994947,0,100663299,8192,167772163,0,117440515,8192,184549379,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,131104,131120,131136,0,67108867,8192,134217731,0,83886083,8192,150994947,0,100663299,8192,167772163,
+    0,117440515,8192,184549379,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,131088,131104,131120,131136,0,67108867,8192,134217731,
+    0,83886083,8192,150994947,0,100663299,8192,167772163,0,117440515,8192,184549379,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,131104,131120,131136,0,100663299,8192,142606339,0,117440515,8192,159383555,0,134217729,8192,176160771,
+    8192,192937987,16384,209715203,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,131088,131104,131120,196672,0,134217730,8192,176160770,
+    0,142606339,8192,184549379,0,159383555,8192,201326593,8192,209715203,16384,226492419,24576,243269635,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    196624,196648,196672,65624,0,100663299,8192,142606339,16384,209715202,0,117440515,8192,159383555,16384,218103811,
+    0,134217729,8192,176160771,16384,234881027,8192,192937987,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,131088,131104,131120,196672,0,134217730,16384,201326595,
+    0,142606339,16384,218103811,0,159383553,16384,234881025,0,167772163,8192,184549379,24576,243269635,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    196624,196648,196672,131160,0,100663299,8192,167772162,16384,209715202,0,117440515,8192,176160771,16384,218103811,
+    0,134217731,8192,192937987,16384,234881025,0,150994947,16384,243269635,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,131088,131104,131120,131136,8192,117440515,16384,159383555,
+    8192,134217731,16384,176160771,8192,150994945,16384,192937987,0,100663299,16384,209715203,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,131104,131120,196672,8192,150994946,16384,192937986,8192,159383555,16384,201326595,8192,176160771,16384,218103809,
+    0,134217731,16384,226492419,24576,243269635,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,65552,196632,196656,131144,0,100663299,0,117440515,
+    8192,167772162,16384,209715202,0,134217731,8192,176160771,16384,218103809,0,150994947,8192,192937987,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,196640,196664,131152,0,100663299,8192,142606339,0,117440515,8192,159383555,16384,209715202,0,134217729,
+    8192,176160771,16384,218103811,8192,192937987,16384,234881027,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,131088,196640,196664,65616,8192,117440515,16384,159383555,
+    0,100663298,8192,134217731,16384,176160771,0,109051905,8192,150994945,16384,192937987,16384,209715203,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    65552,262168,262200,65624,16384,192937987,0,134217730,8192,176160770,16384,209715203,24576,234881026,0,142606339,
+    8192,184549377,16384,226492417,24576,243269633,0,159383555,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,131088,196640,196664,131152,0,100663299,16384,209715203,
+    0,117440515,8192,167772162,16384,226492419,0,134217731,8192,176160771,16384,243269633,0,150994947,8192,192937987,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,196640,131128,131144,0,134217731,8192,159383555,0,150994945,8192,176160771,24576,234881026,8192,192937987,
+    24576,243269635,8192,209715203,16384,226492418,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,131088,131104,65584,196664,8192,142606339,16384,167772163,
+    8192,159383553,16384,184549379,16384,201326595,0,134217729,16384,218103811,24576,234881026,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,196640,131128,131144,16384,167772163,24576,192937987,0,134217730,16384,184549377,24576,209715203,0,142606339,
+    24576,226492419,8192,159383553,24576,243269635,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,65552,131096,65576,196656,24576,209715203,8192,176160770,
+    24576,226492417,8192,184549379,0,167772162,16384,201326593,32768,234881026,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    65552,131096,131112,131128,0,100663299,0,117440515,8192,167772162,0,134217731,8192,176160771,0,150994947,
+    16384,192937985,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,
+};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
+
+// The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
+struct Tiles {
+    int rows, count;
+
+    __device__ __forceinline__ explicit Tiles(int n) : rows((n + kTileRows - 1) / kTileRows), count(rows * kTiles) {}
+    __device__ __forceinline__ int group(int tile) const { return tile % kTiles; }
+    __device__ __forceinline__ int row(int tile) const { return tile / kTiles; }
+};
+
+// The stages of this thread block's tiles, one after the other; the bounds of the next tile are read ahead.
+struct Walk {
+    const Tiles& tiles;
+    int tile, stride, stage, last, next_stage, next_last;
+
+    __device__ __forceinline__ Walk(const Tiles& tiles, int first, int stride) : tiles(tiles), tile(first - stride), stride(stride) {
+        stage = last = 0;
+        look_ahead();
+        skip();
+    }
+    __device__ __forceinline__ bool more() const { return tile < tiles.count; }
+    __device__ __forceinline__ void look_ahead() {
+        const int group = tiles.group(min(tile + stride, tiles.count - 1));
+        next_stage = kTileStages[group], next_last = kTileStages[group + 1];
+    }
+    __device__ __forceinline__ void skip() {
+        while (stage == last && more()) {
+            tile += stride, stage = next_stage, last = next_last;
+            look_ahead();
+        }
+    }
+    __device__ __forceinline__ void advance() { ++stage, skip(); }
+};
+// Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
+    const int lane = threadIdx.x % 32;
+    const bool mine = lane % 4 == threadIdx.x / 32 % 4;
+    const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
+    Walk walk(tiles, first_tile, stride);
+    int slot = 0, ahead = fetch(walk);
+    u32 parity = 1;
+    while (walk.more()) {
+        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows + rank * kRows;
+        walk.advance();
+        ahead = fetch(walk);  // arrives while the copies of this stage are issued
+        const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
+        const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
+        barrier_wait(empty + slot * 8, parity);
+        producers_sync();
+        if (lane == 0 && mine) {
+            barrier_expect(barrier, panels * kPanelBytes + boxes * kBoxBytes + kRecordBytes);
+            bulk_load(stage + kRecord, kRecords + s * (kRecordBytes / 4), kRecordBytes, barrier);
+        }
+        if (mine && lane > 0 && lane <= panels)
+            tma_load(stage + (lane - 1) * kPanelBytes, activations, load, row0, barrier);
+        else if (mine && lane > panels && lane <= panels + boxes && lane / 4 % kCluster == rank)
+            tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
+        if (++slot == kStages) slot = 0, parity ^= 1;
+    }
+}
+// A value that all threads of a warp read alike: keeps what depends on it in uniform registers.
+__device__ __forceinline__ u32 uniform(u32 value) { return __shfl_sync(~0u, value, 0); }
+
+using Sums = float[kMTiles][kSlots][kBlock / 2];
+using Fragments = u32[kMTiles][kSteps][4];
+
+// The rows of a panel that a warp multiplies, as fragments; rows are swizzled as TMA wrote them.
+__device__ __forceinline__ void load_fragments(Fragments& a, u32 from) {
+#pragma unroll
+    for (int m = 0; m < kMTiles; ++m)
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) {
+            ldmatrix_x4(a[m][k], (from ^ (k * 32)) + m * (64 * kRowBytes));
+        }
+}
+// Multiply a panel by the pieces of slots First (if Mask & 1) and First + 1 (if Mask & 2), which lie at b. One group of steps.
+template <int First, int Mask>
+__device__ __forceinline__ void multiply_slots(Sums& sums, const Fragments& a, u32 b) {
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k)
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m) {
+            if (Mask & 1) wgmma(sums[m][First], a[m][k], b + k * kWeightsStep);
+            if (Mask & 2) wgmma(sums[m][First + 1], a[m][k], b + k * kWeightsStep + (Mask & 1) * (kPieceBytes / 16));
+        }
+    wgmma_commit();
+}
+
+// Multiply a panel by the pieces of the slots in `mask` from First on, which lie one after the other from b on. Accumulators need fixed
+// registers, so each set of two slots has code of its own. A visit has at least one slot.
+template <int First = 0>
+__device__ __forceinline__ void multiply_panel(Sums& sums, const Fragments& a, u32 mask, u32 b) {
+    if constexpr (kSlots == 1) {
+        multiply_slots<0, 1>(sums, a, b);
+    } else {
+        const u32 pair = mask >> First & 3;
+        if (pair == 3)
+            multiply_slots<First, 3>(sums, a, b);
+        else if (pair == 1)
+            multiply_slots<First, 1>(sums, a, b);
+        else if (kSlots == 2 || pair == 2)
+            multiply_slots<First, 2>(sums, a, b);
+        if constexpr (First + 2 < kSlots) multiply_panel<First + 2>(sums, a, mask, b + (pair - (pair >> 1)) * (kPieceBytes / 16));
+    }
+}
+
+// The low word of the matrix descriptor of pieces at `shared`; an address has the rank in its cluster in bits above these.
+__device__ __forceinline__ u32 descriptor_low(u32 shared) { return (shared & 0x3ffff) / 16 + kWeightsLow; }
+
+// All visits of a stage. A visit is two words: where its panel is, in bytes; and the mask of the slots that use it, with the place of
+// their first piece in 16 bytes << 16. Past the last visit lies one that is safe to follow.
+__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows, u32 b, int column) {
+    const u32 bounds = uniform(load_shared(record + column * 4));
+    u32 count = bounds >> 16, at = record + (bounds & 0xffff);
+    if (count == 0) return;
+    uint2 visit = load_shared_pair(at);
+    Fragments a;
+    do {
+        load_fragments(a, rows + visit.x);
+        const u32 word = uniform(visit.y);
+        visit = load_shared_pair(at += 8);
+        multiply_panel(sums, a, word & 255, b + (word >> 16));
+        wgmma_wait<0>();
+    } while (--count);
+}
+// Accumulators -> shared memory, from where TMA stores finished outputs while the next tile is multiplied: box after box of 16 rows, each
+// where the one kBoxes before it was. float32 for partial sums, which a lane stores itself.
+__device__ __forceinline__ void store(const Sums& sums, const int* targets, int row0, int n, const TensorMap& map, u32 scratch) {
+    const int lane = threadIdx.x % 32;
+    // This lane's chunk of the first 8 rows of a box (PTX: stmatrix), swizzled as TMA reads it.
+    const u32 mine = lane % 8 * kRowBytes, swizzle = lane % 8 / 2 * 16;
+#pragma unroll
+    for (int m = 0; m < kMTiles; ++m)
+#pragma unroll
+        for (int s = 0; s < kSlots; ++s) {
+            const int target = targets[s];
+#pragma unroll
+            for (int part = 0; part < kParts; ++part) {
+                const int first = part * kLineSteps, top = row0 + m * 64;
+                const u32 box = scratch + ((m * kSlots + s) * kParts + part) % kBoxes * kStoreBytes;
+                if (lane == 0) bulk_wait_read<kBoxes - 1>();
+                __syncwarp();
+                if (target >= 0) {
+#pragma unroll
+                    for (int half = 0; half < 2; ++half)
+#pragma unroll
+                        for (int j = 0; j < kLineSteps; j += 4) {
+                            u32 words[4];
+#pragma unroll
+                            for (int i = 0; i < 4; ++i) {
+                                const int step = first + j + i;
+                                const float2 v = finish(make_float2(sums[m][s][step * 4 + half * 2], sums[m][s][step * 4 + half * 2 + 1]));
+                                words[i] = pack(v.x, v.y);
+                            }
+                            stmatrix_x4(box + half * (8 * kRowBytes) + (mine + (j / 4 * 4 + lane / 8) * 16 ^ swizzle), words);
+                        }
+                    copy_engine_fence();
+                    __syncwarp();
+                    if (lane == 0) tma_store(map, target * kBlock + first * 8, top, box);
+                }
+                if (lane == 0) bulk_commit();  // a group for each box, also for one that is not stored
+            }
+        }
+}
+extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
+bsgen_fprop_b32_bfloat16_hopper_8bd202088863656e(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, const __grid_constant__ TensorMap y_map, int n) {
+    extern __shared__ __align__(1024) unsigned char shared[];
+    const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
+    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
+    const Tiles tiles(n);
+
+    if (threadIdx.x == 0) {
+        tma_prefetch(x_map), tma_prefetch(w_map), tma_prefetch(y_map);
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
+        barrier_init_fence();
+    }
+    cluster_sync();
+
+    if (group == kGroups) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+        produce(x_map, w_map, stages_base, full, empty, tiles, first_tile, stride, rank);
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+        const int column = group % kColumns, lane = threadIdx.x % 32;
+        const u32 scratch = (empty + kStages * 8 + 1023 & ~1023u) + threadIdx.x / 32 * kScratchBytes;
+        const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
+        // Where this lane's chunk of a fragment lies in a panel (PTX: ldmatrix), swizzled.
+        const u32 r = row + lane % 16;
+        const u32 place = r * kRowBytes + ((lane / 16 ^ r / 2 % 4) * 16);
+        int slot = 0;
+        u32 parity = 0;
+        for (int tile = first_tile; tile < tiles.count; tile += stride) {
+            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
+            Sums sums = {};
+            for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
+                barrier_wait(full + slot * 8, parity);
+                const u32 stage = stages_base + slot * kStageBytes;
+                multiply_stage(sums, stage + kRecord, stage + place, descriptor_low(stage), column);
+                __syncwarp();  // every lane has read its last
+                if (lane == 0)
+                    for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
+                if (++slot == kStages) slot = 0, parity ^= 1;
+            }
+            store(sums, kTargets + (tile_group * kColumns + column) * kSlots, row0 + row, n, y_map, scratch);
+        }
+        if (lane == 0) bulk_wait_read<0>();  // what TMA still reads must not end with this thread block
+    }
+    cluster_sync();  // neighbours still write to this thread block's memory
+}
