@@ -6,10 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 
 from bsgen.build import build
 from bsgen.emit import render
-from bsgen.plan import Plan, hopper
+from bsgen.plan import HopperNarrowPlan, Plan, hopper, hopper_narrow
 from bsgen.plan.hopper import HopperPlan
 from bsgen.problem import Problem, Target
 from bsgen.runtime import driver
@@ -41,3 +42,22 @@ def spread(problem: Problem, target: Target) -> list[HopperPlan]:
     split = [draft for drafts in by_shape.values() for draft in drafts if draft.reductions]
     plans = [hopper.assemble(problem, target, draft) for draft in [*chosen, *split[:1]]]
     return [replace(plan, band=1 + turn % BANDS) for turn, plan in enumerate(plans)]
+
+
+def narrow(problem: Problem, target: Target) -> list[HopperNarrowPlan]:
+    """A plan for narrow blocks of each shape, panel and cluster, taking turns at groupings and rings; and two that are split."""
+    by_shape: dict[object, list[hopper_narrow.Draft]] = {}
+    for draft in hopper_narrow.drafts(problem, target):
+        by_shape.setdefault(replace(draft.geometry.shape, stages=0, stage_bytes=0), []).append(draft)
+    chosen = [drafts[turn % len(drafts)] for turn, drafts in enumerate(by_shape.values())]
+    split = [draft for drafts in by_shape.values() for draft in drafts if draft.reductions]
+    return [hopper_narrow.assemble(problem, target, draft) for draft in [*chosen, *split[:1], *split[-1:]]]
+
+
+def staged(problem: Problem, target: Target) -> list[HopperPlan]:
+    """Plans whose results TMA stores, one of each shape that can have it, one box of a warp at a time and several."""
+    found: dict[object, HopperPlan] = {}
+    for boxes in (1, 2, 4):
+        for plan in islice(hopper.staged_plans(problem, target, boxes), 60):
+            found.setdefault(replace(plan.geometry.shape, stages=0, stage_bytes=0), plan)
+    return list(found.values())

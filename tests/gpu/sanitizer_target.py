@@ -9,13 +9,13 @@ import numpy as np
 
 import bsgen
 from bsgen.layout import Layout
-from bsgen.plan import hopper
+from bsgen.plan import hopper, hopper_narrow
 from bsgen.problem import TARGETS, DType, Op, Problem
 from bsgen.runtime import context, driver
 from bsgen.runtime.device_array import DeviceArray
 
 sys.path.insert(0, str(Path(__file__).parent))
-from plans import launch, loaded, spread
+from plans import launch, loaded, narrow, spread, staged
 
 BLOCKS, N = 6, 100
 
@@ -50,12 +50,16 @@ def run_hopper(block: int, dtype: str, clusters: bool) -> None:
     mask[:, 0] = True
     for op in Op:
         problem = Problem(op, Layout(mask), block, DType(dtype))
-        if op is Op.WGRAD or not hopper.serves(problem, TARGETS["sm_90a"]):
+        target = TARGETS["sm_90a"]
+        found = narrow(problem, target) if hopper_narrow.serves(problem, target) else []
+        if hopper.serves(problem, target) and op is not Op.WGRAD:
+            found += [*spread(problem, target), *staged(problem, target)]
+        if not found:
             continue
         rows, columns = mask.shape if op is Op.FPROP else mask.shape[::-1]
         x = upload(rng.standard_normal((N, rows * block)).astype(problem.dtype.numpy), dtype)
         w = upload(rng.standard_normal((problem.layout.nnz, block, block)).astype(problem.dtype.numpy), dtype)
-        plans = [plan for plan in spread(problem, TARGETS["sm_90a"]) if clusters or plan.geometry.shape.cluster == 1]
+        plans = [plan for plan in found if clusters or plan.geometry.shape.cluster == 1]
         for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
             out = DeviceArray((N, columns * block), dtype, 0, driver.DEFAULT_STREAM)
             workspace = DeviceArray((plan.workspace.elements(N),), "float32", 0, driver.DEFAULT_STREAM)

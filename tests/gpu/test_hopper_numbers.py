@@ -1,14 +1,14 @@
-"""Every shape of the Hopper kernels against float64, also those that the planner would not choose for so small a layout."""
+"""Every shape of the Hopper kernels against float64, also those that the planner would not choose."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from cases import BLOCKS, LAYOUTS, assert_close, normal, poison, torch
-from plans import launch, loaded, spread
+from plans import launch, loaded, narrow, spread, staged
 
 from bsgen.layout import Layout
-from bsgen.plan import hopper
+from bsgen.plan import Plan, hopper, hopper_narrow
 from bsgen.problem import TARGETS, DType, Op, Problem
 from bsgen.runtime import driver
 
@@ -16,7 +16,17 @@ NAMES = ("random1", "random10", "random50", "one", "holes", "hub", "full", "band
 BATCHES = (1, 3, 64, 129, 1000, 4097)
 KINDS = [(op, block, "bfloat16") for op in ("fprop", "dgrad") for block in hopper.BLOCK_SIZES]
 KINDS += [("fprop", 32, "float16"), ("dgrad", 64, "float16"), ("dgrad", 32, "float32"), ("dgrad", 128, "float32")]
+KINDS += [(op, block, "bfloat16") for op in ("fprop", "dgrad") for block in hopper_narrow.BLOCK_SIZES]
+KINDS += [("fprop", 8, "float16"), ("dgrad", 16, "float16")]
 RUNS = 20
+
+
+def plans_of(problem: Problem) -> list[Plan]:
+    """Plans of every shape: for narrow blocks those that are made for them, else with results stored either way."""
+    target = TARGETS["sm_90a"]
+    if problem.block_size in hopper_narrow.BLOCK_SIZES:
+        return list(narrow(problem, target))
+    return [*spread(problem, target), *staged(problem, target)]
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +41,7 @@ def test_products(name: str, kind: tuple[str, int, str]) -> None:
     op, block, dtype = kind
     layout = Layout(LAYOUTS[name](BLOCKS[block]))
     problem = Problem(Op(op), layout, block, DType(dtype))
-    plans = spread(problem, TARGETS["sm_90a"])
+    plans = plans_of(problem)
     assert plans or not layout.nnz
     w = normal(layout.nnz, block, block, dtype=dtype, seed=1)
     dense = _dense(layout, w)
@@ -49,7 +59,7 @@ def test_thread_blocks_that_meet_only_empty_groups() -> None:
     mask[:, :2] = True
     w = normal(8, 32, 32, dtype="bfloat16", seed=1)
     dense = _dense(Layout(mask), w)
-    plans = spread(Problem(Op.FPROP, Layout(mask), 32, DType.BFLOAT16), TARGETS["sm_90a"])
+    plans = plans_of(Problem(Op.FPROP, Layout(mask), 32, DType.BFLOAT16))
     x = normal(40_000, 128, dtype="bfloat16")
     for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
         assert_close(_call(plan, kernels, x, w, 64 * 32, len(x)), x.double() @ dense, 5e-3)
@@ -59,7 +69,7 @@ def test_thread_blocks_that_meet_only_empty_groups() -> None:
 def test_same_bits(kind: tuple[str, int, str]) -> None:
     op, block, dtype = kind
     layout = Layout(LAYOUTS["random50"](BLOCKS[block]))
-    plans = spread(Problem(Op(op), layout, block, DType(dtype)), TARGETS["sm_90a"])
+    plans = plans_of(Problem(Op(op), layout, block, DType(dtype)))
     sizes = layout.shape if op == "fprop" else layout.shape[::-1]
     x, w = normal(1000, sizes[0] * block, dtype=dtype), normal(layout.nnz, block, block, dtype=dtype)
     for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
@@ -77,7 +87,7 @@ def _dense(layout: Layout, w: object) -> object:
     return dense.permute(0, 2, 1, 3).reshape(rows * block, columns * block)
 
 
-def _call(plan: hopper.HopperPlan, kernels: object, x: object, w: object, features: int, n: int) -> object:
+def _call(plan: Plan, kernels: object, x: object, w: object, features: int, n: int) -> object:
     out = poison(n, features, dtype=str(plan.problem.dtype))
     workspace = poison(max(1, plan.workspace.elements(n)), dtype="float32")
     arrays = {plan.activations: x, "w": w, "out": out, "workspace": workspace}

@@ -1,0 +1,125 @@
+"""Times plans that are not in the planner's choice yet beside the one that it takes, cuBLAS and Blocked-ELL.
+
+    PYTHONPATH=. python3 tests/gpu/bench_variants.py [narrow] [staged] [--json FILE]
+
+*narrow*: the Hopper kernels for blocks of 8 and 16. *staged*: results that TMA stores. Each plan is checked before it is timed; a
+plan that is wrong, or that a GPU cannot run, is said and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bsgen import topology
+from bsgen.bench.contenders import PEERS, compiled_plan
+from bsgen.bench.operands import Operands
+from bsgen.bench.timing import Clock
+from bsgen.compiled import Compiled, assemble
+from bsgen.plan import Plan, choose, hopper, hopper_narrow
+from bsgen.problem import TARGETS, DType, Op, Problem
+
+TARGET, CLOCK, SIZE = TARGETS["sm_90a"], Clock(), 4096
+MOST = 14  # variants of a case
+
+Case = tuple[str, Problem, list[Plan]]
+
+
+def narrow() -> Iterator[Case]:
+    """Blocks of 8 and 16: for each shape, panel and cluster the cheapest plan by the model, the likeliest first."""
+    kinds = [
+        (op, b, density, 16384, SIZE) for b in (16, 8) for op in (Op.FPROP,) for density in (0.01, 0.05, 0.1, 0.2, 0.5)
+    ]
+    kinds += [(Op.DGRAD, b, 0.1, 16384, SIZE) for b in (16, 8)]
+    kinds += [(Op.FPROP, b, 0.05, 64, 3 * SIZE) for b in (16, 8)]
+    for op, b, density, n, size in kinds:
+        layout = topology.random(size // b, size // b, density=density, seed=1)
+        problem = Problem(op, layout, b, DType.BFLOAT16, batch=n)
+        best: dict[object, hopper_narrow.Draft] = {}
+        for draft in sorted(hopper_narrow.drafts(problem, TARGET), key=lambda draft: draft.cost.seconds):
+            best.setdefault((replace(draft.geometry.shape, stages=0, stage_bytes=0), draft.grouping), draft)
+        plans = [hopper_narrow.assemble(problem, TARGET, draft) for draft in islice(best.values(), MOST)]
+        yield f"{op} b{b} {density:.0%} N={n} {size}", problem, list(plans)
+
+
+def staged() -> Iterator[Case]:
+    """Random layouts of several densities, and structure: the cheapest shapes by the model, with 1, 2 and 4 boxes a warp."""
+    side = SIZE // 32
+    layouts = [
+        (f"{density:.0%}", topology.random(side, side, density=density, seed=1)) for density in (0.01, 0.05, 0.1, 0.2)
+    ]
+    layouts += [("banded", topology.banded(side, side, 13)), ("watts", topology.watts_strogatz(side, 12, 0.2, seed=1))]
+    for name, layout in layouts:
+        problem = Problem(Op.FPROP, layout, 32, DType.BFLOAT16, batch=16384)
+        plans = [plan for boxes in (1, 2, 4) for plan in islice(hopper.staged_plans(problem, TARGET, boxes), MOST // 3)]
+        yield f"fprop b32 {name} N=16384 {SIZE}", problem, list(plans)
+
+
+def measure(case: Case, peers: Sequence[str]) -> dict[str, Any]:
+    """Times of the peers, of the planner's choice, and of the variants."""
+    name, problem, plans = case
+    operands = Operands(problem, problem.batch or 0)
+    print(f"== {name}", flush=True)
+    row: dict[str, Any] = {"case": name, "peers": {}, "plans": []}
+    for peer in peers:
+        with PEERS[peer](operands) as (call, _):
+            row["peers"][peer] = CLOCK.time(call).seconds
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(assemble, [choose(problem, TARGET), *plans]))
+    for turn, each in enumerate(made):
+        row["plans"].append({"chosen": turn == 0, **_timed(operands, each)})
+    for peer, seconds in row["peers"].items():
+        print(f"  {seconds * 1e6:8.1f} us  {peer}", flush=True)
+    for plan in sorted(row["plans"], key=lambda plan: plan["seconds"]):
+        mark = "*" if plan["chosen"] else " "
+        print(
+            f" {mark}{plan['seconds'] * 1e6:8.1f} us  predicted {plan['predicted'] * 1e6:7.1f}  {plan['plan']}",
+            flush=True,
+        )
+    return row
+
+
+def _timed(operands: Operands, made: Compiled) -> dict[str, Any]:
+    outline = made.outline
+    said = {"plan": outline.summary, "predicted": outline.seconds, "seconds": float("inf")}
+    with compiled_plan(operands, made) as (call, result):
+        call()
+        torch.cuda.synchronize()
+        error = operands.error(result())
+        first = result().clone()
+        call()
+        if not error <= operands.tolerance or not torch.equal(first, result()):
+            print(f"  WRONG ({error:.1e}): {outline.summary}", flush=True)
+            return said
+        return {**said, "seconds": CLOCK.time(call).seconds}
+
+
+SUITES: dict[str, Callable[[], Iterator[Case]]] = {"narrow": narrow, "staged": staged}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suites", nargs="*", default=list(SUITES))
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    rows = []
+    for suite in given.suites:
+        for case in SUITES[suite]():
+            rows.append(measure(case, ("dense", "blocked-ell") if case[1].block_size > 8 else ("dense",)))
+            if given.json:
+                given.json.write_text(
+                    json.dumps({"gpu": torch.cuda.get_device_name(), "clock": CLOCK.text, "cases": rows}, indent=1)
+                )
+
+
+if __name__ == "__main__":
+    main()
