@@ -38,7 +38,7 @@ BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
 STAGES = (3, 4)
 CLUSTERS = (1, 2)
 PANELS = (32, 64)
-WAYS = (2, 3, 4, 6, 8)  # to split the inputs of every output block, where tiles are fewer than multiprocessors
+WAYS, SPREAD_ROWS = (2, 3, 4, 6, 8), 512  # to split the inputs of every output block, where rows are few, too
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,14 +173,14 @@ def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
     """Every shape with every grouping."""
     if not serves(problem, target):
         return
-    view = output_blocks(problem)
+    view, n = output_blocks(problem), problem.batch or DEFAULT_ROWS
     ways: dict[tuple[int, int], list[Grouping]] = {}
     counted: dict[tuple[int, int, int, int], Counts] = {}
     for shape in shapes(problem, target):
         geo, key = narrow_geometry(problem, shape), (shape.warps, shape.slots)
         if key not in ways:
             ways[key] = [*groupings(view, *key, target), *similar(view, shape.tile_slots)]
-            ways[key] += spread(view, shape.tile_slots, target)
+            ways[key] += spread(view, shape.tile_slots, target) if n <= SPREAD_ROWS else ()
         for index, (grouping, tiles, reductions) in enumerate(ways[key]):
             if (*key, shape.panel, index) not in counted:
                 counted[(*key, shape.panel, index)] = tile_counts(tiles, problem, geo)
@@ -195,21 +195,13 @@ def spread(view: OutputBlocks, tile_slots: int, target: Target) -> Iterator[Grou
         if tiles * ways > target.sms or longest < 4 * ways:
             return
         parts, reductions = split(view, -(-longest // ways))
-        order = sorted(range(len(parts)), key=lambda p: (_way(parts[p], reductions), parts[p].output))
-        chosen = [parts[p] for p in order]
+        turns = {reduction.first + i: i for reduction in reductions for i in range(reduction.count)}
+        chosen = sorted(parts, key=lambda part: (turns.get(~part.target, 0), part.output))
         yield (
             f"{ways}-way split",
             [_padded(chosen[i : i + tile_slots], tile_slots) for i in range(0, len(chosen), tile_slots)],
             reductions,
         )
-
-
-def _way(part: Part, reductions: Sequence[Reduction]) -> int:
-    """Which of its output block's partial sums a part is."""
-    if part.target >= 0:
-        return 0
-    firsts = [reduction.first for reduction in reductions]
-    return ~part.target - firsts[int(np.searchsorted(firsts, ~part.target, side="right")) - 1]
 
 
 def _padded(parts: Sequence[Part], length: int) -> list[Part | None]:
