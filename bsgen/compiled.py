@@ -157,6 +157,7 @@ def key(problem: Problem, target: Target, compiler: str) -> str:
         "precision": str(problem.precision),
         "epilogue": epilogue,
         "batch": problem.batch,
+        "gate": problem.gate,
         "target": dataclasses.asdict(target),
         "compiler": compiler,
         "generator": generator(),

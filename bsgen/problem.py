@@ -80,7 +80,10 @@ class Epilogue:
 
 @dataclass(frozen=True)
 class Problem:
-    """One op of one layout: everything that the numbers depend on, and a hint for N."""
+    """One op of one layout: everything that the numbers depend on, and a hint for N.
+
+    With `gate` a float32 for each stored block multiplies it, and wgrad gives the gates' gradients, too.
+    """
 
     op: Op
     layout: Layout
@@ -89,6 +92,7 @@ class Problem:
     precision: Precision = Precision.TENSOR
     epilogue: Epilogue = field(default_factory=Epilogue)
     batch: int | None = None
+    gate: bool = False
 
     def __post_init__(self) -> None:
         if self.op is not Op.FPROP and self.epilogue != Epilogue():

@@ -16,6 +16,7 @@ from bsgen.plan import HopperNarrowPlan, HopperPlan, HopperWGradPlan, MatMulPlan
 from bsgen.plan.product import NO_OUTPUT
 from bsgen.plan.wgrad import NO_UNIT
 from bsgen.problem import Activation, Op, Problem
+from bsgen.reference_gates import gate_gradients, gated
 from bsgen.reference_gradients import gradient_terms, row_cuts
 from bsgen.reference_narrow import narrow_terms
 from bsgen.reference_rings import Terms, ring_terms
@@ -26,15 +27,25 @@ Array = NDArray[Any]
 def run(plan: Plan, operands: Mapping[str, Array]) -> Array:
     """The plan's result for 2-D activations [N, features] and weights [nnz, b, b], in the problem's dtype.
 
-    `operands` holds x and w (fprop, with bias and residual where the epilogue has them), dy and w (dgrad), x and dy (wgrad).
+    `operands` holds x and w (fprop, with bias and residual where the epilogue has them), dy and w (dgrad), x and dy (wgrad),
+    and gate where the problem has gates.
     """
+    return results(plan, operands)["out"]
+
+
+def results(plan: Plan, operands: Mapping[str, Array]) -> dict[str, Array]:
+    """The plan's results by name: out, as `run` gives it, and of a gated wgrad that is given w also dgate [nnz], float32."""
+    problem = plan.problem
     wide = {name: np.asarray(value, np.float32) for name, value in operands.items()}
+    if problem.gate and problem.op is not Op.WGRAD:
+        wide["w"] = gated(wide["w"], wide["gate"], problem.dtype)
     if isinstance(plan, HopperWGradPlan):
         result = _hopper_wgrad(plan, wide)
     else:
         result = _wgrad(plan, wide) if isinstance(plan, WGradPlan) else _matmul(plan, wide)
+    found = gate_gradients(result, wide) if problem.gate and problem.op is Op.WGRAD else {"out": result}
     with np.errstate(over="ignore"):  # float16 overflows to infinity, as on the GPU
-        return result.astype(plan.problem.dtype.numpy)
+        return {**found, "out": found["out"].astype(problem.dtype.numpy)}
 
 
 def _matmul(plan: HopperPlan | HopperNarrowPlan | MatMulPlan, operands: Mapping[str, Array]) -> Array:

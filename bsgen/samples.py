@@ -62,12 +62,14 @@ class Sample:
     batch: int | None = None
     arch: str = ANY
     planner: Callable[[Problem, Target], Plan] = choose
+    gate: bool = False
 
     @property
     def plan(self) -> Plan:
         """How it is done on its architecture."""
         layout, epilogue = self.layout(), self.epilogue
-        problem = Problem(self.op, layout, self.block_size, self.dtype, self.precision, epilogue, self.batch)
+        kind = self.block_size, self.dtype, self.precision
+        problem = Problem(self.op, layout, *kind, epilogue, self.batch, self.gate)
         return self.planner(problem, TARGETS[self.arch])
 
     @property
@@ -156,6 +158,26 @@ SAMPLES = (
         arch=HOPPER,
         planner=narrow,
     ),
+    Sample(
+        "hopper_dgrad_b64_bfloat16_gate",
+        Op.DGRAD,
+        lambda: scattered(8, 8),
+        64,
+        DType.BFLOAT16,
+        batch=FEW,
+        arch=HOPPER,
+        gate=True,
+    ),
+    Sample(
+        "hopper_wgrad_b32_float16_gate",
+        Op.WGRAD,
+        lambda: scattered(8, 8),
+        32,
+        DType.FLOAT16,
+        batch=FEW,
+        arch=HOPPER,
+        gate=True,
+    ),
     Sample("portable_fprop_b8_float16", Op.FPROP, lambda: scattered(12, 12), 8, DType.FLOAT16),
     Sample("portable_fprop_b32_bfloat16", Op.FPROP, lambda: scattered(8, 8), 32, DType.BFLOAT16),
     Sample("portable_fprop_b64_float32", Op.FPROP, lambda: scattered(6, 4), 64, DType.FLOAT32),
@@ -172,6 +194,8 @@ SAMPLES = (
     Sample("portable_dgrad_b128_bfloat16", Op.DGRAD, lambda: scattered(4, 4), 128, DType.BFLOAT16),
     Sample("portable_wgrad_b8_float16", Op.WGRAD, lambda: scattered(8, 8), 8, DType.FLOAT16),
     Sample("portable_wgrad_b32_bfloat16", Op.WGRAD, lambda: scattered(8, 8), 32, DType.BFLOAT16),
+    Sample("portable_fprop_b32_float32_gate", Op.FPROP, lambda: scattered(8, 8), 32, DType.FLOAT32, gate=True),
+    Sample("portable_wgrad_b16_bfloat16_gate", Op.WGRAD, lambda: scattered(8, 8), 16, DType.BFLOAT16, gate=True),
     Sample("simt_fprop_b32_float32", Op.FPROP, lambda: scattered(8, 8), 32, DType.FLOAT32, Precision.IEEE),
     Sample("simt_dgrad_b16_float32", Op.DGRAD, lambda: scattered(8, 8), 16, DType.FLOAT32, Precision.IEEE),
     Sample("simt_wgrad_b32_float32", Op.WGRAD, lambda: scattered(8, 8), 32, DType.FLOAT32, Precision.IEEE),

@@ -19,7 +19,7 @@ from problems import ARITHMETIC, BIG, HOPPER_KINDS, ROOT, bernoulli, cheapest, f
 from bsgen import emit
 from bsgen.emit import Source, render
 from bsgen.layout import Layout
-from bsgen.plan import MatMulPlan, Plan, candidates, choose, hopper, hopper_wgrad
+from bsgen.plan import MatMulPlan, Plan, candidates, choose, hopper, hopper_wgrad, matmul
 from bsgen.problem import BLOCK_SIZES, Activation, DType, Epilogue, Op, Precision, Problem
 
 EVERYTHING = Epilogue(True, Activation.GELU, True)
@@ -36,6 +36,7 @@ PERTURBED = {
     "relu": {"epilogue": Epilogue(activation=Activation.RELU)},
     "gelu": {"epilogue": Epilogue(activation=Activation.GELU)},
     "silu": {"epilogue": Epilogue(activation=Activation.SILU)},
+    "gate": {"gate": True},
     "layout": {"layout": bernoulli(6, 6, 0.4, seed=1)},
     "layout, one more row": {"layout": Layout(np.vstack([bernoulli(6, 6, 0.4).mask, np.zeros((1, 6), bool)]))},
     "layout, transposed": {"layout": bernoulli(6, 6, 0.4).transpose()},
@@ -48,7 +49,7 @@ def plans() -> list[Plan]:
     finishing = [replace(BASE, epilogue=Epilogue(True, activation, True)) for activation in Activation]
     split = [split_plan(op, kind) for op in (Op.FPROP, Op.DGRAD) for kind in ARITHMETIC[1:]]
     rows = replace(BASE, op=Op.WGRAD, batch=100_000, layout=Layout([[1]]))
-    return [portable(problem, BIG) for problem in (*matrix, *finishing, rows)] + split + hopper_plans()
+    return [portable(problem, BIG) for problem in (*matrix, *finishing, rows)] + split + hopper_plans() + gated_plans()
 
 
 def hopper_plans() -> list[Plan]:
@@ -68,6 +69,17 @@ def hopper_plans() -> list[Plan]:
         plans = list(hopper_wgrad.candidates(problem, BIG))
         found += [next(plan for plan in plans if (plan.splits > 1) == split) for split in (False, True)]
     return found
+
+
+def gated_plans() -> list[Plan]:
+    """With gates, of every op: portable, on CUDA cores, and Hopper's, with and without reductions."""
+    problems = [replace(BASE, op=op, gate=True) for op in Op]
+    found = [portable(replace(each, precision=precision), BIG) for each in problems for precision in Precision]
+    found += [choose(replace(each, dtype=DType.BFLOAT16, batch=4096), BIG) for each in problems]
+    skewed = Problem(Op.FPROP, hub(150, 4), 32, DType.FLOAT16, gate=True)
+    return found + [
+        next(plan for plan in family.candidates(skewed, BIG) if plan.reductions) for family in (hopper, matmul)
+    ]
 
 
 def split_plan(op: Op, kind: tuple[DType, Precision], epilogue: Epilogue | None = None) -> MatMulPlan:
@@ -112,8 +124,10 @@ def test_one_self_contained_translation_unit(all_plans: list[Plan]) -> None:
 
 
 def test_it_opens_by_saying_what_it_is(all_plans: list[Plan]) -> None:
-    products = {Op.FPROP: "y = x @ W", Op.DGRAD: "dx = dy @ W.T", Op.WGRAD: "dW = x.T @ dy"}
+    plain = {Op.FPROP: "y = x @ W", Op.DGRAD: "dx = dy @ W.T", Op.WGRAD: "dW = x.T @ dy"}
+    gated = {Op.FPROP: "y = x @ (gate * W)", Op.DGRAD: "dx = dy @ (gate * W).T", Op.WGRAD: "dW = gate * (x.T @ dy)"}
     for plan in all_plans:
+        products = gated if plan.problem.gate else plain
         problem, layout = plan.problem, plan.problem.layout
         opening = "".join(re.match(r"(//.*\n)+", render(plan).text).group())
         assert opening.startswith(f"// {products[problem.op]}")
@@ -148,7 +162,10 @@ def test_each_entry_is_a_kernel_with_the_arguments_of_its_launch(all_plans: list
         assert source.entries == tuple(launch.entry for launch in plan.launches)
         assert source.text.count('extern "C" __global__') == len(source.entries)
         for launch in plan.launches:
-            assert parameters(source, launch.entry) == [spelled(name, plan) for name in launch.arguments]
+            names = list(launch.arguments)
+            if plan.problem.gate and plan.problem.op is not Op.WGRAD and launch.entry == plan.entry:
+                names[1] = names[1].replace("workspace", "w")  # gate * W, which begins it
+            assert parameters(source, launch.entry) == [spelled(name, plan) for name in names]
 
 
 def parameters(source: Source, entry: str) -> list[str]:
@@ -174,7 +191,8 @@ def test_the_entry_names_op_block_type_family_and_layout(all_plans: list[Plan]) 
     for plan in all_plans:
         problem = plan.problem
         kind = f"{problem.op}_b{problem.block_size}_{problem.dtype}_{plan.family}"
-        assert render(plan).entries[0] == f"bsgen_{kind}_{problem.layout.digest}"
+        assert plan.entry == f"bsgen_{kind}_{problem.layout.digest}"
+        assert plan.entry in render(plan).entries
 
 
 def test_a_layout_with_no_blocks() -> None:

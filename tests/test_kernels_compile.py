@@ -66,8 +66,9 @@ def compiled_plan(plan: Plan) -> Binary:
         assert kernel.registers * launch.threads <= 65536, f"{asked}: {kernel}"
         assert kernel.static_shared == 0
     if binary.kernels:
-        main = binary.kernels[0]
-        assert main.registers * plan.launches[0].threads * plan.blocks_per_sm <= 65536, f"{asked}: {main}"
+        main = binary.kernel(plan.entry)
+        threads = next(launch.threads for launch in plan.launches if launch.entry == plan.entry)
+        assert main.registers * threads * plan.blocks_per_sm <= 65536, f"{asked}: {main}"
     return binary
 
 

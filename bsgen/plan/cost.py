@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from bsgen.plan.blocks import IntArray
 from bsgen.plan.stages import Stage
 from bsgen.plan.tile import CHUNK_BYTES, LINE_CHUNKS, Geometry
-from bsgen.problem import Problem, Target
+from bsgen.problem import Op, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
 if TYPE_CHECKING:
@@ -152,7 +152,15 @@ def _bounded(problem: Problem, target: Target, n: int, seconds: float, demands: 
     memory = memory_bytes(problem, n) / target.hbm
     largest = max(demands, key=lambda name: float(demands[name].sum()))
     limiter = "device memory" if memory > seconds else largest
-    return Cost(n, overlapped(seconds, memory) + LAUNCH_SECONDS, limiter, l2_bytes)
+    return Cost(n, overlapped(seconds, memory) + LAUNCH_SECONDS + gate_seconds(problem, target), limiter, l2_bytes)
+
+
+def gate_seconds(problem: Problem, target: Target) -> float:
+    """Seconds of multiplying the weights of fprop and dgrad by their gates: a pass over the stored blocks."""
+    if not problem.gate or problem.op is Op.WGRAD:
+        return 0.0
+    weights = problem.layout.nnz * problem.block_size**2 * problem.dtype.itemsize
+    return LAUNCH_SECONDS + 2 * weights / target.hbm
 
 
 def overlapped(seconds: float, memory: float) -> float:
@@ -204,7 +212,8 @@ def wgrad_cost(
 
     def seconds(splits: int) -> float:
         tiles = step_clocks * -(-steps // splits) + BLOCK_LATENCY / resident
-        reduce = LAUNCH_SECONDS + splits * elements * 8 / target.hbm if splits > 1 else 0.0
+        reduced = splits > 1 or problem.gate
+        reduce = LAUNCH_SECONDS + splits * elements * 8 / target.hbm if reduced else 0.0
         return makespan(tiles, splits / share, target.sms) / target.clock + reduce
 
     splits = min((s for s in SPLITS if s == 1 or steps >= 4 * s), key=seconds)

@@ -82,19 +82,20 @@ class HopperPlan(ProductPlan):
         geo, problem, dtype = self.geometry, self.problem, str(self.problem.dtype)
         activations = TensorMap(self.activations, self.features[0], 0, geo.depth, geo.shape.rows, dtype)
         rows = problem.layout.nnz * problem.block_size
-        weights = TensorMap("w", problem.block_size, rows, geo.box_columns, geo.box_rows, dtype)
+        weights = TensorMap(self.weights, problem.block_size, rows, geo.box_columns, geo.box_rows, dtype)
         if not geo.shape.staging:
             return activations, weights
         return activations, weights, TensorMap("out", self.features[1], 0, geo.depth, MMA_ROWS, dtype)
 
     @cached_property
     def launches(self) -> tuple[Launch, ...]:
-        """The main kernel, and the reduction of split output blocks when there are any."""
+        """The main kernel, after weights are gated, and the reduction of split output blocks when there are any."""
         shape, maps = self.geometry.shape, self.maps
         tail = self.tail_arguments[1:] if shape.staging else self.tail_arguments
         arguments = (*(tensor_map.argument for tensor_map in maps), *tail)
         grid = Grid(self.tiles, shape.rows * shape.cluster, persistent=True, cluster=shape.cluster)
-        return Launch(self.entry, grid, shape.threads, self.shared_memory, arguments, maps), *self.reduce_launches
+        main = Launch(self.entry, grid, shape.threads, self.shared_memory, arguments, maps)
+        return *self.gate_launches, main, *self.reduce_launches
 
     @property
     def summary(self) -> str:
@@ -106,7 +107,7 @@ class HopperPlan(ProductPlan):
             f"{f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}"
             f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, "
             f"{f'{shape.staging // 1024} KiB of results a warp, ' * bool(shape.staging)}{self.grouping} groups"
-            f"{f' in bands of {self.band}' * (self.band > 1)}{self.split_text}"
+            f"{f' in bands of {self.band}' * (self.band > 1)}{self.split_text}{self.gate_text}"
         )
 
 

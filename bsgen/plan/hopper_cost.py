@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bsgen.plan.cost import LAUNCH_SECONDS, Cost, memory_bytes, overlapped
+from bsgen.plan.cost import LAUNCH_SECONDS, Cost, gate_seconds, memory_bytes, overlapped
 from bsgen.plan.grouping import Tiles
 from bsgen.plan.warpgroup import WARPGROUP_ROWS, WarpgroupGeometry
 from bsgen.problem import Problem, Target
@@ -70,7 +70,7 @@ def hopper_cost(problem: Problem, target: Target, geo: WarpgroupGeometry, counts
     memory = memory_bytes(problem, n) / target.hbm
     largest = max(demands, key=lambda name: float(demands[name].sum()))
     limiter = "device memory" if memory > seconds else largest
-    total = overlapped(seconds, memory) + LAUNCH_SECONDS
+    total = overlapped(seconds, memory) + LAUNCH_SECONDS + gate_seconds(problem, target)
     return Cost(n, total, limiter, float(l2_bytes.sum()) * row_tiles * shape.cluster)
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from bsgen.outline import Grid, Launch, TensorMap, Workspace
 from bsgen.plan.blocks import IntArray
 from bsgen.plan.cost import LAUNCH_SECONDS, Cost, memory_bytes, overlapped
+from bsgen.plan.gates import gradient_lanes, gradient_launch
 from bsgen.plan.gradient_tiles import NOTHING, Column, GradientTile, Room, gradient_tiles, heights
 from bsgen.plan.occupancy import REGISTERS
 from bsgen.plan.tile import CHUNK_BYTES, Math, math_of
@@ -228,9 +229,36 @@ class HopperWGradPlan:
         return f"bsgen_wgrad_b{problem.block_size}_{problem.dtype}_{self.family}_{problem.layout.digest}"
 
     @property
+    def gated(self) -> bool:
+        """Whether there are sums that gates multiply."""
+        return self.problem.gate
+
+    @property
+    def summed_later(self) -> bool:
+        """Whether sums pass through the workspace to a second kernel: those of splits, and those that gates multiply."""
+        return self.splits > 1 or self.gated
+
+    @property
+    def gradient_lanes(self) -> int:
+        """Threads that sum a block's part of the gates' gradients."""
+        return gradient_lanes(self.problem)
+
+    @property
     def workspace(self) -> Workspace:
-        """Partial sums, [splits, tiles, units, 64, b]; none when N is not split."""
-        return Workspace(fixed=self.splits * self.split_elements if self.splits > 1 else 0)
+        """Partial sums, [splits, tiles, units, 64, b]; none when the first kernel writes dW."""
+        return Workspace(fixed=self.splits * self.split_elements if self.summed_later else 0)
+
+    @cached_property
+    def sum_places(self) -> IntArray:
+        """Where the sums of each stored block are among a split's, [nnz, parts]: in rows of b, of which a part has up to 64."""
+        geo, blocks = self.geometry, self.problem.layout.nnz
+        chunks = self.units[..., 2 : 2 + geo.stacked]  # [tiles, groups, units, stacked]
+        used = np.flatnonzero(chunks != NOTHING)
+        rows = used // geo.stacked * WARPGROUP_ROWS + used % geo.stacked * geo.block
+        part = chunks.ravel()[used] // (geo.block**2 // geo.math.chunk // geo.parts)
+        places = np.zeros(blocks * geo.parts, np.int32)
+        places[part] = rows
+        return places.reshape(blocks, geo.parts)
 
     @property
     def maps(self) -> tuple[TensorMap, TensorMap]:
@@ -242,13 +270,15 @@ class HopperWGradPlan:
 
     @cached_property
     def launches(self) -> tuple[Launch, ...]:
-        """The main kernel, and the reduction over splits when there are several."""
+        """The main kernel, and the reduction over splits or for gates where there are any."""
         geo, maps = self.geometry, self.maps
-        destination, tail = (("workspace",), ("n",)) if self.splits > 1 else (("out",), ("n", "accumulate"))
+        destination, tail = (("workspace",), ("n",)) if self.summed_later else (("out",), ("n", "accumulate"))
         arguments = (*(tensor_map.argument for tensor_map in maps), *destination, *tail)
         main = Launch(self.entry, Grid(self.tiles * self.splits), geo.threads, self.shared_memory, arguments, maps)
-        if self.splits == 1:
+        if not self.summed_later:
             return (main,)
+        if self.gated:
+            return main, gradient_launch(self.entry, self.problem)
         grid = Grid(self.tiles * geo.capacity)
         return main, Launch(f"{self.entry}_reduce", grid, REDUCE_THREADS, 0, ("workspace", "out", "accumulate"))
 
@@ -259,7 +289,7 @@ class HopperWGradPlan:
         return (
             f"wgmma_{geo.math.ptx}, {self.tiles} tiles in bands of {self.height}, {geo.groups} warpgroups of up to "
             f"{geo.units} units of 64 x {geo.block}, {geo.stages} stages of {geo.rows} rows, {geo.panels} panels, "
-            f"{self.splits} splits of N"
+            f"{self.splits} splits of N{', gated' * self.gated}"
         )
 
 
@@ -360,7 +390,7 @@ def _cost(
     work = clocks * -(-stages // splits) + START + store
     rounds = -(-len(tiles) * splits // target.sms)
     seconds = max(float(work.mean()) * rounds, float(work.max())) / target.clock
-    reduce = LAUNCH_SECONDS + sums / target.hbm if splits > 1 else 0.0
+    reduce = LAUNCH_SECONDS + sums / target.hbm if splits > 1 or problem.gate else 0.0
     l2_bytes = float(sum(_panels(tile, geo) for tile in tiles)) * geo.panel_bytes * stages
     memory = memory_bytes(problem, n) / target.hbm
     limiter = "device memory" if memory > seconds else "L2"

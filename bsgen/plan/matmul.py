@@ -68,10 +68,10 @@ class MatMulPlan(ProductPlan):
 
     @cached_property
     def launches(self) -> tuple[Launch, ...]:
-        """The main kernel, and the reduction of split output blocks when there are any."""
-        shape, arguments = self.geometry.shape, (self.activations, "w", *self.tail_arguments)
+        """The main kernel, after weights are gated, and the reduction of split output blocks when there are any."""
+        shape, arguments = self.geometry.shape, (self.activations, self.weights, *self.tail_arguments)
         main = Launch(self.entry, Grid(self.tiles, shape.rows), shape.threads, self.shared_memory, arguments)
-        return main, *self.reduce_launches
+        return *self.gate_launches, main, *self.reduce_launches
 
     @property
     def summary(self) -> str:
@@ -80,7 +80,7 @@ class MatMulPlan(ProductPlan):
         return (
             f"{geo.math.name}, tile {shape.rows} x {shape.slots * geo.block}, {shape.warps_m} x {shape.warps_n} warps, "
             f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, panels of {shape.panel}, "
-            f"{self.grouping} groups{self.split_text}"
+            f"{self.grouping} groups{self.split_text}{self.gate_text}"
         )
 
 

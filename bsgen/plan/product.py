@@ -9,6 +9,7 @@ import numpy as np
 from bsgen.outline import Grid, Launch, Workspace
 from bsgen.plan.blocks import IntArray, Reduction
 from bsgen.plan.cost import Cost
+from bsgen.plan.gates import gate_launch, gated_floats
 from bsgen.problem import Op, Problem, Target
 
 NO_OUTPUT = -(2**31) + 1
@@ -50,6 +51,27 @@ class ProductPlan:
         return "x" if self.problem.op is Op.FPROP else "dy"
 
     @property
+    def gated(self) -> bool:
+        """Whether there are weights that gates multiply."""
+        return self.problem.gate and self.problem.layout.nnz > 0
+
+    @property
+    def weights(self) -> str:
+        """The argument that holds the weights to multiply by: with gates their product, which begins the workspace."""
+        return "workspace" if self.gated else "w"
+
+    @property
+    def gated_floats(self) -> int:
+        """float32 elements of the workspace that the product of weights and gates takes."""
+        return gated_floats(self.problem) if self.gated else 0
+
+    @property
+    def formula(self) -> str:
+        """What it computes, but for the epilogue."""
+        weights = "(gate * W)" if self.problem.gate else "W"
+        return f"x @ {weights}" if self.problem.op is Op.FPROP else f"dy @ {weights}.T"
+
+    @property
     def features(self) -> tuple[int, int]:
         """Features of a row of the activations and of a row of the result."""
         sizes = self.problem.in_features, self.problem.out_features
@@ -83,6 +105,11 @@ class ProductPlan:
         return ("out", *self.epilogue_arguments, *("workspace",) * bool(self.reductions), "n")
 
     @property
+    def gate_launches(self) -> tuple[Launch, ...]:
+        """Ahead of the main kernel: weights times gates, into the workspace."""
+        return (gate_launch(self.entry, self.problem),) if self.gated else ()
+
+    @property
     def reduce_rows(self) -> int:
         """Rows of one split output block that a block of the reduction kernel covers, two columns a thread."""
         return REDUCE_THREADS * 2 // self.problem.block_size
@@ -100,10 +127,15 @@ class ProductPlan:
 
     @property
     def workspace(self) -> Workspace:
-        """Partial sums, [partials, N, b]."""
-        return Workspace(per_row=self.partials * self.problem.block_size)
+        """Weights times gates, then partial sums, [partials, N, b]."""
+        return Workspace(fixed=self.gated_floats, per_row=self.partials * self.problem.block_size)
 
     @property
     def split_text(self) -> str:
         """How the summary tells of splits."""
         return f", {len(self.reductions)} split outputs" if self.reductions else ""
+
+    @property
+    def gate_text(self) -> str:
+        """And of gates."""
+        return ", weights gated first" if self.gated else ""

@@ -14,6 +14,7 @@ from bsgen.outline import Grid, Launch, Workspace
 from bsgen.plan import occupancy
 from bsgen.plan.blocks import IntArray
 from bsgen.plan.cost import Cost, wgrad_cost
+from bsgen.plan.gates import gradient_lanes, gradient_launch
 from bsgen.plan.tile import CHUNK_BYTES, MMA_COLUMNS, MMA_ROWS, Math, math_of
 from bsgen.problem import Problem, Target
 
@@ -190,21 +191,43 @@ class WGradPlan:
         return f"bsgen_wgrad_b{problem.block_size}_{problem.dtype}_{self.family}_{problem.layout.digest}"
 
     @property
+    def gated(self) -> bool:
+        """Whether there are sums that gates multiply."""
+        return self.problem.gate and self.tiles > 0
+
+    @property
+    def summed_later(self) -> bool:
+        """Whether sums pass through the workspace to a second kernel: those of splits, and those that gates multiply."""
+        return self.splits > 1 or self.gated
+
+    @property
+    def split_elements(self) -> int:
+        """float32 elements of the sums of a split."""
+        return self.elements
+
+    @property
+    def gradient_lanes(self) -> int:
+        """Threads that sum a block's part of the gates' gradients."""
+        return gradient_lanes(self.problem)
+
+    @property
     def workspace(self) -> Workspace:
-        """Partial sums, [splits, nnz, b, b]; none when N is not split."""
-        return Workspace(fixed=self.splits * self.elements if self.splits > 1 else 0)
+        """Partial sums, [splits, nnz, b, b]; none when the first kernel writes dW."""
+        return Workspace(fixed=self.splits * self.elements if self.summed_later else 0)
 
     @cached_property
     def launches(self) -> tuple[Launch, ...]:
-        """The main kernel, and the reduction over splits when there are several; nothing for a layout with no blocks."""
+        """The main kernel, and the reduction over splits or for gates where there are any; nothing for a layout with no blocks."""
         if not self.tiles:
             return ()
-        destination = ("workspace",) if self.splits > 1 else ("out",)
-        tail = ("n",) if self.splits > 1 else ("n", "accumulate")
+        destination = ("workspace",) if self.summed_later else ("out",)
+        tail = ("n",) if self.summed_later else ("n", "accumulate")
         arguments = ("x", "dy", *destination, *tail)
         main = Launch(self.entry, Grid(self.tiles * self.splits), self.geometry.threads, self.shared_memory, arguments)
-        if self.splits == 1:
+        if not self.summed_later:
             return (main,)
+        if self.gated:
+            return main, gradient_launch(self.entry, self.problem)
         grid = Grid(-(-self.elements // (REDUCE_THREADS * REDUCE_ELEMENTS)))
         return main, Launch(f"{self.entry}_reduce", grid, REDUCE_THREADS, 0, ("workspace", "out", "accumulate"))
 
@@ -216,6 +239,7 @@ class WGradPlan:
         return (
             f"{geo.math.name}, {geo.capacity} units of {rows} x {geo.unit} on {shape.warps} warps, bands of {shape.band}, "
             f"{shape.stages} stages of {shape.rows} rows, {shape.panels} panels of {shape.panel}, {self.splits} splits of N"
+            f"{', gated' * self.gated}"
         )
 
 

@@ -1,0 +1,300 @@
+// y = x @ (gate * W) for one block-sparse W [256, 256], float32.
+// Layout 0dd315799237382c: 24 of 64 blocks of 32 x 32 (37.50 %).
+// Plan: portable, mma_tf32, tile 32 x 256, 2 x 4 warps, 3 stages of 25 KiB, panels of 32, contiguous groups, weights gated first.
+//
+// A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
+// activation panels and the pieces of W that its record names, then every warp multiplies, slot by slot.
+// Shared memory holds matrices of up to 128 bytes a row, their 16-byte chunks swizzled by row.
+
+using u32 = unsigned int;
+
+constexpr int kFeaturesIn = 256, kFeaturesOut = 256;  // of a row of x and of y
+constexpr int kBlock = 32, kChunk = 4;  // elements of a block's side, of a chunk
+constexpr int kThreads = 256, kWarpsN = 4;  // 2 x kWarpsN warps
+constexpr int kMTiles = 1, kNTiles = 4, kRows = 32;  // 16-row and 8-column steps of a warp
+constexpr int kSlots = 8, kWarpSlots = 2;  // output blocks of the tile, of a warp
+constexpr int kNoOutput = -2147483647;
+constexpr int kTiles = 1;
+constexpr int kDepth = 32, kStep = 8;  // inputs of an operation, of a multiply step
+constexpr int kPieceChunks = 256, kPieceBytes = 4096;  // the weights of an operation
+constexpr int kPieceRows = 32, kPieceColumns = 8, kLine = 8;  // in chunks; matrices of kLine chunks a row
+constexpr int kPanel = 32, kPanelChunks = 8, kPanelBytes = 4096;  // elements, chunks of a row
+constexpr int kLoadRows = 32, kLoadPasses = 1;  // rows of a panel that the thread block loads at once
+constexpr int kPiecesAtOnce = 1;  // pieces that the thread block loads at once
+constexpr int kStages = 3, kStageBytes = 25600;
+constexpr int kRecordWords = 24, kRecordRing = 5;
+constexpr long long kGated = 24576;  // float32 elements of gate * W, which begins the workspace and is what the main kernel takes for w
+constexpr int kSlotStarts = 2, kPanelIds = 11, kInputs = 13, kPieceStarts = 18;
+
+// The address of shared memory as PTX instructions take it.
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
+// Have the compiler keep a pointer in registers instead of computing it again at each use.
+template <class T>
+__device__ __forceinline__ void keep(const T*& pointer) {
+    asm volatile("" : "+l"(pointer));
+}
+
+// Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
+template <int Chunks>
+__device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
+    return (row * Chunks + (chunk ^ (row / (8 / Chunks) % Chunks))) * 16;
+}
+// 16 bytes, past L1 (PTX: cp.async, sm_80).
+__device__ __forceinline__ void cp_async_16(u32 shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
+
+// 16 bytes, or 16 zeros when `valid` is false.
+__device__ __forceinline__ void cp_async_16_or_zeros(u32 shared, const void* global, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0) : "memory");
+}
+
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Wait until at most `Pending` of this thread's newest groups are still on their way.
+template <int Pending>
+__device__ __forceinline__ void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+using Element = float;
+
+__device__ __forceinline__ float2 load_pair(const Element* p) { return *reinterpret_cast<const float2*>(p); }
+__device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_cast<float2*>(p) = v; }
+// Two neighbouring sums of a row -> two outputs.
+__device__ __forceinline__ float2 finish(float2 v) {
+    return v;
+}
+__device__ const int __align__(16) kTileStages[] = {
+    0,6,
+};
+__device__ const int __align__(16) kTargets[] = {
+    0,1,2,3,4,5,6,7,
+};  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
+__device__ const int __align__(16) kRecords[] = {
+    1,5,0,1,2,3,4,5,5,5,5,2,0,0,0,0,
+    0,0,1024,1280,1536,1792,2048,0,1,3,0,0,0,0,0,0,
+    1,2,3,2,0,0,0,0,0,0,2304,2560,2816,0,0,0,
+    1,4,0,1,1,2,2,3,3,4,4,6,0,0,0,0,
+    0,0,4608,4864,5120,5376,0,0,2,4,0,1,1,1,2,3,
+    3,4,4,0,7,0,256,0,256,0,0,5632,256,5888,0,0,
+    2,4,0,0,1,2,2,2,2,3,4,1,3,0,0,256,
+    256,0,512,768,3072,3328,0,0,2,4,0,1,1,2,2,3,
+    4,4,4,4,5,0,256,0,256,0,3584,4096,3840,4352,0,0,
+};
+
+// The record of a stage, global -> shared.
+__device__ __forceinline__ void load_record(u32 record, int stage) {
+#pragma unroll
+    for (int i = 0; i < kRecordWords / 4; i += kThreads) {
+        const int chunk = i + threadIdx.x;
+        if (chunk < kRecordWords / 4) cp_async_16(record + chunk * 16, kRecords + static_cast<long long>(stage) * kRecordWords + chunk * 4);
+    }
+}
+
+// The loads of a stage, global -> shared. What depends on the thread alone is computed once.
+struct Loads {
+    const Element* rows[kLoadPasses];  // this thread's chunk of panel 0 in each row that it loads
+    const Element* piece;              // this thread's chunk of a piece at the start of W
+    u32 row, weights;                  // where they go, from the start of a panel and of the weights
+
+    __device__ __forceinline__ Loads(const Element* __restrict__ activations, const Element* __restrict__ w, int row0, int n) {
+        const u32 thread = threadIdx.x, panel_row = thread / kPanelChunks, panel_column = thread % kPanelChunks;
+#pragma unroll
+        for (int pass = 0; pass < kLoadPasses; ++pass) {
+            // Rows past the end are loads of the last one: their sums are never stored.
+            const int r = min(row0 + static_cast<int>(panel_row) + pass * kLoadRows, n - 1);
+            rows[pass] = activations + static_cast<long long>(r) * kFeaturesIn + panel_column * kChunk;
+            keep(rows[pass]);
+        }
+        row = swizzled<kPanelChunks>(panel_row, panel_column);
+        const u32 inside = thread % kPieceChunks;
+        piece = w + (inside / kPieceColumns * (kBlock / kChunk) + inside % kPieceColumns) * kChunk;
+        keep(piece);
+        weights = piece_offset(inside) + thread / kPieceChunks * kPieceBytes;
+    }
+
+    static __device__ __forceinline__ u32 piece_offset(u32 inside) {
+        const u32 piece_row = inside / kPieceColumns, column = inside % kPieceColumns;
+        return column / kLine * (kPieceRows * kLine * 16) + swizzled<kLine>(piece_row, column % kLine);
+    }
+
+    __device__ __forceinline__ void issue(u32 stage, const int* record) const {
+        const int panels = record[0], operations = record[1];
+        u32 to = stage + row;
+#pragma unroll 2
+        for (int p = 0; p < panels; ++p, to += kPanelBytes) {
+            const int panel = record[kPanelIds + p];
+#pragma unroll
+            for (int pass = 0; pass < kLoadPasses; ++pass)
+                if (kRows % kLoadRows == 0 || static_cast<int>(threadIdx.x) / kPanelChunks + pass * kLoadRows < kRows)
+                    cp_async_16(to + pass * (kLoadRows * kPanelChunks * 16), rows[pass] + panel * kPanel);
+        }
+        to = stage + panels * kPanelBytes + weights;
+#pragma unroll 2
+        for (int p = threadIdx.x / kPieceChunks; p < operations; p += kPiecesAtOnce, to += kPiecesAtOnce * kPieceBytes)
+            cp_async_16(to, piece + static_cast<long long>(record[kPieceStarts + p]) * kChunk);
+    }
+};
+
+// Round to TF32 (to nearest, ties away from zero); the tensor core alone would cut the bits off.
+__device__ __forceinline__ u32 tf32(u32 bits) {
+    u32 rounded;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
+    return rounded;
+}
+// d += a * b on tensor cores, 16 x 8 x 8, TF32 in, float32 sums (PTX: mma.sync.m16n8k8).
+__device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
+__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+// A plain load from shared memory by 32-bit address (PTX: ld.shared).
+__device__ __forceinline__ u32 load_word(u32 address) {
+    u32 bits;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(bits) : "r"(address) : "memory");
+    return bits;
+}
+// One operation: this warp's rows of kDepth inputs, at a, times one output block of weights, at b. Both are this lane's
+// addresses; the swizzle turns a step along the chunks of a row into an exclusive or.
+__device__ __forceinline__ void multiply(float (&sums)[kMTiles][kNTiles][4], u32 a, u32 b) {
+#pragma unroll 4
+    for (int k = 0; k < kDepth / kStep; ++k) {
+        u32 inputs[kMTiles][4];
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m) ldmatrix_x4(inputs[m], (a ^ k * 32) + m * (16 * kPanelChunks * 16));
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m)
+#pragma unroll
+            for (int r = 0; r < 4; ++r) inputs[m][r] = tf32(inputs[m][r]);
+#pragma unroll
+        for (int j = 0; j < kNTiles; ++j) {
+            const u32 at = (b ^ 2 * j % kLine * 16) + 2 * j / kLine * (kPieceRows * kLine * 16) + k * (8 * kLine * 16);
+            const u32 weights[2] = {tf32(load_word(at)), tf32(load_word((at ^ kLine / 2 * 16) + 4 * kLine * 16))};
+#pragma unroll
+            for (int m = 0; m < kMTiles; ++m) mma(sums[m][j], inputs[m], weights[0], weights[1]);
+        }
+    }
+}
+// The operations of a stage that fall to this warp.
+__device__ __forceinline__ void multiply_stage(float (&sums)[kWarpSlots][kMTiles][kNTiles][4], u32 stage, const int* record, int warp_m, int warp_n) {
+    const int lane = threadIdx.x % 32;
+    // Lanes 0-15 point at 16 rows of inputs, lanes 16-31 at the same rows one chunk further.
+    const u32 rows = stage + (warp_m * (kMTiles * 16) + lane % 16) * (kPanelChunks * 16);
+    const u32 swizzle = swizzled<kPanelChunks>(lane % 16, lane / 16) % (kPanelChunks * 16);
+    const u32 weights = stage + record[0] * kPanelBytes + swizzled<kLine>(lane % 4, lane / 16) + lane / 4 % 4 * 4;
+    const int* starts = record + kSlotStarts + warp_n * kWarpSlots;
+    const int* inputs = record + kInputs;
+    int operation = starts[0];
+    u32 ahead = inputs[operation];  // read one round ahead, to keep its latency out of the chain
+#pragma unroll
+    for (int s = 0; s < kWarpSlots; ++s) {
+        const int end = starts[s + 1];
+#pragma unroll 1
+        while (operation < end) {
+            const u32 a = rows + ahead * 16 ^ swizzle, b = weights + operation * kPieceBytes;
+            ahead = inputs[++operation];
+            multiply(sums[s], a, b);
+        }
+    }
+}
+// Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
+__device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][kNTiles][4], const int* targets, int row0, int n,
+                                      Element* __restrict__ y) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int half = 0; half < 2 * kMTiles; ++half) {
+        const int m = half / 2, i = half % 2 * 2, row = row0 + half * 8 + lane / 4;
+        if (row >= n) return;
+#pragma unroll
+        for (int s = 0; s < kWarpSlots; ++s) {
+            const int target = targets[s];
+            if (target == kNoOutput) continue;
+#pragma unroll
+            for (int j = 0; j < kNTiles; ++j) {
+                const int column = target * kBlock + j * 8 + lane % 4 * 2;
+                const long long place = static_cast<long long>(row) * kFeaturesOut + column;
+                store_pair(y + place, finish(make_float2(sums[s][m][j][i], sums[s][m][j][i + 1])));
+            }
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 2)
+bsgen_fprop_b32_float32_portable_0dd315799237382c(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int n) {
+    extern __shared__ __align__(128) unsigned char shared[];
+    const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;
+    const int* records = reinterpret_cast<const int*>(shared + kStages * kStageBytes);
+    const int tile = blockIdx.x % kTiles, row0 = blockIdx.x / kTiles * kRows;
+    const int first = kTileStages[tile], stages = kTileStages[tile + 1] - first;
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), warp_m = warp / kWarpsN, warp_n = warp % kWarpsN;
+
+    const Loads loads(x, w, row0, n);
+
+    // Issue the loads of stage i, and of the record that will be needed when it has arrived. Slots of the two rings go round.
+    int stage_slot = 0, record_slot = 0, next_record = kStages - 1;
+    const auto fetch = [&](int i) {
+        if (i < stages) loads.issue(stages_base + stage_slot * kStageBytes, records + record_slot * kRecordWords);
+        if (i + kStages - 1 < stages) load_record(records_base + next_record * (kRecordWords * 4), first + i + kStages - 1);
+        cp_async_commit();
+        stage_slot = stage_slot + 1 == kStages ? 0 : stage_slot + 1;
+        record_slot = record_slot + 1 == kRecordRing ? 0 : record_slot + 1;
+        next_record = next_record + 1 == kRecordRing ? 0 : next_record + 1;
+    };
+
+    // Prologue: the first records, then the first stages.
+    for (int i = 0; i < kStages - 1 && i < stages; ++i) load_record(records_base + i * kRecordWords * 4, first + i);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+    for (int i = 0; i < kStages - 1; ++i) fetch(i);
+
+    // Main loop: stage i has arrived and stage i - 1 has been consumed when all pass the barrier.
+    float sums[kWarpSlots][kMTiles][kNTiles][4] = {};
+    int slot = 0, record = 0;
+    for (int i = 0; i < stages; ++i) {
+        cp_async_wait<kStages - 2>();
+        __syncthreads();
+        fetch(i + kStages - 1);
+        multiply_stage(sums, stages_base + slot * kStageBytes, records + record * kRecordWords, warp_m, warp_n);
+        slot = slot + 1 == kStages ? 0 : slot + 1;
+        record = record + 1 == kRecordRing ? 0 : record + 1;
+    }
+
+    store(sums, kTargets + tile * kSlots + warp_n * kWarpSlots, row0 + warp_m * (kMTiles * 16), n, y);
+}
+
+constexpr int kGateThreads = 256, kBlockChunks = kBlock * kBlock * static_cast<int>(sizeof(Element)) / 16;
+
+// A word of elements times a gate.
+__device__ __forceinline__ u32 gated(u32 word, float gate) {
+    return __float_as_uint(gate * __uint_as_float(word));
+}
+
+// gate * W -> workspace, four chunks of 16 bytes a thread. A block whose gate is zero becomes zeros and is not read: it may hold anything.
+extern "C" __global__ void __launch_bounds__(kGateThreads)
+bsgen_fprop_b32_float32_portable_0dd315799237382c_gate(const uint4* __restrict__ w, const float* __restrict__ gate, uint4* __restrict__ workspace) {
+    const long long first = blockIdx.x * 4ll * kGateThreads + threadIdx.x;
+    float gates[4];
+    uint4 chunks[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const long long chunk = first + i * kGateThreads;
+        gates[i] = chunk < kGated / 4 ? gate[chunk / kBlockChunks] : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) chunks[i] = gates[i] != 0.0f ? w[first + i * kGateThreads] : make_uint4(0, 0, 0, 0);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const long long chunk = first + i * kGateThreads;
+        if (chunk >= kGated / 4) return;
+        const uint4 v = chunks[i];
+        workspace[chunk] = make_uint4(gated(v.x, gates[i]), gated(v.y, gates[i]), gated(v.z, gates[i]), gated(v.w, gates[i]));
+    }
+}
