@@ -60,6 +60,7 @@ def artefact_name(problem: Problem, arch: str) -> str:
         "bias" if epilogue.bias else "",
         str(epilogue.activation or ""),
         "residual" if epilogue.residual else "",
+        "gate" if problem.gate else "",
         f"n{problem.batch}" if problem.batch else "",
     )
     parts = (str(problem.op), f"b{problem.block_size}", str(problem.dtype), *variants, arch, problem.layout.digest)
@@ -119,6 +120,7 @@ def _problem(problem: Problem) -> dict[str, Any]:
         "bias": problem.epilogue.bias,
         "activation": str(activation) if activation else None,
         "residual": problem.epilogue.residual,
+        "gate": problem.gate,
         "batch": problem.batch,
         "in_features": problem.in_features,
         "out_features": problem.out_features,

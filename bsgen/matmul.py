@@ -57,6 +57,7 @@ def compile(
     activation: str | None = None,
     residual: bool = False,
     precision: str = "tensor",
+    gate: bool = False,
 ) -> MatMul:
     """Compile the products of activations [N, C] and block-sparse weights W [C, K] for one layout.
 
@@ -72,11 +73,14 @@ def compile(
         bias, activation, residual: what fprop does after the product, activation(x @ W + bias) + residual. The
             activation is "relu", "gelu" (exact) or "silu".
         precision: float32 only: "tensor" multiplies in TF32 on tensor cores, "ieee" in full float32.
+        gate: calls take a float32 for each stored block, which multiplies it; zero switches a block off. It costs a pass over the
+            weights in fprop and dgrad, one over the sums in wgrad, and saves nothing where gates are zero: for that, compile a
+            layout without those blocks.
 
     Raises:
         BsgenError: `LayoutError`, `ArgumentError`, `PlanError` or `CompileError`, before anything is left behind.
     """
-    return MatMul(layout, block_size, dtype, ops, arch, batch, bias, activation, residual, precision)
+    return MatMul(layout, block_size, dtype, ops, arch, batch, bias, activation, residual, precision, gate)
 
 
 class MatMul:
@@ -104,13 +108,14 @@ class MatMul:
         activation: str | None,
         residual: bool,
         precision: str,
+        gate: bool,
     ) -> None:
         self.layout = Layout.load(layout)
         self.block_size = parse_block_size(block_size)
         self.dtype: DType = parse_dtype(dtype)
         self.precision: Precision = parse_precision(precision)
         self.epilogue = Epilogue(bool(bias), parse_activation(activation), bool(residual))
-        self.batch = None if batch is None else integer("batch", batch, 1)
+        self.batch, self.gate = None if batch is None else integer("batch", batch, 1), bool(gate)
         self._arch, self._pack = arch, None
         self.target, self._compiled = _target(arch)
         parsed = _parse_ops(ops, self.epilogue)
@@ -126,6 +131,7 @@ class MatMul:
         made.dtype, made.precision = parse_dtype(module.dtype), parse_precision(module.precision)
         made.epilogue = Epilogue(module.bias, parse_activation(module.activation), module.residual)
         made.batch, made._arch, made.target, made._compiled = None, arch, parse_target(arch), True
+        made.gate = module.gate
         made._pack = (pack.path, module.name)
         loaders = {op: pack.loaders(module.name, op, arch) for op in module.ops}
         made._operations = {
@@ -143,7 +149,7 @@ class MatMul:
 
     def _problem(self, op: Op) -> Problem:
         epilogue = self.epilogue if op is Op.FPROP else Epilogue()
-        return Problem(op, self.layout, self.block_size, self.dtype, self.precision, epilogue, self.batch)
+        return Problem(op, self.layout, self.block_size, self.dtype, self.precision, epilogue, self.batch, self.gate)
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         if self._pack:
@@ -151,7 +157,7 @@ class MatMul:
         ops, epilogue = self.ops, self.epilogue
         activation = None if epilogue.activation is None else str(epilogue.activation)
         problem = (self.layout, self.block_size, str(self.dtype), ops, self._arch, self.batch)
-        return compile, (*problem, epilogue.bias, activation, epilogue.residual, str(self.precision))
+        return compile, (*problem, epilogue.bias, activation, epilogue.residual, str(self.precision), self.gate)
 
     @property
     def in_features(self) -> int:
@@ -179,28 +185,68 @@ class MatMul:
         return tuple(self._operations)
 
     def __call__(
-        self, x: Any, w: Any, bias: Any = None, residual: Any = None, out: Any = None, stream: Any = None
+        self,
+        x: Any,
+        w: Any,
+        bias: Any = None,
+        residual: Any = None,
+        out: Any = None,
+        stream: Any = None,
+        gate: Any = None,
     ) -> Any:
-        """y [..., K] = activation(x [..., C] @ W + bias [K]) + residual [..., K], as far as compiled in."""
+        """y [..., K] = activation(x [..., C] @ W + bias [K]) + residual [..., K], as far as compiled in.
+
+        With `gate` [nnz], float32, blocks of W are multiplied by their gates, rounded to the dtype. One whose gate is zero counts
+        as zeros, whatever it holds.
+        """
         arrays = {"x": x, "w": w}
         if bias is not None or self.epilogue.bias:
             arrays["bias"] = _agreed("bias", bias, self.epilogue.bias)
         if residual is not None or self.epilogue.residual:
             arrays["residual"] = _agreed("residual", residual, self.epilogue.residual)
-        return self.operation("fprop")(arrays, out, stream=stream)
+        return self.operation("fprop")(self._with_gate(arrays, gate), out, stream=stream)
 
-    def dgrad(self, dy: Any, w: Any, out: Any = None, stream: Any = None) -> Any:
-        """dx [..., C] = dy [..., K] @ W.T."""
-        return self.operation("dgrad")({"dy": dy, "w": w}, out, stream=stream)
+    def dgrad(self, dy: Any, w: Any, out: Any = None, stream: Any = None, gate: Any = None) -> Any:
+        """dx [..., C] = dy [..., K] @ W.T; `gate` as for the product."""
+        return self.operation("dgrad")(self._with_gate({"dy": dy, "w": w}, gate), out, stream=stream)
 
-    def wgrad(self, x: Any, dy: Any, out: Any = None, accumulate: bool = False, stream: Any = None) -> Any:
+    def wgrad(
+        self, x: Any, dy: Any, out: Any = None, accumulate: bool = False, stream: Any = None, gate: Any = None
+    ) -> Any:
         """dW [nnz, b, b] = x.T @ dy at the stored blocks; `accumulate` adds it into `out`, which must then be given.
 
         Lists of x and dy, such as the time steps of a recurrent network, are joined and summed in one launch, in float32.
+        With `gate` it is gate * (x.T @ dy), zero where the gate is; `gate_grad` gives the gates' gradients with it.
         """
         if isinstance(x, list | tuple) or isinstance(dy, list | tuple):
             x, dy = _joined(x, dy, stream)
-        return self.operation("wgrad")({"x": x, "dy": dy}, out, accumulate, stream)
+        return self.operation("wgrad")(self._with_gate({"x": x, "dy": dy}, gate), out, accumulate, stream)
+
+    def gate_grad(
+        self,
+        x: Any,
+        dy: Any,
+        w: Any,
+        gate: Any,
+        out: tuple[Any, Any] | None = None,
+        accumulate: bool = False,
+        stream: Any = None,
+    ) -> tuple[Any, Any]:
+        """The gradients of weights and gates, in one pass over x and dy: dW [nnz, b, b], as `wgrad` gives it, and dgate [nnz],
+        float32, the sum of (x.T @ dy) * W over each block. That of a gate that is zero is what it would be if open.
+
+        `out` is a pair of arrays for them, either of which may be None; `accumulate` adds into both. x and dy may be lists.
+        """
+        if isinstance(x, list | tuple) or isinstance(dy, list | tuple):
+            x, dy = _joined(x, dy, stream)
+        arrays = {"x": x, "dy": dy, "w": w, "gate": _agreed("gate", gate, self.gate)}
+        results = self.operation("wgrad").run(arrays, _gradient_pair(out), accumulate, stream)
+        return results["out"], results["dgate"]
+
+    def _with_gate(self, arrays: dict[str, Any], gate: Any) -> dict[str, Any]:
+        if gate is not None or self.gate:
+            arrays["gate"] = _agreed("gate", gate, self.gate)
+        return arrays
 
     def warmup(self, device: int | None = None, rows: int | Iterable[int] | None = None) -> None:
         """Compile and load kernels onto a GPU (None: the current one), so that calls may be captured into a CUDA graph.
@@ -307,11 +353,18 @@ def _joined(x: Any, dy: Any, stream: Any) -> tuple[Any, Any]:
     return joined[0], joined[1]
 
 
+def _gradient_pair(out: Any) -> dict[str, Any]:
+    if out is not None and not (isinstance(out, list | tuple) and len(out) == 2):
+        got = f"{len(out)} arrays" if isinstance(out, list | tuple) else type(out).__name__
+        raise ArgumentError(f"out: got {got}, expected a pair (dw, dgate), either of which may be None")
+    return dict(zip(("out", "dgate"), out or (None, None), strict=True))
+
+
 def _agreed(name: str, array: Any, compiled: bool) -> Any:
-    if array is None:
-        raise ArgumentError(f"{name}: got None, but this was compiled with {name}=True: pass the array")
     if not compiled:
         raise ArgumentError(f"{name}: got an array, but this was compiled without: give bsgen.compile {name}=True")
+    if array is None:
+        raise ArgumentError(f"{name}: got None, but this was compiled with {name}=True: pass the array")
     return array
 
 

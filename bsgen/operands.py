@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from bsgen.errors import ArgumentError
 from bsgen.problem import DType, Op, Problem
 from bsgen.runtime.arrays import CPU, View
 
 ALIGNMENT = 16
+GATE_GRADIENT = frozenset({"w", "dgate"})  # what a gated wgrad needs, and gives, for the gradients of gates alone
 MAXIMUM_ROWS = 2**31 - 2**16  # the last tile of rows must end below 2^31, too
 
 
@@ -18,7 +19,8 @@ MAXIMUM_ROWS = 2**31 - 2**16  # the last tile of rows must end below 2^31, too
 class Contract:
     """Operands of an op by name: *rows* are activations [..., features], *fixed* have one shape. `leading` is rows too.
 
-    The result is rows of `result_features`, or of shape `result_shape` where that is given.
+    The result is rows of `result_features`, or of shape `result_shape` where that is given; a call may ask for `further`
+    results, too. `types` are those of operands and results that are not of `dtype`; a call may leave out what is `optional`.
     """
 
     dtype: DType
@@ -27,6 +29,13 @@ class Contract:
     fixed: Mapping[str, tuple[int, ...]]
     result_features: int = 0
     result_shape: tuple[int, ...] | None = None
+    further: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    types: Mapping[str, DType] = field(default_factory=dict)
+    optional: frozenset[str] = frozenset()
+
+    def type_of(self, name: str) -> DType:
+        """The type of an operand, or of a result (`out`, or the name of a further one)."""
+        return self.types.get(name, self.dtype)
 
     def check(self, views: Mapping[str, View]) -> tuple[int, ...]:
         """Check the inputs against this and each other; the leading dimensions that they share. `ArgumentError`."""
@@ -44,12 +53,18 @@ class Contract:
         """The shape of the result."""
         return self.result_shape if self.result_shape is not None else (*lead, self.result_features)
 
-    def check_out(self, out: View, views: Mapping[str, View], shape: tuple[int, ...]) -> None:
-        """Check `out` against the inputs, which it must not share memory with."""
-        self._check("out", out, shape, views[self.leading].device)
-        for name, view in views.items():
-            if _overlap(out, view, self.dtype.itemsize):
-                raise ArgumentError(f"out: shares memory with {name}, which the kernel still reads: pass another array")
+    def results(self, names: Iterable[str], lead: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """The shapes of results by name: `out`, and further ones."""
+        return {name: self.further[name] if name in self.further else self.result(lead) for name in names}
+
+    def check_out(self, out: View, views: Mapping[str, View], shape: tuple[int, ...], name: str = "out") -> None:
+        """Check the array for a result against `views`, which it must not share memory with."""
+        self._check(name, out, shape, views[self.leading].device)
+        for other, view in views.items():
+            if _overlap(out, self.type_of(name).itemsize, view, self.type_of(other).itemsize):
+                raise ArgumentError(
+                    f"{name}: shares memory with {other}, which the kernel uses, too: pass another array"
+                )
 
     def _expected(self, name: str, lead: tuple[int, ...]) -> tuple[int, ...]:
         features = self.rows.get(name)
@@ -59,7 +74,7 @@ class Contract:
         """One comparison on the way of every call; words only for what failed."""
         if (
             view.shape != shape
-            or view.dtype != self.dtype.value
+            or view.dtype != self.type_of(name).value
             or view.device != device
             or not view.contiguous
             or (device != CPU and view.pointer % ALIGNMENT)
@@ -69,8 +84,9 @@ class Contract:
     def _objection(self, name: str, view: View, shape: tuple[int, ...], device: int) -> str:
         if tuple(view.shape) != tuple(shape):
             return self._shape_objection(name, tuple(view.shape), tuple(shape))
-        if view.dtype != self.dtype.value:
-            return f"got {view.dtype}, expected {self.dtype}, which this was compiled for: convert it"
+        if view.dtype != self.type_of(name).value:
+            which = ", which this was compiled for" if name not in self.types else ""
+            return f"got {view.dtype}, expected {self.type_of(name)}{which}: convert it"
         if view.device != device:
             return f"is on {place(view.device)}, {self.leading} on {place(device)}: move them to one device"
         if not view.contiguous:
@@ -80,6 +96,8 @@ class Contract:
     def _shape_objection(self, name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> str:
         if name in self.fixed and len(got) == len(expected) == 3:
             return f"got shape {got}, expected {expected} (nnz, b, b): weights of another layout or block size"
+        if name in ("gate", "dgate"):
+            return f"got shape {got}, expected {expected} (nnz,): a float for each stored block"
         if name in self.rows and not got:
             return f"got an array of rank 0, expected [..., {self.rows[name]}]"
         if name in self.rows and got[-1] != self.rows[name]:
@@ -94,24 +112,30 @@ def place(device: int) -> str:
     return "the CPU" if device == CPU else f"GPU {device}"
 
 
-def _overlap(a: View, b: View, itemsize: int) -> bool:
-    return (
-        a.pointer < b.pointer + math.prod(b.shape) * itemsize and b.pointer < a.pointer + math.prod(a.shape) * itemsize
+def _overlap(a: View, a_itemsize: int, b: View, b_itemsize: int) -> bool:
+    a_end, b_end = (
+        view.pointer + math.prod(view.shape) * itemsize for view, itemsize in ((a, a_itemsize), (b, b_itemsize))
     )
+    return a.pointer < b_end and b.pointer < a_end
 
 
 def contract_of(problem: Problem) -> Contract:
     """The contract of a problem's op."""
     inputs, outputs, block = problem.in_features, problem.out_features, problem.block_size
     weights = (problem.layout.nnz, block, block)
+    gates: dict[str, tuple[int, ...]] = {"gate": weights[:1]} if problem.gate else {}
+    types = dict.fromkeys(("gate", "dgate"), DType.FLOAT32) if problem.gate else {}
     if problem.op is Op.WGRAD:
-        return Contract(problem.dtype, "x", {"x": inputs, "dy": outputs}, {}, result_shape=weights)
+        plain = Contract(problem.dtype, "x", {"x": inputs, "dy": outputs}, {}, result_shape=weights)
+        further = {"dgate": weights[:1]}
+        gated = replace(plain, fixed={"w": weights, **gates}, further=further, types=types, optional=GATE_GRADIENT)
+        return gated if problem.gate else plain
     if problem.op is Op.DGRAD:
-        return Contract(problem.dtype, "dy", {"dy": outputs}, {"w": weights}, inputs)
+        return Contract(problem.dtype, "dy", {"dy": outputs}, {"w": weights, **gates}, inputs, types=types)
     rows = {"x": inputs}
-    fixed: dict[str, tuple[int, ...]] = {"w": weights}
+    fixed = {"w": weights, **gates}
     if problem.epilogue.bias:
         fixed["bias"] = (outputs,)
     if problem.epilogue.residual:
         rows["residual"] = outputs
-    return Contract(problem.dtype, "x", rows, fixed, outputs)
+    return Contract(problem.dtype, "x", rows, fixed, outputs, types=types)

@@ -37,7 +37,7 @@ class _Call(NamedTuple):
     views: Mapping[str, View]
     leading: str
     n: int
-    shape: tuple[int, ...]
+    shapes: Mapping[str, tuple[int, ...]]  # of the results
 
     @property
     def first(self) -> Any:
@@ -53,6 +53,11 @@ class _Call(NamedTuple):
     def device(self) -> int:
         """Where all arrays are."""
         return self.views[self.leading].device
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no result to compute."""
+        return not self.n or 0 in self.shapes["out"]
 
     def arrive(self, stream: int) -> None:
         """Make the stream wait for arrays of other libraries, and of those that have streams of their own."""
@@ -135,14 +140,22 @@ class Operation(Variant):
             result = self._express(arrays)
             if result is not None:
                 return result
-        call = self._look(arrays)
-        if out is not None:
-            self._check_out(out, call)
-        elif accumulate:
-            raise ArgumentError("accumulate: got True without out, expected the array to add into: pass out")
+        return self.run(arrays, {"out": out}, accumulate, stream)["out"]
+
+    def run(
+        self, arrays: Mapping[str, Any], outs: Mapping[str, Any], accumulate: bool = False, stream: Any = None
+    ) -> dict[str, Any]:
+        """Check, then run where the arrays are: the results that `outs` names, which are the arrays there that are not None."""
+        call = self._look(arrays, outs)
+        views = dict(call.views)
+        for name, out in outs.items():
+            if out is not None:
+                views[name] = self._check_out(name, out, call, views)
+            elif accumulate:
+                raise ArgumentError(f"accumulate: got True without {name}, expected the array to add into: pass {name}")
         if call.device == CPU:
-            return self._run_on_cpu(call, out, accumulate, stream)
-        return self._run_on_gpu(call, out, accumulate, stream)
+            return self._run_on_cpu(call, outs, accumulate, stream)
+        return self._run_on_gpu(call, outs, accumulate, stream)
 
     def prepare(self) -> None:
         """Compile now rather than at the first call on a GPU."""
@@ -162,24 +175,30 @@ class Operation(Variant):
             for kernels in pool.map(lambda variant: variant.kernels, variants):
                 kernels.load(device)
 
-    def _look(self, arrays: Mapping[str, Any]) -> _Call:
+    def _look(self, arrays: Mapping[str, Any], results: Iterable[str]) -> _Call:
         frameworks = {name: framework_of(array, name) for name, array in arrays.items()}
         views = {name: frameworks[name].view(array, name) for name, array in arrays.items()}
         lead = self.contract.check(views)
         leading = self.contract.leading
-        return _Call(arrays, frameworks, views, leading, math.prod(lead), self.contract.result(lead))
+        return _Call(arrays, frameworks, views, leading, math.prod(lead), self.contract.results(results, lead))
 
-    def _check_out(self, out: Any, call: _Call) -> None:
-        primary, framework = call.primary, framework_of(out, "out")
+    def _check_out(self, name: str, out: Any, call: _Call, views: Mapping[str, View]) -> View:
+        primary, framework = call.primary, framework_of(out, name)
         if not primary.mutable:
-            raise ArgumentError(f"out: {primary.name} arrays are immutable: leave out and accumulate, use the result")
+            raise ArgumentError(
+                f"{name}: {primary.name} arrays are immutable: leave {name} and accumulate, use the result"
+            )
         if framework is not primary:
-            raise ArgumentError(f"out: got an array of {framework.name}, expected one of {primary.name}, as the inputs")
-        self.contract.check_out(framework.view(out, "out"), call.views, call.shape)
+            raise ArgumentError(
+                f"{name}: got an array of {framework.name}, expected one of {primary.name}, as the inputs"
+            )
+        view = framework.view(out, name)
+        self.contract.check_out(view, views, call.shapes[name], name)
         if not framework.writable(out):
-            raise ArgumentError("out: is read-only: pass an array that may be written")
+            raise ArgumentError(f"{name}: is read-only: pass an array that may be written")
+        return view
 
-    def _run_on_cpu(self, call: _Call, out: Any, accumulate: bool, stream: Any) -> Any:
+    def _run_on_cpu(self, call: _Call, outs: Mapping[str, Any], accumulate: bool, stream: Any) -> dict[str, Any]:
         for name, framework in call.frameworks.items():
             if not isinstance(framework, NumPy):
                 raise ArgumentError(
@@ -188,44 +207,56 @@ class Operation(Variant):
                 )
         if stream is not None:
             raise ArgumentError("stream: NumPy arrays run on the CPU, where there are no streams: leave it None")
-        result = self._reference(call)
-        if out is None:
-            return result
-        out[...] = (out.astype(np.float32) + result.astype(np.float32)).astype(out.dtype) if accumulate else result
-        return out
+        results = self._reference(call)
+        for name, out in outs.items():
+            if out is not None:
+                result = results[name]
+                out[...] = (
+                    (out.astype(np.float32) + result.astype(np.float32)).astype(out.dtype) if accumulate else result
+                )
+                results[name] = out
+        return results
 
-    def _reference(self, call: _Call) -> np.ndarray[Any, Any]:
-        if not call.n or 0 in call.shape:
-            return np.zeros(call.shape, self.problem.dtype.numpy)
+    def _reference(self, call: _Call) -> dict[str, Any]:
+        if call.empty:
+            return {name: np.zeros(shape, self.contract.type_of(name).numpy) for name, shape in call.shapes.items()}
         from bsgen import reference
 
         rows = self.contract.rows
         flat = {name: array.reshape(call.n, -1) if name in rows else array for name, array in call.arrays.items()}
-        return reference.run(self.plan, flat).reshape(call.shape)
+        found = reference.results(self.plan, flat)
+        return {name: found[name].reshape(shape) for name, shape in call.shapes.items()}
 
-    def _run_on_gpu(self, call: _Call, out: Any, accumulate: bool, stream: Any) -> Any:
+    def _run_on_gpu(self, call: _Call, outs: Mapping[str, Any], accumulate: bool, stream: Any) -> dict[str, Any]:
         primary, device = call.primary, call.device
         handle = primary.stream(call.first, device) if stream is None else stream_handle(stream)
         call.arrive(handle)
-        if out is None:
-            out = primary.empty(call.shape, self.problem.dtype.value, device, handle)
-        if not primary.ordered:
-            primary.arrive(out, device, handle)
-        self._enqueue(call, primary.pointer(out), int(accumulate), handle)
+        results = dict(outs)
+        for name, shape in call.shapes.items():
+            if results[name] is None:
+                results[name] = primary.empty(shape, self.contract.type_of(name).value, device, handle)
+            if not primary.ordered:
+                primary.arrive(results[name], device, handle)
+        pointers = {name: primary.pointer(result) for name, result in results.items()}
+        self._enqueue(call, pointers, int(accumulate), handle)
         if stream is not None:
-            primary.lent([*call.arrays.values(), out], device, handle)
+            primary.lent([*call.arrays.values(), *results.values()], device, handle)
         primary.finished(device, handle)
-        if self._express is None and isinstance(primary, Torch) and 0 not in call.shape:
+        if self._express is None and isinstance(primary, Torch) and 0 not in call.shapes["out"]:
             self._express = Express(self.contract, lambda n: self.variant(n).kernels, primary)
-        return out
+        return results
 
-    def _enqueue(self, call: _Call, out: int, accumulate: int, stream: int) -> None:
-        if not call.n or 0 in call.shape:
+    def _enqueue(self, call: _Call, results: Mapping[str, int], accumulate: int, stream: int) -> None:
+        if call.empty:
             if not accumulate:
-                context.clear(call.device, out, math.prod(call.shape) * self.problem.dtype.itemsize, stream)
+                for name, shape in call.shapes.items():
+                    size = math.prod(shape) * self.contract.type_of(name).itemsize
+                    context.clear(call.device, results[name], size, stream)
             return
-        operands = {name: view.pointer for name, view in call.views.items()}
-        operands["out"], operands["n"], operands["accumulate"] = out, call.n, accumulate
+        operands = dict.fromkeys(self.contract.optional, 0)
+        operands.update((name, view.pointer) for name, view in call.views.items())
+        operands.update(results)
+        operands["n"], operands["accumulate"] = call.n, accumulate
         # A name of its own keeps the workspace until everything that uses it is enqueued.
         workspace = None
         kernels = self.variant(call.n).kernels

@@ -150,6 +150,7 @@ def test_warnings_of_the_compiler_are_shown(monkeypatch):
         ({"epilogue": Epilogue(bias=True)}, "bias"),
         ({"epilogue": Epilogue(activation=Activation.SILU)}, "silu"),
         ({"epilogue": Epilogue(residual=True)}, "residual"),
+        ({"gate": True}, "gate"),
         ({"batch": 64}, "n64"),
         ({"layout": Layout([[1]])}, Layout([[1]]).digest),
     ],

@@ -51,6 +51,7 @@ def _names(kind: type[Op] | type[DType] | type[Precision] | type[Activation]) ->
 @click.option("--bias", is_flag=True, help="fprop adds a bias.")
 @click.option("--activation", type=_names(Activation), help="fprop applies it after the bias.")
 @click.option("--residual", is_flag=True, help="fprop adds a residual after the activation.")
+@click.option("--gate", is_flag=True, help="A float32 for each stored block multiplies it.")
 @click.option(
     "-o",
     "--output",
@@ -73,6 +74,7 @@ def compile(
     bias: bool,
     activation: str | None,
     residual: bool,
+    gate: bool,
     output: Path,
     emit_only: bool,
     as_json: bool,
@@ -85,7 +87,14 @@ def compile(
     if epilogue != Epilogue() and ops and "fprop" not in ops:
         raise click.UsageError("--bias, --activation and --residual belong to fprop: add --op fprop.")
     asked = Problem(
-        Op.FPROP, Layout.load(layout), int(block_size), parse_dtype(dtype), parse_precision(precision), epilogue, batch
+        Op.FPROP,
+        Layout.load(layout),
+        int(block_size),
+        parse_dtype(dtype),
+        parse_precision(precision),
+        epilogue,
+        batch,
+        gate,
     )
     wanted = list(_wanted(asked, ops or tuple(Op), arches or (default_arch(),)))
     made = [Artefact.of(operation, not emit_only) for operation in make_operations(wanted, not emit_only)]

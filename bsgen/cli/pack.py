@@ -240,6 +240,7 @@ def contents(found: Pack) -> dict[str, Any]:
             module.dtype,
             module.precision,
             module.bias,
+            module.gate,
             module.activation,
         )
         for module in index.modules

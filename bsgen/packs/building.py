@@ -134,5 +134,5 @@ def _module(module: Wanted, layout: int) -> Module:
     activation = str(fprop.epilogue.activation) if fprop.epilogue.activation else None
     return Module(
         module.name, layout, first.block_size, str(first.dtype), str(first.precision), fprop.epilogue.bias, activation,
-        fprop.epilogue.residual, tuple(str(problem.op) for problem in module.problems),
+        fprop.epilogue.residual, tuple(str(problem.op) for problem in module.problems), first.gate,
     )  # fmt: skip

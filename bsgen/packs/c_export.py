@@ -42,9 +42,15 @@ def export(pack: Pack, folder: str | os.PathLike[str]) -> list[Path]:
     """Write bsgen_kernels.h, bsgen_kernels.c and example.c: one function for each op of each module, for every GPU of the pack.
 
     Raises:
-        PackError: a kernel is damaged. ArgumentError: two modules with one name in C, or a folder that cannot be written.
+        PackError: a kernel is damaged. ArgumentError: two modules with one name in C, a module with gates, or a folder that cannot
+            be written.
     """
     place = Path(folder)
+    gated = next((module.name for module in pack.index.modules if module.gate), None)
+    if gated:
+        raise ArgumentError(
+            f"{pack.path}: {gated!r} has gates, which the C interface does not: leave it out of the pack"
+        )
     ops, blobs = _ops(pack)
     names = [op.symbol for op in ops]
     twice = next((name for name in names if names.count(name) > 1), None)

@@ -32,7 +32,7 @@ LENGTH = struct.Struct("<Q")
 DIGEST = hashlib.sha256().digest_size
 TRAILER = struct.Struct("<8s32s64s")
 MOST_INDEX_BYTES, MOST_ENTRIES, MOST_BLOB_BYTES, MOST_NAME = 1 << 28, 1 << 20, 1 << 31, 200
-ARGUMENTS = frozenset({"x", "dy", "w", "out", "bias", "residual", "workspace", "n", "accumulate"})
+ARGUMENTS = frozenset({"x", "dy", "w", "out", "bias", "residual", "gate", "dgate", "workspace", "n", "accumulate"})
 MOST_BLOCKS = 1 << 34  # of a layout: its mask would take 16 GiB
 
 
@@ -67,6 +67,7 @@ class Module:
     activation: str | None
     residual: bool
     ops: tuple[str, ...]
+    gate: bool = False
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,8 @@ def _layout(row: Sequence[Any]) -> PackedLayout:
 
 def _module(row: Mapping[str, Any]) -> Module:
     activation = parse_activation(row["activation"])
-    if type(row["layout"]) is not int or not all(type(row[name]) is bool for name in ("bias", "residual")):
+    gate = row.get("gate", False)  # packs from before there were gates say nothing
+    if type(row["layout"]) is not int or not all(type(each) is bool for each in (row["bias"], row["residual"], gate)):
         raise ValueError("a module of other types")
     return Module(
         _text(row["name"]),
@@ -248,6 +250,7 @@ def _module(row: Mapping[str, Any]) -> Module:
         str(activation) if activation else None,
         row["residual"],
         tuple(str(parse_op(_text(op))) for op in _rows(row["ops"])),
+        gate,
     )
 
 

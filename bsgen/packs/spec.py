@@ -47,7 +47,7 @@ from bsgen.weights import layout_from_weights, read_weights
 DEFAULT_ROWS = (64, 4096, 16384)
 SHARED = frozenset({"arch", "rows"})
 SOURCES = frozenset({"layout", "model", "tensor", "density", "transpose", "norm"})
-KEYS = SHARED | SOURCES | {"name", "block_size", "dtype", "precision", "ops", "bias", "activation", "residual"}
+KEYS = SHARED | SOURCES | {"name", "block_size", "dtype", "precision", "ops", "bias", "activation", "residual", "gate"}
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,9 @@ def _module(fields: Mapping[str, Any], place: Path) -> Wanted:
         epilogue = Epilogue(
             _flag(fields, "bias"), parse_activation(fields.get("activation")), _flag(fields, "residual")
         )
-        layout = _layout(fields, place.parent, block_size)
+        layout, gate = _layout(fields, place.parent, block_size), _flag(fields, "gate")
         problems = tuple(
-            Problem(op, layout, block_size, dtype, precision, epilogue if op is Op.FPROP else Epilogue())
+            Problem(op, layout, block_size, dtype, precision, epilogue if op is Op.FPROP else Epilogue(), gate=gate)
             for op in map(parse_op, _list(fields, "ops", ["fprop"]))
         )
         targets = tuple(map(parse_target, _list(fields, "arch", ["sm_90a"])))

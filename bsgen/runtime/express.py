@@ -23,12 +23,16 @@ class Express:
         self._kinds = framework.plain_types
         self._dtype = framework.dtypes[contract.dtype.value]
         self._float32 = framework.dtypes["float32"]
+        types = {name: framework.dtypes[contract.type_of(name).value] for name in (*contract.fixed, *contract.rows)}
         self._leading, self._width = contract.leading, contract.rows[contract.leading]
-        # Name, shape and width of the others; one of shape and width is given.
-        self._others: list[tuple[str, tuple[int, ...] | None, int]] = [
-            (name, shape, 0) for name, shape in contract.fixed.items()
+        # Name, shape, width and type of the others; one of shape and width is given. What may be left out is, here.
+        self._others: list[tuple[str, tuple[int, ...] | None, int, Any]] = [
+            (name, shape, 0, types[name]) for name, shape in contract.fixed.items() if name not in contract.optional
         ]
-        self._others += [(name, None, width) for name, width in contract.rows.items() if name != contract.leading]
+        self._others += [
+            (name, None, width, types[name]) for name, width in contract.rows.items() if name != contract.leading
+        ]
+        self._absent = dict.fromkeys(contract.optional, 0)
         self._result_features, self._result_shape = contract.result_features, contract.result_shape
         self._kernels, self._found = kernels, dict[int, Kernels]()  # for N; those of each range, once found
         self._stream = framework.current
@@ -68,11 +72,13 @@ class Express:
         if width != self._width or address % ALIGNMENT or not 0 < n <= MAXIMUM_ROWS:
             return None
         operands = {self._leading: address, "n": n, "accumulate": 0}
-        for name, fixed, width in self._others:
+        if self._absent:
+            operands.update(self._absent)
+        for name, fixed, width, kind in self._others:
             array = arrays[name]
             if (
                 type(array) not in kinds
-                or array.dtype is not dtype
+                or array.dtype is not kind
                 or array.get_device() != device
                 or array.shape != (fixed or (*lead, width))
                 or not array.is_contiguous()
