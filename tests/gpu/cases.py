@@ -77,9 +77,10 @@ class Case:
     block: int
     dtype: str
     precision: str = "tensor"
+    gate: bool = False
 
     def __str__(self) -> str:
-        return f"{self.layout}-b{self.block}-{self.dtype}-{self.precision}"
+        return f"{self.layout}-b{self.block}-{self.dtype}-{self.precision}{'-gate' * self.gate}"
 
     @property
     def tolerance(self) -> float:
@@ -89,7 +90,7 @@ class Case:
 def compile_case(case: Case, arch: str | None = None, **options: Any) -> bsgen.MatMul | None:
     """Compile a case; with an arch, for the disk cache alone."""
     mask = LAYOUTS[case.layout](BLOCKS[case.block])
-    made = bsgen.compile(mask, case.block, case.dtype, precision=case.precision, arch=arch, **options)
+    made = bsgen.compile(mask, case.block, case.dtype, precision=case.precision, gate=case.gate, arch=arch, **options)
     return None if arch else made
 
 

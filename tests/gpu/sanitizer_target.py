@@ -39,8 +39,14 @@ def run(block: int, dtype: str, precision: str) -> None:
 
     x, dy, w = normal(N, mm.in_features), normal(N, mm.out_features), normal(*mm.weight_shape)
     kept = [mm(x, w, normal(mm.out_features), normal(N, mm.out_features)), mm.dgrad(dy, w), mm.wgrad(x, dy)]
+    gated = bsgen.compile(mask, block, dtype, precision=precision, gate=True)
+    gates = rng.standard_normal(mm.nnz).astype(np.float32)
+    gates[::2] = 0
+    gate = upload(gates, "float32")
+    kept += [gated(x, w, gate=gate), gated.dgrad(dy, w, gate=gate), gated.wgrad(x, dy, gate=gate)]
+    kept += gated.gate_grad(x, dy, w, gate)
     context.wait(0, driver.DEFAULT_STREAM)
-    assert len(kept) == 3
+    assert len(kept) == 8
 
 
 def run_hopper(block: int, dtype: str, clusters: bool) -> None:

@@ -1,0 +1,170 @@
+"""What calls on a GPU hand to the kernels, with arrays and kernels that stand in for those of a GPU."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bsgen
+from bsgen import operation
+from bsgen.errors import ArgumentError
+from bsgen.outline import Workspace
+from bsgen.runtime import arrays
+from bsgen.runtime.arrays import Framework, View
+from bsgen.runtime.express import Express
+
+LAYOUT = bsgen.topology.random(4, 5, density=0.5, seed=1)
+B, N = 16, 40
+
+
+class Array:
+    """Memory that is only an address."""
+
+    made = 1 << 20
+
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        self.shape, self.dtype = shape, dtype
+        self.pointer = Array.made
+        Array.made += 1 << 20
+
+    # As Express looks at a tensor.
+    def get_device(self) -> int:
+        return 0
+
+    def is_contiguous(self) -> bool:
+        return True
+
+    def data_ptr(self) -> int:
+        return self.pointer
+
+    def numel(self) -> int:
+        return int(np.prod(self.shape))
+
+    def new_empty(self, shape: Any, dtype: str | None = None) -> Array:
+        return Array(shape if isinstance(shape, tuple) else (shape,), dtype or self.dtype)
+
+
+class Frame(Framework):
+    """Deals with such arrays."""
+
+    def view(self, array: Array, argument: str) -> View:
+        return View(array.pointer, array.shape, array.dtype, 0, True)
+
+    def empty(self, shape: tuple[int, ...], dtype: str, device: int, stream: int) -> Array:
+        return Array(shape, dtype)
+
+
+class Kernels:
+    """Notes what it is launched with."""
+
+    workspace = Workspace(fixed=7, per_row=1)
+    scratch = True
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def __call__(self, device: int, stream: int, operands: dict[str, Any]) -> None:
+        self.calls.append(dict(operands))
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
+    found = Kernels()
+    monkeypatch.setitem(arrays._by_type, Array, Frame())
+    monkeypatch.setattr(operation.Variant, "kernels", found)
+    return found
+
+
+def make(**options: Any) -> tuple[bsgen.MatMul, dict[str, Array]]:
+    mm = bsgen.compile(LAYOUT, B, "bfloat16", arch="sm_80", **options)
+    shapes = {"x": (N, mm.in_features), "dy": (N, mm.out_features), "w": mm.weight_shape}
+    made = {name: Array(shape, "bfloat16") for name, shape in shapes.items()}
+    return mm, {**made, "gate": Array((mm.nnz,), "float32")}
+
+
+def bound(operands: dict[str, Any], *names: str) -> list[int]:
+    return [operands[name] for name in names]
+
+
+def test_without_gates(kernels: Kernels) -> None:
+    mm, a = make()
+    y, dx, dw = mm(a["x"], a["w"]), mm.dgrad(a["dy"], a["w"]), mm.wgrad(a["x"], a["dy"])
+    assert [set(call) for call in kernels.calls] == [
+        {"x", "w", "out", "workspace", "n", "accumulate"},
+        {"dy", "w", "out", "workspace", "n", "accumulate"},
+        {"x", "dy", "out", "workspace", "n", "accumulate"},
+    ]
+    assert [call["out"] for call in kernels.calls] == [y.pointer, dx.pointer, dw.pointer]
+    assert (y.shape, dx.shape, dw.shape) == ((N, mm.out_features), (N, mm.in_features), mm.weight_shape)
+    assert {array.dtype for array in (y, dx, dw)} == {"bfloat16"}
+
+
+def test_gates(kernels: Kernels) -> None:
+    mm, a = make(gate=True)
+    mm(a["x"], a["w"], gate=a["gate"])
+    mm.dgrad(a["dy"], a["w"], gate=a["gate"])
+    for call, activations in zip(kernels.calls, ("x", "dy"), strict=True):
+        pointers = [a[name].pointer for name in (activations, "w", "gate")]
+        assert bound(call, activations, "w", "gate", "n", "accumulate") == [*pointers, N, 0]
+    assert mm.wgrad(a["x"], a["dy"], gate=a["gate"]).shape == mm.weight_shape
+    assert bound(kernels.calls[-1], "gate", "w", "dgate") == [a["gate"].pointer, 0, 0]
+
+
+def test_gate_gradients(kernels: Kernels) -> None:
+    mm, a = make(gate=True)
+    dw, dgate = mm.gate_grad(a["x"], a["dy"], a["w"], a["gate"])
+    assert (dw.shape, dw.dtype, dgate.shape, dgate.dtype) == (mm.weight_shape, "bfloat16", (mm.nnz,), "float32")
+    call = kernels.calls[-1]
+    assert bound(call, "w", "out", "dgate", "accumulate") == [a["w"].pointer, dw.pointer, dgate.pointer, 0]
+    again = mm.gate_grad(a["x"], a["dy"], a["w"], a["gate"], out=(dw, dgate), accumulate=True)
+    assert again == (dw, dgate)
+    assert bound(kernels.calls[-1], "out", "dgate", "accumulate") == [dw.pointer, dgate.pointer, 1]
+    same = Array((mm.nnz,), "float32")
+    same.pointer = dw.pointer
+    with pytest.raises(ArgumentError, match="dgate: shares memory with out"):
+        mm.gate_grad(a["x"], a["dy"], a["w"], a["gate"], out=(dw, same))
+    assert len(kernels.calls) == 2
+
+
+def test_no_rows_clear_every_result(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    mm, a = make(gate=True)
+    cleared: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        operation.context, "clear", lambda device, pointer, size, stream: cleared.append((pointer, size))
+    )
+    none = Array((0, mm.in_features), "bfloat16"), Array((0, mm.out_features), "bfloat16")
+    dw, dgate = mm.gate_grad(*none, a["w"], a["gate"])
+    assert cleared == [(dw.pointer, mm.nnz * B * B * 2), (dgate.pointer, mm.nnz * 4)]
+    mm.gate_grad(*none, a["w"], a["gate"], out=(dw, dgate), accumulate=True)
+    assert len(cleared) == 2
+    assert kernels.calls == []
+
+
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
+def test_the_quick_way_binds_what_the_other_does(kernels: Kernels, op: str, gate: bool) -> None:
+    mm, a = make(gate=gate)
+    framework = SimpleNamespace(
+        plain_types=frozenset({Array}),
+        dtypes={name: name for name in ("float16", "bfloat16", "float32")},
+        current=lambda device: 0,
+        fresh=None,
+        current_device=lambda: 0,
+    )
+    contract = mm.operation(op).contract
+    express = Express(contract, lambda n: kernels, framework)
+    names = {"fprop": ("x", "w"), "dgrad": ("dy", "w"), "wgrad": ("x", "dy")}[op]
+    given = {name: a[name] for name in (*names, *["gate"] * gate)}
+    out = express(given)
+    slow = mm.operation(op)(given)
+    quick, general = kernels.calls
+    assert (out.shape, out.dtype) == (slow.shape, slow.dtype)
+    assert set(quick) == set(general)
+    for name in set(quick) - {"out", "workspace"}:
+        assert quick[name] == general[name]
+    if gate:
+        assert express({**given, "gate": Array((mm.nnz,), "bfloat16")}) is None
+        assert express({**given, "gate": Array((mm.nnz + 1,), "float32")}) is None
