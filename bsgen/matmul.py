@@ -27,6 +27,7 @@ from bsgen.problem import (
     parse_op,
     parse_precision,
     parse_target,
+    parse_wgrad_dtype,
 )
 from bsgen.ranges import BOUNDS
 from bsgen.runtime import driver
@@ -58,6 +59,7 @@ def compile(
     residual: bool = False,
     precision: str = "tensor",
     gate: bool = False,
+    wgrad_dtype: object = None,
 ) -> MatMul:
     """Compile the products of activations [N, C] and block-sparse weights W [C, K] for one layout.
 
@@ -76,11 +78,12 @@ def compile(
         gate: calls take a float32 for each stored block, which multiplies it; zero switches a block off. It costs a pass over the
             weights in fprop and dgrad, one over the sums in wgrad, and saves nothing where gates are zero: for that, compile a
             layout without those blocks.
+        wgrad_dtype: of dW; None: `dtype`. "float32" leaves sums as they are, so that `accumulate` over many batches loses nothing.
 
     Raises:
         BsgenError: `LayoutError`, `ArgumentError`, `PlanError` or `CompileError`, before anything is left behind.
     """
-    return MatMul(layout, block_size, dtype, ops, arch, batch, bias, activation, residual, precision, gate)
+    return MatMul(layout, block_size, dtype, ops, arch, batch, bias, activation, residual, precision, gate, wgrad_dtype)
 
 
 class MatMul:
@@ -109,6 +112,7 @@ class MatMul:
         residual: bool,
         precision: str,
         gate: bool,
+        wgrad_dtype: object,
     ) -> None:
         self.layout = Layout.load(layout)
         self.block_size = parse_block_size(block_size)
@@ -116,9 +120,12 @@ class MatMul:
         self.precision: Precision = parse_precision(precision)
         self.epilogue = Epilogue(bool(bias), parse_activation(activation), bool(residual))
         self.batch, self.gate = None if batch is None else integer("batch", batch, 1), bool(gate)
+        self._wgrad_dtype = parse_wgrad_dtype(wgrad_dtype, self.dtype)
         self._arch, self._pack = arch, None
         self.target, self._compiled = _target(arch)
         parsed = _parse_ops(ops, self.epilogue)
+        if self._wgrad_dtype and Op.WGRAD not in parsed:
+            raise ArgumentError('ops: wgrad_dtype belongs to wgrad, which is not in ops: add "wgrad"')
         # NVRTC compiles in parallel, and the Python of one op runs while another is inside it.
         with ThreadPoolExecutor(len(parsed)) as pool:
             self._operations = dict(zip(map(str, parsed), pool.map(self._make, parsed), strict=True))
@@ -131,7 +138,7 @@ class MatMul:
         made.dtype, made.precision = parse_dtype(module.dtype), parse_precision(module.precision)
         made.epilogue = Epilogue(module.bias, parse_activation(module.activation), module.residual)
         made.batch, made._arch, made.target, made._compiled = None, arch, parse_target(arch), True
-        made.gate = module.gate
+        made.gate, made._wgrad_dtype = module.gate, parse_wgrad_dtype(module.wgrad_dtype, made.dtype)
         made._pack = (pack.path, module.name)
         loaders = {op: pack.loaders(module.name, op, arch) for op in module.ops}
         made._operations = {
@@ -149,7 +156,8 @@ class MatMul:
 
     def _problem(self, op: Op) -> Problem:
         epilogue = self.epilogue if op is Op.FPROP else Epilogue()
-        return Problem(op, self.layout, self.block_size, self.dtype, self.precision, epilogue, self.batch, self.gate)
+        kind = op, self.layout, self.block_size, self.dtype, self.precision
+        return Problem(*kind, epilogue, self.batch, self.gate, self._wgrad_dtype if op is Op.WGRAD else None)
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         if self._pack:
@@ -157,7 +165,8 @@ class MatMul:
         ops, epilogue = self.ops, self.epilogue
         activation = None if epilogue.activation is None else str(epilogue.activation)
         problem = (self.layout, self.block_size, str(self.dtype), ops, self._arch, self.batch)
-        return compile, (*problem, epilogue.bias, activation, epilogue.residual, str(self.precision), self.gate)
+        finish = epilogue.bias, activation, epilogue.residual, str(self.precision), self.gate
+        return compile, (*problem, *finish, self._wgrad_dtype and str(self._wgrad_dtype))
 
     @property
     def in_features(self) -> int:
@@ -173,6 +182,11 @@ class MatMul:
     def nnz(self) -> int:
         """Stored blocks."""
         return self.layout.nnz
+
+    @property
+    def wgrad_dtype(self) -> DType:
+        """The dtype of dW."""
+        return self._wgrad_dtype or self.dtype
 
     @property
     def weight_shape(self) -> tuple[int, int, int]:

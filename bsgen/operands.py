@@ -85,8 +85,10 @@ class Contract:
         if tuple(view.shape) != tuple(shape):
             return self._shape_objection(name, tuple(view.shape), tuple(shape))
         if view.dtype != self.type_of(name).value:
-            which = ", which this was compiled for" if name not in self.types else ""
-            return f"got {view.dtype}, expected {self.type_of(name)}{which}: convert it"
+            which = "" if name in ("gate", "dgate") else ", which this was compiled for"
+            widened = name == "out" and self.result_shape and view.dtype == DType.FLOAT32.value
+            remedy = 'give bsgen.compile wgrad_dtype="float32"' if widened else "convert it"
+            return f"got {view.dtype}, expected {self.type_of(name)}{which}: {remedy}"
         if view.device != device:
             return f"is on {place(view.device)}, {self.leading} on {place(device)}: move them to one device"
         if not view.contiguous:
@@ -126,9 +128,11 @@ def contract_of(problem: Problem) -> Contract:
     gates: dict[str, tuple[int, ...]] = {"gate": weights[:1]} if problem.gate else {}
     types = dict.fromkeys(("gate", "dgate"), DType.FLOAT32) if problem.gate else {}
     if problem.op is Op.WGRAD:
-        plain = Contract(problem.dtype, "x", {"x": inputs, "dy": outputs}, {}, result_shape=weights)
+        if problem.wgrad_dtype:
+            types["out"] = problem.wgrad_dtype
+        plain = Contract(problem.dtype, "x", {"x": inputs, "dy": outputs}, {}, result_shape=weights, types=types)
         further = {"dgate": weights[:1]}
-        gated = replace(plain, fixed={"w": weights, **gates}, further=further, types=types, optional=GATE_GRADIENT)
+        gated = replace(plain, fixed={"w": weights, **gates}, further=further, optional=GATE_GRADIENT)
         return gated if problem.gate else plain
     if problem.op is Op.DGRAD:
         return Contract(problem.dtype, "dy", {"dy": outputs}, {"w": weights, **gates}, inputs, types=types)

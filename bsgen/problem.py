@@ -82,7 +82,8 @@ class Epilogue:
 class Problem:
     """One op of one layout: everything that the numbers depend on, and a hint for N.
 
-    With `gate` a float32 for each stored block multiplies it, and wgrad gives the gates' gradients, too.
+    With `gate` a float32 for each stored block multiplies it, and wgrad gives the gates' gradients, too. `wgrad_dtype` is that of
+    wgrad's result where it is not `dtype`: float32.
     """
 
     op: Op
@@ -93,10 +94,18 @@ class Problem:
     epilogue: Epilogue = field(default_factory=Epilogue)
     batch: int | None = None
     gate: bool = False
+    wgrad_dtype: DType | None = None
 
     def __post_init__(self) -> None:
+        if self.wgrad_dtype and (self.op is not Op.WGRAD or self.wgrad_dtype is self.dtype):
+            raise ArgumentError(f"wgrad_dtype: got {self.wgrad_dtype} for {self.op} of {self.dtype}, expected None")
         if self.op is not Op.FPROP and self.epilogue != Epilogue():
             raise ArgumentError(f"epilogue: got {self.epilogue} for {self.op}, expected none: only fprop has one")
+
+    @property
+    def result_dtype(self) -> DType:
+        """The type of the result."""
+        return self.wgrad_dtype or self.dtype
 
     @property
     def in_features(self) -> int:
@@ -165,6 +174,14 @@ def parse_dtype(value: object) -> DType:
     name = str(value).removeprefix("torch.") if not isinstance(value, type) else np.dtype(value).name
     member: DType = _member(DType, name, "dtype")
     return member
+
+
+def parse_wgrad_dtype(value: object, dtype: DType) -> DType | None:
+    """float32 for the gradients of 16-bit weights; None for the weights' own `dtype`, by that name or by None."""
+    wanted = dtype if value is None else _member(DType, str(value).removeprefix("torch."), "wgrad_dtype")
+    if wanted not in (dtype, DType.FLOAT32):
+        raise ArgumentError(f"wgrad_dtype: got {value!r}, expected None, '{dtype}' or 'float32'")
+    return None if wanted is dtype else wanted
 
 
 def parse_precision(value: object) -> Precision:

@@ -25,7 +25,7 @@ Array = NDArray[Any]
 
 
 def run(plan: Plan, operands: Mapping[str, Array]) -> Array:
-    """The plan's result for 2-D activations [N, features] and weights [nnz, b, b], in the problem's dtype.
+    """The plan's result for 2-D activations [N, features] and weights [nnz, b, b], in the problem's result dtype.
 
     `operands` holds x and w (fprop, with bias and residual where the epilogue has them), dy and w (dgrad), x and dy (wgrad),
     and gate where the problem has gates.
@@ -45,7 +45,7 @@ def results(plan: Plan, operands: Mapping[str, Array]) -> dict[str, Array]:
         result = _wgrad(plan, wide) if isinstance(plan, WGradPlan) else _matmul(plan, wide)
     found = gate_gradients(result, wide) if problem.gate and problem.op is Op.WGRAD else {"out": result}
     with np.errstate(over="ignore"):  # float16 overflows to infinity, as on the GPU
-        return {**found, "out": found["out"].astype(problem.dtype.numpy)}
+        return {**found, "out": found["out"].astype(problem.result_dtype.numpy)}
 
 
 def _matmul(plan: HopperPlan | HopperNarrowPlan | MatMulPlan, operands: Mapping[str, Array]) -> Array:

@@ -63,13 +63,14 @@ class Sample:
     arch: str = ANY
     planner: Callable[[Problem, Target], Plan] = choose
     gate: bool = False
+    wgrad_dtype: DType | None = None
 
     @property
     def plan(self) -> Plan:
         """How it is done on its architecture."""
         layout, epilogue = self.layout(), self.epilogue
         kind = self.block_size, self.dtype, self.precision
-        problem = Problem(self.op, layout, *kind, epilogue, self.batch, self.gate)
+        problem = Problem(self.op, layout, *kind, epilogue, self.batch, self.gate, self.wgrad_dtype)
         return self.planner(problem, TARGETS[self.arch])
 
     @property
@@ -177,6 +178,16 @@ SAMPLES = (
         batch=FEW,
         arch=HOPPER,
         gate=True,
+    ),
+    Sample(
+        "hopper_wgrad_b64_bfloat16_dw_float32",
+        Op.WGRAD,
+        lambda: scattered(8, 8),
+        64,
+        DType.BFLOAT16,
+        batch=FEW,
+        arch=HOPPER,
+        wgrad_dtype=DType.FLOAT32,
     ),
     Sample("portable_fprop_b8_float16", Op.FPROP, lambda: scattered(12, 12), 8, DType.FLOAT16),
     Sample("portable_fprop_b32_bfloat16", Op.FPROP, lambda: scattered(8, 8), 32, DType.BFLOAT16),

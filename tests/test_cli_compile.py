@@ -151,6 +151,7 @@ def test_warnings_of_the_compiler_are_shown(monkeypatch):
         ({"epilogue": Epilogue(activation=Activation.SILU)}, "silu"),
         ({"epilogue": Epilogue(residual=True)}, "residual"),
         ({"gate": True}, "gate"),
+        ({"op": Op.WGRAD, "wgrad_dtype": DType.FLOAT32}, "dw32"),
         ({"batch": 64}, "n64"),
         ({"layout": Layout([[1]])}, Layout([[1]]).digest),
     ],

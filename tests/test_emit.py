@@ -49,7 +49,13 @@ def plans() -> list[Plan]:
     finishing = [replace(BASE, epilogue=Epilogue(True, activation, True)) for activation in Activation]
     split = [split_plan(op, kind) for op in (Op.FPROP, Op.DGRAD) for kind in ARITHMETIC[1:]]
     rows = replace(BASE, op=Op.WGRAD, batch=100_000, layout=Layout([[1]]))
-    return [portable(problem, BIG) for problem in (*matrix, *finishing, rows)] + split + hopper_plans() + gated_plans()
+    return (
+        [portable(problem, BIG) for problem in (*matrix, *finishing, rows)]
+        + split
+        + hopper_plans()
+        + gated_plans()
+        + float32_gradients()
+    )
 
 
 def hopper_plans() -> list[Plan]:
@@ -80,6 +86,12 @@ def gated_plans() -> list[Plan]:
     return found + [
         next(plan for plan in family.candidates(skewed, BIG) if plan.reductions) for family in (hopper, matmul)
     ]
+
+
+def float32_gradients() -> list[Plan]:
+    """dW in float32 of 16-bit activations, by each family."""
+    problem = replace(BASE, op=Op.WGRAD, dtype=DType.BFLOAT16, wgrad_dtype=DType.FLOAT32)
+    return [portable(problem, BIG), cheapest(hopper_wgrad, problem, BIG), choose(replace(problem, gate=True), BIG)]
 
 
 def split_plan(op: Op, kind: tuple[DType, Precision], epilogue: Epilogue | None = None) -> MatMulPlan:

@@ -27,6 +27,7 @@ from bsgen.problem import (
     parse_op,
     parse_precision,
     parse_target,
+    parse_wgrad_dtype,
 )
 
 
@@ -52,6 +53,7 @@ def _names(kind: type[Op] | type[DType] | type[Precision] | type[Activation]) ->
 @click.option("--activation", type=_names(Activation), help="fprop applies it after the bias.")
 @click.option("--residual", is_flag=True, help="fprop adds a residual after the activation.")
 @click.option("--gate", is_flag=True, help="A float32 for each stored block multiplies it.")
+@click.option("--wgrad-dtype", type=_names(DType), help="Of dW: float32, or that of --dtype, the default.")
 @click.option(
     "-o",
     "--output",
@@ -75,6 +77,7 @@ def compile(
     activation: str | None,
     residual: bool,
     gate: bool,
+    wgrad_dtype: str | None,
     output: Path,
     emit_only: bool,
     as_json: bool,
@@ -86,6 +89,8 @@ def compile(
     epilogue = Epilogue(bias, parse_activation(activation), residual)
     if epilogue != Epilogue() and ops and "fprop" not in ops:
         raise click.UsageError("--bias, --activation and --residual belong to fprop: add --op fprop.")
+    if wgrad_dtype and ops and "wgrad" not in ops:
+        raise click.UsageError("--wgrad-dtype belongs to wgrad: add --op wgrad.")
     asked = Problem(
         Op.FPROP,
         Layout.load(layout),
@@ -96,7 +101,8 @@ def compile(
         batch,
         gate,
     )
-    wanted = list(_wanted(asked, ops or tuple(Op), arches or (default_arch(),)))
+    gradients = parse_wgrad_dtype(wgrad_dtype, asked.dtype)
+    wanted = list(_wanted(asked, ops or tuple(Op), arches or (default_arch(),), gradients))
     made = [Artefact.of(operation, not emit_only) for operation in make_operations(wanted, not emit_only)]
     written = write(made, output)
     if as_json:
@@ -105,12 +111,15 @@ def compile(
         _show(made, output)
 
 
-def _wanted(asked: Problem, ops: tuple[str, ...], arches: tuple[str, ...]) -> Iterator[tuple[Problem, Target]]:
+def _wanted(
+    asked: Problem, ops: tuple[str, ...], arches: tuple[str, ...], gradients: DType | None
+) -> Iterator[tuple[Problem, Target]]:
     """Each op for each architecture, once."""
     for op in dict.fromkeys(map(parse_op, ops)):
         for arch in dict.fromkeys(arches):
             epilogue = asked.epilogue if op is Op.FPROP else Epilogue()
-            yield replace(asked, op=op, epilogue=epilogue), parse_target(arch)
+            own = gradients if op is Op.WGRAD else None
+            yield replace(asked, op=op, epilogue=epilogue, wgrad_dtype=own), parse_target(arch)
 
 
 def _show(made: list[Artefact], output: Path) -> None:

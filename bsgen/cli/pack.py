@@ -241,6 +241,7 @@ def contents(found: Pack) -> dict[str, Any]:
             module.precision,
             module.bias,
             module.gate,
+            module.wgrad_dtype,
             module.activation,
         )
         for module in index.modules

@@ -132,7 +132,8 @@ def _module(module: Wanted, layout: int) -> Module:
     first = module.problems[0]
     fprop = next((problem for problem in module.problems if problem.op == "fprop"), first)
     activation = str(fprop.epilogue.activation) if fprop.epilogue.activation else None
+    gradients = next((str(problem.wgrad_dtype) for problem in module.problems if problem.wgrad_dtype), None)
     return Module(
         module.name, layout, first.block_size, str(first.dtype), str(first.precision), fprop.epilogue.bias, activation,
-        fprop.epilogue.residual, tuple(str(problem.op) for problem in module.problems), first.gate,
+        fprop.epilogue.residual, tuple(str(problem.op) for problem in module.problems), first.gate, gradients,
     )  # fmt: skip

@@ -42,15 +42,16 @@ def export(pack: Pack, folder: str | os.PathLike[str]) -> list[Path]:
     """Write bsgen_kernels.h, bsgen_kernels.c and example.c: one function for each op of each module, for every GPU of the pack.
 
     Raises:
-        PackError: a kernel is damaged. ArgumentError: two modules with one name in C, a module with gates, or a folder that cannot
-            be written.
+        PackError: a kernel is damaged. ArgumentError: two modules with one name in C, a module with gates or a dW of another type,
+            or a folder that cannot be written.
     """
     place = Path(folder)
-    gated = next((module.name for module in pack.index.modules if module.gate), None)
-    if gated:
-        raise ArgumentError(
-            f"{pack.path}: {gated!r} has gates, which the C interface does not: leave it out of the pack"
-        )
+    for module in pack.index.modules:
+        if module.gate or module.wgrad_dtype:
+            what = "gates" if module.gate else f"a {module.wgrad_dtype} dW"
+            raise ArgumentError(
+                f"{pack.path}: {module.name!r} has {what}, which the C interface has not: leave it out of the pack"
+            )
     ops, blobs = _ops(pack)
     names = [op.symbol for op in ops]
     twice = next((name for name in names if names.count(name) > 1), None)

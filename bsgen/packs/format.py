@@ -23,7 +23,15 @@ from typing import Any
 from bsgen.errors import PackError
 from bsgen.nvrtc import Binary, KernelFacts
 from bsgen.outline import Outline
-from bsgen.problem import TARGETS, parse_activation, parse_block_size, parse_dtype, parse_op, parse_precision
+from bsgen.problem import (
+    TARGETS,
+    parse_activation,
+    parse_block_size,
+    parse_dtype,
+    parse_op,
+    parse_precision,
+    parse_wgrad_dtype,
+)
 
 FORMAT = 1
 MAGIC, SIGNATURE_MAGIC = b"bsgenpak", b"bsgensig"
@@ -68,6 +76,7 @@ class Module:
     residual: bool
     ops: tuple[str, ...]
     gate: bool = False
+    wgrad_dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -237,20 +246,25 @@ def _layout(row: Sequence[Any]) -> PackedLayout:
 
 def _module(row: Mapping[str, Any]) -> Module:
     activation = parse_activation(row["activation"])
-    gate = row.get("gate", False)  # packs from before there were gates say nothing
+    gate, dtype = (
+        row.get("gate", False),
+        parse_dtype(_text(row["dtype"])),
+    )  # packs of before there were gates say nothing
+    gradients = parse_wgrad_dtype(row.get("wgrad_dtype"), dtype)
     if type(row["layout"]) is not int or not all(type(each) is bool for each in (row["bias"], row["residual"], gate)):
         raise ValueError("a module of other types")
     return Module(
         _text(row["name"]),
         row["layout"],
         parse_block_size(row["block_size"]),
-        str(parse_dtype(_text(row["dtype"]))),
+        str(dtype),
         str(parse_precision(_text(row["precision"]))),
         row["bias"],
         str(activation) if activation else None,
         row["residual"],
         tuple(str(parse_op(_text(op))) for op in _rows(row["ops"])),
         gate,
+        str(gradients) if gradients else None,
     )
 
 

@@ -41,13 +41,18 @@ from bsgen.problem import (
     parse_op,
     parse_precision,
     parse_target,
+    parse_wgrad_dtype,
 )
 from bsgen.weights import layout_from_weights, read_weights
 
 DEFAULT_ROWS = (64, 4096, 16384)
 SHARED = frozenset({"arch", "rows"})
 SOURCES = frozenset({"layout", "model", "tensor", "density", "transpose", "norm"})
-KEYS = SHARED | SOURCES | {"name", "block_size", "dtype", "precision", "ops", "bias", "activation", "residual", "gate"}
+KEYS = (
+    SHARED
+    | SOURCES
+    | {"name", "block_size", "dtype", "precision", "ops", "bias", "activation", "residual", "gate", "wgrad_dtype"}
+)
 
 
 @dataclass(frozen=True)
@@ -125,8 +130,18 @@ def _module(fields: Mapping[str, Any], place: Path) -> Wanted:
             _flag(fields, "bias"), parse_activation(fields.get("activation")), _flag(fields, "residual")
         )
         layout, gate = _layout(fields, place.parent, block_size), _flag(fields, "gate")
+        gradients = parse_wgrad_dtype(fields.get("wgrad_dtype"), dtype)
         problems = tuple(
-            Problem(op, layout, block_size, dtype, precision, epilogue if op is Op.FPROP else Epilogue(), gate=gate)
+            Problem(
+                op,
+                layout,
+                block_size,
+                dtype,
+                precision,
+                epilogue if op is Op.FPROP else Epilogue(),
+                gate=gate,
+                wgrad_dtype=gradients if op is Op.WGRAD else None,
+            )
             for op in map(parse_op, _list(fields, "ops", ["fprop"]))
         )
         targets = tuple(map(parse_target, _list(fields, "arch", ["sm_90a"])))

@@ -176,8 +176,8 @@ def _busiest_warp(stage: Stage, geo: Geometry) -> int:
 
 def memory_bytes(problem: Problem, n: int) -> float:
     """Bytes that must cross device memory: activations in and out, stored weights, once each."""
-    weights = problem.layout.nnz * problem.block_size**2
-    return problem.dtype.itemsize * (n * (problem.in_features + problem.out_features) + weights)
+    weights = problem.layout.nnz * problem.block_size**2 * (problem.wgrad_dtype or problem.dtype).itemsize
+    return problem.dtype.itemsize * n * (problem.in_features + problem.out_features) + weights
 
 
 def wgrad_cost(

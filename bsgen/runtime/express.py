@@ -34,6 +34,7 @@ class Express:
         ]
         self._absent = dict.fromkeys(contract.optional, 0)
         self._result_features, self._result_shape = contract.result_features, contract.result_shape
+        self._result_dtype = framework.dtypes[contract.type_of("out").value]
         self._kernels, self._found = kernels, dict[int, Kernels]()  # for N; those of each range, once found
         self._stream = framework.current
         self._fresh, self._current_device = framework.fresh, framework.current_device
@@ -92,5 +93,5 @@ class Express:
     def _empty(self, like: Any, shape: tuple[int, ...], device: int) -> Any:
         """A new tensor; the quick way knows only the current GPU, and here only two dimensions."""
         if self._fresh is None or len(shape) != 2 or self._current_device() != device:
-            return like.new_empty(shape)
-        return self._fresh(shape, (shape[1], 1), self._dtype)
+            return like.new_empty(shape, dtype=self._result_dtype)
+        return self._fresh(shape, (shape[1], 1), self._result_dtype)

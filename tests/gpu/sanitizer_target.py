@@ -45,8 +45,10 @@ def run(block: int, dtype: str, precision: str) -> None:
     gate = upload(gates, "float32")
     kept += [gated(x, w, gate=gate), gated.dgrad(dy, w, gate=gate), gated.wgrad(x, dy, gate=gate)]
     kept += gated.gate_grad(x, dy, w, gate)
+    widened = bsgen.compile(mask, block, dtype, "wgrad", precision=precision, wgrad_dtype="float32")
+    kept += [widened.wgrad(x, dy, out=widened.wgrad(x, dy), accumulate=True)]
     context.wait(0, driver.DEFAULT_STREAM)
-    assert len(kept) == 8
+    assert len(kept) == 9
 
 
 def run_hopper(block: int, dtype: str, clusters: bool) -> None:
