@@ -98,11 +98,12 @@ class HopperNarrowPlan(ProductPlan):
 
     @cached_property
     def launches(self) -> tuple[Launch, ...]:
-        """The main kernel, and the reduction of split output blocks when there are any."""
+        """The main kernel, after weights are gated, and the reduction of split output blocks when there are any."""
         shape, maps = self.geometry.shape, self.maps
-        arguments = (*(tensor_map.argument for tensor_map in maps), "w", *self.tail_arguments)
+        arguments = (*(tensor_map.argument for tensor_map in maps), self.weights, *self.tail_arguments)
         grid = Grid(self.tiles, shape.rows * shape.cluster, persistent=True, cluster=shape.cluster)
-        return Launch(self.entry, grid, shape.threads, self.shared_memory, arguments, maps), *self.reduce_launches
+        main = Launch(self.entry, grid, shape.threads, self.shared_memory, arguments, maps)
+        return *self.gate_launches, main, *self.reduce_launches
 
     @property
     def summary(self) -> str:
@@ -112,6 +113,7 @@ class HopperNarrowPlan(ProductPlan):
             f"{geo.math.name}, tile {shape.rows} x {shape.tile_slots * geo.block}, {shape.warps} warps, panels of {shape.panel}, "
             f"{f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}"
             f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, {self.grouping} groups{self.split_text}"
+            f"{self.gate_text}"
         )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bsgen.plan.cost import LAUNCH_SECONDS, Cost, memory_bytes, overlapped
+from bsgen.plan.cost import LAUNCH_SECONDS, Cost, gate_seconds, memory_bytes, overlapped
 from bsgen.plan.grouping import Tiles
 from bsgen.plan.hopper_cost import COPY, L2_RATE, OVERLAP, SHARED_RATE, makespan
 from bsgen.plan.narrow_tile import NarrowGeometry
@@ -58,7 +58,7 @@ def narrow_cost(problem: Problem, target: Target, geo: NarrowGeometry, counts: C
     memory = memory_bytes(problem, n) / target.hbm
     largest = max(demands, key=lambda name: float(demands[name].sum()))
     limiter = "device memory" if memory > seconds else largest
-    total = overlapped(seconds, memory) + LAUNCH_SECONDS * (1 + reduced)
+    total = overlapped(seconds, memory) + LAUNCH_SECONDS * (1 + reduced) + gate_seconds(problem, target)
     return Cost(n, total, limiter, float(l2_bytes.sum()) * row_tiles * shape.cluster)
 
 
