@@ -23,6 +23,8 @@ def check(plan: Plan, n: int, seed: int = 0) -> None:
     problem = plan.problem
     arrays = operands(problem, n, seed)
     exact = expected(problem, arrays)
+    if problem.gate and problem.op is Op.WGRAD:
+        arrays["dgate"] = np.full(problem.layout.nnz, np.nan, np.float32)
     got = run(plan, arrays, exact.shape, seed, n=n).astype(np.float64)
     error, norm = float(np.linalg.norm(got - exact)), float(np.linalg.norm(exact))
     tolerance = 1e-3 if problem.precision is Precision.TENSOR else TOLERANCE[problem.dtype]

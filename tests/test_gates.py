@@ -20,7 +20,18 @@ from bsgen.errors import ArgumentError
 from bsgen.layout import Layout
 from bsgen.packs import building, c_export, load_pack
 from bsgen.packs.spec import read_spec
-from bsgen.plan import FAMILIES, HopperWGradPlan, Plan, candidates, choose, hopper, hopper_wgrad, matmul, wgrad
+from bsgen.plan import (
+    FAMILIES,
+    HopperWGradPlan,
+    Plan,
+    candidates,
+    choose,
+    hopper,
+    hopper_narrow,
+    hopper_wgrad,
+    matmul,
+    wgrad,
+)
 from bsgen.problem import BLOCK_SIZES, TARGETS, Activation, DType, Epilogue, Op, Precision, Problem
 from bsgen.runtime import driver
 
@@ -127,7 +138,7 @@ def test_an_epilogue_on_top() -> None:
 @pytest.mark.parametrize("op", Op, ids=str)
 def test_every_plan_of_every_family_takes_gates(op: Op) -> None:
     """A family that does not know of them must not serve a problem that has them."""
-    for family in FAMILIES[op]:
+    for family in {*FAMILIES[op], *((hopper_narrow,) if op is not Op.WGRAD else ())}:
         for block in BLOCK_SIZES:
             for plan in family.candidates(Problem(op, LAYOUT, block, DType.BFLOAT16, gate=True), BIG):
                 arguments = {argument for launch in plan.launches for argument in launch.arguments}
@@ -210,6 +221,17 @@ def test_hopper_wgrad_with_and_without_splits(block: int) -> None:
     assert {split for _, split in plans} == {False, True}
     for plan in plans.values():
         check_entries(plan, "reduce")
+
+
+@pytest.mark.parametrize("block", hopper_narrow.BLOCK_SIZES)
+@pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
+def test_kernels_for_narrow_blocks_compile(op: Op, block: int) -> None:
+    check_entries(cheapest(hopper_narrow, Problem(op, LARGE, block, DType.FLOAT16, gate=True), BIG), "gate")
+
+
+@pytest.mark.parametrize("block", hopper.BLOCK_SIZES)
+def test_results_that_tma_stores_compile(block: int) -> None:
+    check_entries(next(hopper.staged_plans(Problem(Op.DGRAD, LARGE, block, DType.BFLOAT16, gate=True), BIG, 2)), "gate")
 
 
 @pytest.mark.parametrize("family", [hopper, matmul], ids=["hopper", "portable"])

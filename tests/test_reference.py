@@ -42,7 +42,17 @@ def operands(problem: Problem, n: int, seed: int = 0) -> dict[str, Array]:
     }
     fprop = ("x", "w", *["bias"] * epilogue.bias, *["residual"] * epilogue.residual)
     names = {Op.FPROP: fprop, Op.DGRAD: ("dy", "w"), Op.WGRAD: ("x", "dy")}[problem.op]
-    return {name: rng.standard_normal(shapes[name]).astype(problem.dtype.numpy) for name in names}
+    found = {name: rng.standard_normal(shapes[name]).astype(problem.dtype.numpy) for name in names}
+    return found | (gates(problem, rng) if problem.gate else {})
+
+
+def gates(problem: Problem, rng: np.random.Generator) -> dict[str, Array]:
+    """Gates, a third of them zero, and what wgrad needs for their gradients."""
+    gate = rng.standard_normal(problem.layout.nnz).astype(np.float32)
+    gate[::3] = 0
+    shape = (problem.layout.nnz, problem.block_size, problem.block_size)
+    weights = {"w": rng.standard_normal(shape).astype(problem.dtype.numpy)} if problem.op is Op.WGRAD else {}
+    return {"gate": gate, **weights}
 
 
 def dense(problem: Problem, w: Array) -> Array:
@@ -57,11 +67,12 @@ def dense(problem: Problem, w: Array) -> Array:
 def expected(problem: Problem, arrays: dict[str, Array]) -> Array:
     """The exact result, in float64."""
     wide = {name: array.astype(np.float64) for name, array in arrays.items()}
+    scale = wide["gate"][:, None, None] if problem.gate else 1.0
     if problem.op is Op.WGRAD:
         product = wide["x"].T @ wide["dy"]
         b, (rows, columns) = problem.block_size, problem.layout.shape
-        return product.reshape(rows, b, columns, b).transpose(0, 2, 1, 3)[problem.layout.mask]
-    weights = dense(problem, wide["w"])
+        return product.reshape(rows, b, columns, b).transpose(0, 2, 1, 3)[problem.layout.mask] * scale
+    weights = dense(problem, wide["w"] * scale)
     if problem.op is Op.DGRAD:
         return wide["dy"] @ weights.T
     return finished(problem.epilogue, wide["x"] @ weights, wide)

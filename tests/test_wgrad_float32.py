@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from emulator import COMPILER, run
 from problems import BIG, SMALL, bernoulli, portable, sample
 from test_kernels_compile import compiled_plan
 from test_reference import expected, operands
@@ -21,7 +22,7 @@ from bsgen.emit import render
 from bsgen.errors import ArgumentError
 from bsgen.packs import building, c_export, load_pack
 from bsgen.packs.spec import read_spec
-from bsgen.plan import Plan, candidates, choose, hopper_wgrad
+from bsgen.plan import Plan, candidates, choose, hopper_wgrad, wgrad
 from bsgen.problem import BLOCK_SIZES, TARGETS, DType, Op, Problem
 from bsgen.runtime import driver
 
@@ -79,6 +80,20 @@ def test_hopper_with_and_without_splits(block: int) -> None:
     assert {split for _, split in plans} == {False, True}
     for plan in plans.values():
         compiled_plan(plan)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="there is no g++")
+@pytest.mark.parametrize("split", [False, True], ids=["", "split"])
+@pytest.mark.parametrize(("family", "block"), [(wgrad, 8), (wgrad, 64), (hopper_wgrad, 32), (hopper_wgrad, 128)])
+def test_kernels_on_the_host(family: Any, block: int, split: bool) -> None:
+    plans = family.candidates(problem(block, batch=100_000 if split else 64), BIG)
+    plan = next(plan for plan in plans if (plan.splits > 1) == split)
+    arrays = operands(replace(plan.problem, wgrad_dtype=None), 70)
+    exact = expected(plan.problem, arrays)
+    for accumulate in (0, 1):
+        start = np.full(exact.shape, 2 if accumulate else np.nan, np.float32)
+        got = run(plan, {**arrays, "out": start}, exact.shape, n=70, accumulate=accumulate)
+        assert np.linalg.norm(got - exact - 2 * accumulate) <= 1e-6 * np.linalg.norm(exact)
 
 
 def make(dtype: str = "bfloat16", **options: Any) -> bsgen.MatMul:

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ SHARED = (
     "extern __shared__ __align__(1024) unsigned char shared[];",
     "extern __shared__ __align__(128) unsigned char shared[];",
 )
+WARPS = "float* const of_warps = reinterpret_cast<float*>(&self->block->shared[0]);"
 SMS = 5  # of the machine that is made up: few, so that persistent thread blocks walk several tiles
 
 
@@ -35,17 +36,27 @@ def run(
     plan: Plan, operands: Mapping[str, np.ndarray[Any, Any]], shape: tuple[int, ...], seed: int = 0, **integers: int
 ) -> Any:
     """The result, of `shape`, of every launch of a plan on the operands; `integers` are n and accumulate."""
+    out = np.full(shape, np.nan, plan.problem.result_dtype.numpy)
+    return results(plan, {"out": out, **operands}, ("out",), seed, **integers)["out"]
+
+
+def results(
+    plan: Plan, operands: Mapping[str, np.ndarray[Any, Any]], written: Sequence[str], seed: int = 0, **integers: int
+) -> dict[str, Any]:
+    """What every launch of a plan leaves in the operands that are `written`; those that are not there are null."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         arrays = {name: np.ascontiguousarray(array) for name, array in operands.items()}
-        out = arrays.setdefault("out", np.full(shape, np.nan, plan.problem.dtype.numpy))
         arrays["workspace"] = np.full(max(1, plan.workspace.elements(integers["n"])), np.nan, np.float32)
         for name, array in arrays.items():
             (folder / name).write_bytes(array.tobytes() or b"\0")
-        program = _program(render(plan).text, _main(plan), plan.problem.dtype)
+        program = _program(render(plan).text, _main(plan, written), plan.problem.dtype)
         numbers = " ".join(map(str, _numbers(plan, integers)))
         subprocess.run([program, name, str(seed)], check=True, cwd=folder, timeout=600, input=numbers, text=True)
-        return np.frombuffer((folder / "out").read_bytes(), out.dtype)[: out.size].reshape(out.shape)
+        found = {
+            name: (np.frombuffer((folder / name).read_bytes(), arrays[name].dtype), arrays[name]) for name in written
+        }
+        return {name: flat[: array.size].reshape(array.shape) for name, (flat, array) in found.items()}
 
 
 def _numbers(plan: Plan, integers: Mapping[str, int]) -> list[int]:
@@ -60,6 +71,7 @@ def host_text(text: str) -> str:
     """A kernel as C++: no inline assembly, no declarations that only CUDA knows."""
     for line in SHARED:
         text = text.replace(line, "unsigned char* const shared = self->block->shared;")
+    text = text.replace("extern __shared__ float of_warps[];", WARPS)
     text = re.sub(r'^ *asm volatile\("setmaxnreg[^\n]*\n', "", text, flags=re.MULTILINE)
     text = re.sub(r"^struct alignas\(64\) TensorMap \{.*?^\};\n", "", text, flags=re.MULTILINE | re.DOTALL)
     parts, position = [], 0
@@ -109,8 +121,8 @@ def _substitute(name: str, head: str, body: str) -> str:
     return f"inline {head} {{ wgmma_shared(sums, {left}, {right}); }}"
 
 
-def _main(plan: Plan) -> str:
-    """A program that reads the operands from files of their names, launches, and writes `out`."""
+def _main(plan: Plan, written: Sequence[str]) -> str:
+    """A program that reads the operands from files of their names, launches, and writes some of them back."""
     names = {name for launch in plan.launches for name in launch.arguments} | {"out", "workspace"}
     pointers = sorted({name.removesuffix("_map") for name in names} - {"n", "accumulate"})
     lines = [
@@ -120,7 +132,7 @@ def _main(plan: Plan) -> str:
     lines += [f'    Operand {name}("{name}");' for name in pointers]
     for launch in plan.launches:
         lines += _launch(plan, launch)
-    lines.append("    out.write();")
+    lines += [f"    {name}.write();" for name in written]
     return MAIN + "int main(int, char** given) {\n" + "\n".join(lines) + "\n}\n"
 
 
@@ -142,9 +154,10 @@ MAIN = """
 struct Operand {
     const char* name;
     std::vector<unsigned char> bytes;
-    size_t size;
+    size_t size = 0;
     explicit Operand(const char* file) : name(file) {
         FILE* f = std::fopen(file, "rb");
+        if (!f) return;  // null
         std::fseek(f, 0, SEEK_END), size = std::ftell(f), std::rewind(f);
         bytes.resize(size + 256);
         if (std::fread(data(), 1, size, f) != size) fail("cannot read");
@@ -155,7 +168,7 @@ struct Operand {
         void* p;
         template <class T> operator T*() const { return static_cast<T*>(p); }
     };
-    Any as() { return {data()}; }
+    Any as() { return {bytes.empty() ? nullptr : data()}; }
     void write() {
         FILE* f = std::fopen(name, "wb");
         std::fwrite(data(), 1, size, f), std::fclose(f);

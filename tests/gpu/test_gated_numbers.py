@@ -22,7 +22,7 @@ from plans import launch, loaded, spread
 
 import bsgen
 from bsgen.layout import Layout
-from bsgen.plan import Plan, hopper_wgrad
+from bsgen.plan import Plan, hopper_narrow, hopper_wgrad
 from bsgen.problem import TARGETS, DType, Op, Problem
 from bsgen.runtime import driver
 
@@ -202,6 +202,25 @@ def test_hopper_shapes(name: str, op: Op, block: int) -> None:
     dense = dense_of(layout, scaled(w, gate))
     dense = dense if op is Op.FPROP else dense.T
     plans = spread(problem, TARGETS["sm_90a"])
+    for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
+        for n in (1, 64, 1000):
+            x = normal(n, dense.shape[0], dtype="bfloat16", seed=n)
+            arrays = {plan.activations: x, "w": switched_off(w, gate), "gate": gate}
+            out, _ = run(plan, kernels, arrays, (n, dense.shape[1]), n)
+            assert_close(out, x.double() @ dense, 5e-3)
+
+
+@pytest.mark.usefixtures("_only_on_hopper")
+@pytest.mark.parametrize("block", hopper_narrow.BLOCK_SIZES)
+@pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
+@pytest.mark.parametrize("name", ["random50", "hub", "wide"])
+def test_hopper_of_narrow_blocks(name: str, op: Op, block: int) -> None:
+    layout = Layout(LAYOUTS[name](BLOCKS[block]))
+    w, gate = normal(layout.nnz, block, block, dtype="bfloat16", seed=1), gates(layout.nnz)
+    dense = dense_of(layout, scaled(w, gate))
+    dense = dense if op is Op.FPROP else dense.T
+    problems = [Problem(op, layout, block, DType.BFLOAT16, batch=batch, gate=True) for batch in (64, 4096)]
+    plans = [plan for problem in problems for plan in hopper_narrow.shortlist(problem, TARGETS["sm_90a"])]
     for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
         for n in (1, 64, 1000):
             x = normal(n, dense.shape[0], dtype="bfloat16", seed=n)
