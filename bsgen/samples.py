@@ -17,7 +17,7 @@ import numpy as np
 from bsgen.emit import render
 from bsgen.files import write_together
 from bsgen.layout import Layout
-from bsgen.plan import Plan, choose, hopper, hopper_narrow
+from bsgen.plan import Plan, choose, hopper, hopper_narrow, hopper_narrow_wgrad
 from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Precision, Problem, Target
 from bsgen.topology import banded
 
@@ -40,6 +40,8 @@ def hub(rows: int, cols: int) -> Layout:
 
 def narrow(problem: Problem, target: Target) -> Plan:
     """The kernels for narrow blocks, which are not in the choice yet."""
+    if problem.op is Op.WGRAD:
+        return next(hopper_narrow_wgrad.shortlist(problem, target))
     return next(hopper_narrow.shortlist(problem, target))
 
 
@@ -188,6 +190,26 @@ SAMPLES = (
         batch=FEW,
         arch=HOPPER,
         wgrad_dtype=DType.FLOAT32,
+    ),
+    Sample(
+        "hopper_wgrad_b8_bfloat16",
+        Op.WGRAD,
+        lambda: scattered(16, 24),
+        8,
+        DType.BFLOAT16,
+        batch=100,
+        arch=HOPPER,
+        planner=narrow,
+    ),
+    Sample(
+        "hopper_wgrad_b16_float16_split",
+        Op.WGRAD,
+        lambda: scattered(24, 16),
+        16,
+        DType.FLOAT16,
+        batch=MANY,
+        arch=HOPPER,
+        planner=narrow,
     ),
     Sample("portable_fprop_b8_float16", Op.FPROP, lambda: scattered(12, 12), 8, DType.FLOAT16),
     Sample("portable_fprop_b32_bfloat16", Op.FPROP, lambda: scattered(8, 8), 32, DType.BFLOAT16),

@@ -12,7 +12,7 @@ from test_reference import TOLERANCE, expected, operands
 
 from bsgen import samples
 from bsgen.layout import Layout
-from bsgen.plan import Plan, hopper, hopper_narrow, hopper_wgrad
+from bsgen.plan import Plan, hopper, hopper_narrow, hopper_narrow_wgrad, hopper_wgrad
 from bsgen.problem import DType, Op, Precision, Problem
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no g++")
@@ -48,8 +48,8 @@ def test_narrow_blocks(op: Op, block: int, dtype: DType) -> None:
 @pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
 def test_warpgroups(op: Op) -> None:
     for block, dtype in ((32, DType.FLOAT16), (64, DType.BFLOAT16)):
-        problem = Problem(op, bernoulli(7, 9, 0.3), block, dtype, batch=100)
-        for n, draft in zip((1, 130), sample(list(hopper.drafts(problem, BIG)), 2), strict=True):
+        problem = Problem(op, bernoulli(5, 6, 0.4), block, dtype, batch=100)
+        for n, draft in zip((1, 80), sample(list(hopper.drafts(problem, BIG)), 2), strict=True):
             check(hopper.assemble(problem, BIG, draft), n, seed=n)
 
 
@@ -68,6 +68,15 @@ def test_gradients_of_weights() -> None:
     problem = Problem(Op.WGRAD, bernoulli(6, 5, 0.5), 32, DType.FLOAT16, batch=1000)
     for n, plan in zip((5, 200), sample(list(hopper_wgrad.candidates(problem, BIG)), 2), strict=True):
         check(plan, n, seed=n)
+
+
+@pytest.mark.parametrize("block", hopper_narrow_wgrad.BLOCK_SIZES)
+def test_gradients_of_narrow_weights(block: int) -> None:
+    for layout, dtype in ((bernoulli(13, 11, 0.4), DType.FLOAT16), (hub(40, 9), DType.BFLOAT16)):
+        problem = Problem(Op.WGRAD, layout, block, dtype, batch=4000)
+        plans = list(hopper_narrow_wgrad.candidates(problem, BIG))
+        for n, plan in zip((5, 300), sample(plans, 2), strict=True):
+            check(plan, n, seed=n)
 
 
 def test_accumulation() -> None:

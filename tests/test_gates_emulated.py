@@ -13,7 +13,7 @@ from test_gates import gated_operands, scaled
 from test_reference import expected
 
 from bsgen.layout import Layout
-from bsgen.plan import Plan, hopper, hopper_narrow, hopper_wgrad, matmul, wgrad
+from bsgen.plan import Plan, hopper, hopper_narrow, hopper_narrow_wgrad, hopper_wgrad, matmul, wgrad
 from bsgen.problem import BLOCK_SIZES, DType, Op, Problem
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no g++")
@@ -97,3 +97,11 @@ def test_gradients_of_many_rows_and_of_one_block() -> None:
     for block, layout in ((8, LAYOUT), (16, Layout([[1]])), (64, Layout([[1]]))):
         plans = wgrad.candidates(Problem(Op.WGRAD, layout, block, DType.FLOAT16, gate=True, batch=100_000), BIG)
         check(next(plan for plan in plans if plan.splits > 1), 70, accumulate=1)
+
+
+@pytest.mark.parametrize("wide", [None, DType.FLOAT32], ids=["", "float32"])
+@pytest.mark.parametrize("block", hopper_narrow_wgrad.BLOCK_SIZES)
+def test_gradients_on_hopper_of_narrow_blocks(block: int, wide: DType | None) -> None:
+    problem = Problem(Op.WGRAD, LAYOUT, block, DType.BFLOAT16, gate=True, batch=16384, wgrad_dtype=wide)
+    plan = next(plan for plan in hopper_narrow_wgrad.candidates(problem, BIG) if (plan.splits > 1) == (block == 8))
+    check(plan, 100, accumulate=1)

@@ -11,6 +11,7 @@ from bsgen.outline import Outline
 from bsgen.plan import hopper, hopper_wgrad, matmul, wgrad
 from bsgen.plan.hopper import HopperPlan
 from bsgen.plan.hopper_narrow import HopperNarrowPlan
+from bsgen.plan.hopper_narrow_wgrad import HopperNarrowWGradPlan
 from bsgen.plan.hopper_wgrad import HopperWGradPlan
 from bsgen.plan.matmul import MatMulPlan
 from bsgen.plan.wgrad import WGradPlan
@@ -18,8 +19,8 @@ from bsgen.problem import Op, Problem, Target
 
 Plan = HopperPlan | HopperNarrowPlan | HopperWGradPlan | MatMulPlan | WGradPlan
 
-# The families of each op; a further one adds its module, with `candidates` and `shortlist`, here. hopper_narrow will, once its
-# kernels have run on a GPU.
+# The families of each op; a further one adds its module, with `candidates` and `shortlist`, here. hopper_narrow
+# and hopper_narrow_wgrad will, once their kernels have run on a GPU.
 FAMILIES: dict[Op, tuple[ModuleType, ...]] = {
     Op.FPROP: (hopper, matmul),
     Op.DGRAD: (hopper, matmul),
@@ -29,6 +30,7 @@ FAMILIES: dict[Op, tuple[ModuleType, ...]] = {
 __all__ = [
     "FAMILIES",
     "HopperNarrowPlan",
+    "HopperNarrowWGradPlan",
     "HopperPlan",
     "HopperWGradPlan",
     "MatMulPlan",

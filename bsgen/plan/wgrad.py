@@ -10,7 +10,7 @@ from itertools import product
 
 import numpy as np
 
-from bsgen.outline import Grid, Launch, Workspace
+from bsgen.outline import Grid, Launch, TensorMap, Workspace
 from bsgen.plan import occupancy
 from bsgen.plan.blocks import IntArray
 from bsgen.plan.cost import Cost, wgrad_cost
@@ -215,6 +215,16 @@ class WGradPlan:
         """Partial sums, [splits, nnz, b, b]; none when the first kernel writes dW."""
         return Workspace(fixed=self.splits * self.elements if self.summed_later else 0)
 
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.geometry.threads
+
+    @property
+    def maps(self) -> tuple[TensorMap, ...]:
+        """How TMA sees x and dy; none where threads copy."""
+        return ()
+
     @cached_property
     def launches(self) -> tuple[Launch, ...]:
         """The main kernel, and the reduction over splits or for gates where there are any; nothing for a layout with no blocks."""
@@ -222,8 +232,11 @@ class WGradPlan:
             return ()
         destination = ("workspace",) if self.summed_later else ("out",)
         tail = ("n",) if self.summed_later else ("n", "accumulate")
-        arguments = ("x", "dy", *destination, *tail)
-        main = Launch(self.entry, Grid(self.tiles * self.splits), self.geometry.threads, self.shared_memory, arguments)
+        inputs = tuple(tensor_map.argument for tensor_map in self.maps) or ("x", "dy")
+        arguments = (*inputs, *destination, *tail)
+        main = Launch(
+            self.entry, Grid(self.tiles * self.splits), self.threads, self.shared_memory, arguments, self.maps
+        )
         if not self.summed_later:
             return (main,)
         if self.gated:
@@ -279,7 +292,7 @@ def estimate(problem: Problem, target: Target, geo: WGradGeometry) -> float:
         return 0.0
     sample = everything[:: -(-len(everything) // max(SAMPLE, SAMPLE_COLUMNS // geo.shape.band))]
     share = sum(map(len, sample)) / problem.layout.nnz
-    geo, counts, _, units = encode([group for band in sample for group in _groups(band, geo)], geo)
+    geo, counts, _, units = encode([group for band in sample for group in groups(band, geo)], geo)
     return wgrad_cost(problem, target, geo, counts, units, resident(geo, target), share)[0].seconds
 
 
@@ -309,8 +322,8 @@ def _pipelines(shape: WGradShape, problem: Problem, target: Target) -> Iterator[
 
 def assemble(problem: Problem, target: Target, geo: WGradGeometry) -> WGradPlan:
     """Group the blocks band by band and encode the groups."""
-    groups = [group for band in bands(problem, geo.shape.band) for group in _groups(band, geo)]
-    geo, counts, panels, units = encode(groups, geo)
+    found = [group for band in bands(problem, geo.shape.band) for group in groups(band, geo)]
+    geo, counts, panels, units = encode(found, geo)
     cost, splits = wgrad_cost(problem, target, geo, counts, units, resident(geo, target))
     return WGradPlan(problem, target, geo, splits, counts, panels, units, cost)
 
@@ -345,7 +358,7 @@ def bands(problem: Problem, band: int) -> Iterator[list[tuple[int, int, int]]]:
             yield [tuple(block) for block in run.tolist()]
 
 
-def _groups(blocks: list[tuple[int, int, int]], geo: WGradGeometry) -> Iterator[Group]:
+def groups(blocks: list[tuple[int, int, int]], geo: WGradGeometry) -> Iterator[Group]:
     """Fill groups with blocks in order until units or panels run out."""
     group = Group()
     for block in blocks:

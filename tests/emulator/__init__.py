@@ -182,15 +182,28 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory()
 
 
+@functools.cache
+def _header(dtype: DType) -> Path:
+    """device.h for elements of a type, compiled once for all kernels."""
+    header = Path(_folder().name) / f"{dtype}.h"
+    types = "".join(f"#define {kind.name} {int(kind is dtype)}\n" for kind in DType)
+    header.write_text(types + HEADER.read_text())
+    _compile("-x", "c++-header", "-o", f"{header}.gch", str(header))
+    return header
+
+
 def _program(text: str, main: str, dtype: DType) -> Path:
     """The compiled program of a kernel, made once."""
-    types = "".join(f"#define {kind.name} {int(kind is dtype)}\n" for kind in DType)
-    whole = f'{types}#include "{HEADER}"\n{host_text(text)}{main}'
+    whole = f'#include "{_header(dtype)}"\n{host_text(text)}{main}'
     program = Path(_folder().name) / hashlib.sha256(whole.encode()).hexdigest()[:16]
     if not program.exists():
         source = program.with_suffix(".cpp")
         source.write_text(whole)
-        command = [str(COMPILER), "-std=c++20", "-O1", "-w", "-fno-strict-aliasing", "-o", str(program), str(source)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[:4000]
+        _compile("-o", str(program), str(source))
     return program
+
+
+def _compile(*arguments: str) -> None:
+    command = [str(COMPILER), "-std=c++20", "-O1", "-w", "-fno-strict-aliasing", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:4000]

@@ -1,0 +1,222 @@
+"""Plans for wgrad on Hopper with blocks of 8 and 16: rings filled by TMA, and warps that multiply (mma.sync).
+
+Groups of blocks and their tables are those of plan/wgrad.py. Panels come by TMA, 32 rows of one swizzle line each; a warp multiplies
+its units at its own pace and gives the stage back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bsgen.outline import TensorMap
+from bsgen.plan.blocks import IntArray
+from bsgen.plan.cost import LAUNCH_SECONDS, Cost, memory_bytes, overlapped
+from bsgen.plan.narrow_tile import MOST_LAUNCH_REGISTERS, PRODUCER_REGISTERS, PRODUCER_WARPS
+from bsgen.plan.occupancy import REGISTERS
+from bsgen.plan.tile import CHUNK_BYTES, LINE_CHUNKS, math_of
+from bsgen.plan.wgrad import WGradGeometry, WGradPlan, WGradShape, bands, encode, groups
+from bsgen.problem import DType, Op, Problem, Target
+from bsgen.ranges import DEFAULT_ROWS
+
+BLOCK_SIZES = (8, 16)
+BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
+ROWS, STAGES = 32, (3, 2)  # of a stage; copies of 16 rows came at less than half the rate
+# Warps, and accumulators of each of their threads: the choice is among plans of the first, the others are worth timing.
+ACCUMULATORS = ((16, 64), (16, 48), (8, 128), (8, 96))
+MOST_PANELS = 128  # one for each thread of the loading warps
+BANDS = (1, 2, 4, 6, 8, 10, 12, 16, 24)  # panels of dy that the blocks of a tile are drawn from
+SPLITS, LEAST_STAGES = (1, 2, 3, 4, 5, 6, 8, 11, 16), 8  # of the rows; stages of a split, at least
+SAMPLE, SAMPLE_TILES, SHORTLIST = 2, 2, 2  # bands, and tiles of each, that a shape is estimated from; shapes worked out
+
+# The cost model, in clocks and bytes a clock of an SM: rates of plan/hopper_wgrad.py and counted instructions, not fitted to timings.
+L2_RATE, SHARED_RATE, OVERLAP = 35.0, 128.0, 4.0
+STEP, ISSUE = 7.0, 1.5  # clocks of a multiply step on one of four schedulers, and of an instruction
+UNIT = 6.0  # instructions of a unit, each stage: addresses, branch
+STAGE, START, STORE = 80.0, 1500.0, 32.0  # clocks of a stage, of a thread block; bytes of sums a clock
+
+Bands = list[list[tuple[int, int, int]]]
+
+
+@dataclass(frozen=True, eq=False)
+class HopperNarrowWGradPlan(WGradPlan):
+    """A plan of wgrad for narrow blocks; the tables are those of `WGradPlan`."""
+
+    @property
+    def family(self) -> str:
+        """hopper."""
+        return "hopper"
+
+    @property
+    def template(self) -> str:
+        """The template that renders it."""
+        return "hopper/narrow_wgrad.cu.j2"
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block: four warps load."""
+        return self.geometry.threads + 32 * PRODUCER_WARPS
+
+    @property
+    def launch_registers(self) -> int:
+        """Registers of each thread at launch: what setmaxnreg may hand out again, no more, or the kernel hangs."""
+        return launch_registers(self.geometry.shape.warps)
+
+    @property
+    def consumer_registers(self) -> int:
+        """Registers of a thread that multiplies, once those that load have given up theirs."""
+        return consumer_registers(self.geometry.shape.warps)
+
+    @property
+    def producer_registers(self) -> int:
+        """Registers of a thread that loads."""
+        return PRODUCER_REGISTERS
+
+    @property
+    def shared_memory(self) -> int:
+        """Dynamic shared memory of the main kernel, bytes."""
+        return self.geometry.shape.stages * self.geometry.stage_bytes + BARRIER_BYTES
+
+    @property
+    def blocks_per_sm(self) -> int:
+        """A thread block takes all of an SM's registers."""
+        return 1
+
+    @property
+    def maps(self) -> tuple[TensorMap, ...]:
+        """How TMA sees x and dy."""
+        shape, dtype = self.geometry.shape, str(self.problem.dtype)
+        names = zip(("x", "dy"), self.features, strict=True)
+        return tuple(TensorMap(name, width, 0, shape.panel, shape.rows, dtype) for name, width in names)
+
+    @property
+    def summary(self) -> str:
+        """One line: units, the pipeline and the splits of N."""
+        return f"TMA, {super().summary}"
+
+
+def launch_registers(warps: int) -> int:
+    """Registers of each thread at launch, for so many warps that multiply."""
+    most = REGISTERS // (32 * (warps + PRODUCER_WARPS)) // 8 * 8
+    return most if warps < 12 else min(MOST_LAUNCH_REGISTERS, most)
+
+
+def consumer_registers(warps: int) -> int:
+    """Registers of a thread that multiplies, once those that load have given up theirs."""
+    groups = warps // 4
+    return min(240, (launch_registers(warps) * (groups + 1) - PRODUCER_REGISTERS) // groups // 8 * 8)
+
+
+def serves(problem: Problem, target: Target) -> bool:
+    """Whether this family can do it."""
+    served = problem.op is Op.WGRAD and problem.block_size in BLOCK_SIZES and problem.dtype is not DType.FLOAT32
+    return target.arch == "sm_90a" and served and problem.layout.nnz > 0
+
+
+def geometries(
+    problem: Problem, target: Target, threads: Sequence[tuple[int, int]] = ACCUMULATORS
+) -> Iterator[WGradGeometry]:
+    """Every number of warps, band and ring, with as many panels as there is room for."""
+    math = math_of(problem)
+    panel = LINE_CHUNKS * math.chunk
+    columns = problem.layout.shape[1]
+    widths = sorted({min(columns, band * panel // problem.block_size) for band in BANDS})
+    for (warps, accumulators), band, stages in product(threads, widths, STAGES):
+        shape = WGradShape(warps, 1, ROWS, panel, stages, 1, band)
+        geo = WGradGeometry(problem.block_size, math, shape)
+        room = (target.shared_memory - BARRIER_BYTES) // (stages * geo.stage_bytes)
+        units = accumulators // geo.accumulators
+        if room >= 2:
+            yield replace(geo, shape=replace(shape, units=units, panels=min(MOST_PANELS, room)))
+
+
+def candidates(problem: Problem, target: Target) -> Iterator[HopperNarrowWGradPlan]:
+    """Plans of every geometry with every split of N, to measure."""
+    if not serves(problem, target):
+        return
+    seen = set()
+    for geo in geometries(problem, target):
+        for plan in _plans(problem, target, geo):
+            if (
+                plan.geometry,
+                plan.splits,
+            ) not in seen:  # room for more panels than a layout can use makes no difference
+                seen.add((plan.geometry, plan.splits))
+                yield plan
+
+
+def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iterator[HopperNarrowWGradPlan]:
+    """The cheapest plans of the geometries that are predicted, from a sample of their bands, to be cheapest."""
+    if not serves(problem, target):
+        return
+    found: dict[int, Bands] = {}
+    shapes = list(geometries(problem, target, ACCUMULATORS[:1]))
+    for geo in shapes:
+        if geo.shape.band not in found:
+            found[geo.shape.band] = list(bands(problem, geo.shape.band))
+    ranked = sorted(shapes, key=lambda geo: estimate(problem, target, geo, found[geo.shape.band]))
+    plans = [plan for geo in ranked[:SHORTLIST] for plan in _plans(problem, target, geo)]
+    best = min(plans, key=lambda plan: plan.cost.seconds)
+    if best.cost.seconds < limit:
+        yield best
+
+
+def _plans(problem: Problem, target: Target, geo: WGradGeometry) -> Iterator[HopperNarrowWGradPlan]:
+    found = [group for band in bands(problem, geo.shape.band) for group in groups(band, geo)]
+    geo, counts, panels, units = encode(found, geo)
+    for splits in _splits(problem, geo):
+        cost = _cost(problem, target, geo, _stage_clocks(geo, counts, units), splits)
+        yield HopperNarrowWGradPlan(problem, target, geo, splits, counts, panels, units, cost)
+
+
+def estimate(problem: Problem, target: Target, geo: WGradGeometry, everything: Bands) -> float:
+    """Predicted seconds from the first tiles of a few bands, with the best split of N."""
+    most = SAMPLE_TILES * geo.capacity * (2 if geo.paired else 1)
+    sample = [band[:most] for band in everything[:: -(-len(everything) // SAMPLE)]]
+    share = sum(map(len, sample)) / problem.layout.nnz
+    geo, counts, _, units = encode([group for band in sample for group in groups(band, geo)], geo)
+    clocks = np.tile(_stage_clocks(geo, counts, units), max(1, round(1 / share)))
+    return min(_cost(problem, target, geo, clocks, splits).seconds for splits in _splits(problem, geo))
+
+
+def _splits(problem: Problem, geo: WGradGeometry) -> list[int]:
+    stages = (problem.batch or DEFAULT_ROWS) // geo.shape.rows
+    return [splits for splits in SPLITS if splits == 1 or stages >= LEAST_STAGES * splits]
+
+
+def _stage_clocks(geo: WGradGeometry, counts: IntArray, units: IntArray) -> NDArray[np.float64]:
+    """Clocks of a stage of each tile: bytes from L2 and through shared memory, multiply steps, instructions, the busiest warp."""
+    shape = geo.shape
+    active = (units[:, :, 0] >= 0).reshape(len(units), shape.warps, shape.units).sum(axis=2)
+    k_steps, multiplies = shape.rows // geo.math.depth, geo.m_tiles * geo.n_tiles
+    arriving = counts.astype(float) * (geo.panel_size * CHUNK_BYTES)
+    fragments = 512 * geo.m_tiles + 256 * geo.n_tiles
+    work, busiest = active.sum(axis=1) * k_steps, active.max(axis=1) * k_steps
+    instructions = work * (geo.m_tiles + max(1, geo.n_tiles // 2) + multiplies) + active.sum(axis=1) * UNIT
+    demands = (
+        arriving / L2_RATE,
+        (arriving + work * fragments) / SHARED_RATE,
+        work * multiplies * STEP / 4,
+        instructions * ISSUE / 4,
+        busiest * (40.0 + multiplies * STEP),
+    )
+    return np.asarray(sum(demand**OVERLAP for demand in demands) ** (1 / OVERLAP) + STAGE)
+
+
+def _cost(problem: Problem, target: Target, geo: WGradGeometry, clocks: NDArray[np.float64], splits: int) -> Cost:
+    """Rounds of thread blocks, bounded by device memory, and adding the splits' sums."""
+    n = problem.batch or DEFAULT_ROWS
+    stages = -(-n // geo.shape.rows)
+    sums = problem.layout.nnz * problem.block_size**2 * 4 * splits
+    work = clocks * -(-stages // splits) + START + sums / (len(clocks) * splits) / STORE
+    rounds = -(-len(clocks) * splits // target.sms)
+    seconds = max(float(work.mean()) * rounds, float(work.max())) / target.clock
+    reduce = LAUNCH_SECONDS + 2 * sums / target.hbm if splits > 1 or problem.gate else 0.0
+    memory = memory_bytes(problem, n) / target.hbm
+    limiter = "device memory" if memory > seconds else "L2"
+    return Cost(n, overlapped(seconds, memory) + reduce + LAUNCH_SECONDS, limiter, 0.0)

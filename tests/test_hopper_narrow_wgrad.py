@@ -1,0 +1,104 @@
+"""Wgrad on Hopper for narrow blocks: the tables of plan/wgrad.py with panels that TMA brings, and what the GPU demands."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from problems import BIG, SMALL, bernoulli, cheapest, hub, sample, small_layouts
+from test_kernels_compile import check_instructions, compiled_plan
+from test_plan import check_block, check_launches, check_products
+from test_reference import check as check_numbers
+
+from bsgen.layout import Layout
+from bsgen.plan import HopperNarrowWGradPlan, Plan, choose, hopper_narrow_wgrad
+from bsgen.problem import DType, Op, Problem
+
+KINDS = [(block, dtype) for block in hopper_narrow_wgrad.BLOCK_SIZES for dtype in (DType.FLOAT16, DType.BFLOAT16)]
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(
+    st.data(),
+    st.sampled_from(KINDS),
+    small_layouts(16).filter(lambda layout: layout.nnz > 0),
+    st.sampled_from([1, 700, 20_000]),
+)
+def test_tables(data: st.DataObject, kind: tuple[int, DType], layout: Layout, batch: int) -> None:
+    problem = Problem(Op.WGRAD, layout, *kind, batch=batch)
+    plans = list(hopper_narrow_wgrad.candidates(problem, BIG))
+    places = data.draw(st.lists(st.integers(0, len(plans) - 1), min_size=1, max_size=2, unique=True), "candidates")
+    for plan in (cheapest(hopper_narrow_wgrad, problem, BIG), *(plans[place] for place in places)):
+        check(plan)
+
+
+@pytest.mark.parametrize(("block", "dtype"), KINDS)
+def test_numbers(block: int, dtype: DType) -> None:
+    for layout in (bernoulli(24, 20, 0.3), hub(40, 12), Layout(np.ones((16, 12), bool))):
+        problem = Problem(Op.WGRAD, layout, block, dtype, batch=4000)
+        for plan in sample(list(hopper_narrow_wgrad.candidates(problem, BIG)), 3):
+            check(plan)
+            check_numbers(plan, 300)
+
+
+def check(plan: Plan) -> None:
+    """Everything that holds for a plan of the family."""
+    assert isinstance(plan, HopperNarrowWGradPlan)
+    check_products(plan)
+    check_launches(plan)
+    check_block(plan, plan.threads)
+    geo, shape = plan.geometry, plan.geometry.shape
+    assert geo.stage_bytes % 1024 == 0, "panels begin with a swizzle atom"
+    assert shape.stages * (geo.stage_bytes + 16) <= plan.shared_memory
+    assert (plan.panel_counts > 0).all()
+    assert plan.panel_counts.max() <= min(128, shape.panels), "a thread of the loading warps for each panel"
+    active = plan.units[:, :, 0].reshape(plan.tiles, shape.warps, shape.units) >= 0
+    assert (np.diff(active.astype(int), axis=2) <= 0).all(), "a warp's units come first, then none"
+    groups = shape.warps // 4
+    assert shape.warps % 4 == 0
+    assert plan.consumer_registers * groups + plan.producer_registers <= plan.launch_registers * (groups + 1)
+    assert plan.launch_registers * plan.threads <= 65536
+    assert 24 <= plan.producer_registers <= plan.launch_registers <= plan.consumer_registers <= 240
+    for tensor_map, features in zip(plan.maps, plan.features, strict=True):
+        assert (tensor_map.columns, tensor_map.rows) == (features, 0)
+        assert (tensor_map.box_columns * 2, tensor_map.box_rows) == (128, shape.rows)
+
+
+@pytest.mark.parametrize(("block", "dtype"), KINDS)
+def test_kernels_of_every_shape(block: int, dtype: DType) -> None:
+    """No candidate spills, with and without splits of N."""
+    plans: dict[object, Plan] = {}
+    problem = Problem(Op.WGRAD, bernoulli(32, 32, 0.2), block, dtype, batch=16384)
+    for plan in hopper_narrow_wgrad.candidates(problem, BIG):
+        shape = plan.geometry.shape
+        plans.setdefault((shape.warps, shape.units, shape.stages, plan.splits > 1), plan)
+    assert {key[-1] for key in plans} == {False, True}
+    for plan in sample(list(plans.values()), 16 if dtype is DType.BFLOAT16 else 3):
+        binary = compiled_plan(plan)
+    check_instructions(plan, binary, multiplies="HMMA")
+
+
+def test_gates_and_float32_results() -> None:
+    for block, gate in product(hopper_narrow_wgrad.BLOCK_SIZES, (False, True)):
+        problem = Problem(Op.WGRAD, bernoulli(12, 9, 0.4), block, DType.BFLOAT16, gate=gate, batch=16384)
+        for each in (problem, replace(problem, wgrad_dtype=DType.FLOAT32)):
+            for plan in sample(list(hopper_narrow_wgrad.candidates(each, BIG)), 2):
+                compiled_plan(plan)
+
+
+def test_what_it_serves() -> None:
+    layout = bernoulli(6, 5, 0.5)
+    for op, block, dtype, target in product(Op, (8, 16, 32), DType, (BIG, SMALL)):
+        problem = Problem(op, layout, block, dtype)
+        served = target is BIG and op is Op.WGRAD and (block, dtype) in KINDS
+        assert bool(list(hopper_narrow_wgrad.candidates(problem, target))) == served
+        assert bool(list(hopper_narrow_wgrad.shortlist(problem, target))) == served
+        assert not isinstance(choose(problem, target), HopperNarrowWGradPlan), "not before it has run on a GPU"
+    nothing = Problem(Op.WGRAD, Layout(np.zeros((2, 3), bool)), 8, DType.FLOAT16)
+    assert list(hopper_narrow_wgrad.candidates(nothing, BIG)) == list(hopper_narrow_wgrad.shortlist(nothing, BIG)) == []
