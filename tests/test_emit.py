@@ -19,7 +19,7 @@ from problems import ARITHMETIC, BIG, HOPPER_KINDS, ROOT, bernoulli, cheapest, f
 from bsgen import emit
 from bsgen.emit import Source, render
 from bsgen.layout import Layout
-from bsgen.plan import MatMulPlan, Plan, candidates, choose, hopper, hopper_wgrad, matmul
+from bsgen.plan import MatMulPlan, Plan, candidates, choose, hopper, hopper_narrow, hopper_wgrad, matmul
 from bsgen.problem import BLOCK_SIZES, Activation, DType, Epilogue, Op, Precision, Problem
 
 EVERYTHING = Epilogue(True, Activation.GELU, True)
@@ -53,6 +53,7 @@ def plans() -> list[Plan]:
         [portable(problem, BIG) for problem in (*matrix, *finishing, rows)]
         + split
         + hopper_plans()
+        + uncommon_plans()
         + gated_plans()
         + float32_gradients()
     )
@@ -75,6 +76,15 @@ def hopper_plans() -> list[Plan]:
         plans = list(hopper_wgrad.candidates(problem, BIG))
         found += [next(plan for plan in plans if (plan.splits > 1) == split) for split in (False, True)]
     return found
+
+
+def uncommon_plans() -> list[Plan]:
+    """Hopper's kernels that are not in the choice: for narrow blocks, alone and in clusters, and with results that TMA stores."""
+    narrow = replace(BASE, dtype=DType.FLOAT16, block_size=16, epilogue=EVERYTHING)
+    drafts = list(hopper_narrow.drafts(narrow, BIG))
+    chosen = [next(each for each in drafts if each.geometry.shape.cluster == size) for size in hopper_narrow.CLUSTERS]
+    staged = next(hopper.staged_plans(replace(BASE, dtype=DType.BFLOAT16), BIG, 2))
+    return [*(hopper_narrow.assemble(narrow, BIG, draft) for draft in chosen), staged]
 
 
 def gated_plans() -> list[Plan]:
@@ -196,7 +206,8 @@ def spelled(argument: str, plan: Plan) -> str:
         return f"int {argument}"
     if argument == "workspace" and plan.problem.op is Op.WGRAD:
         return "partials"
-    return {Op.FPROP: "y", Op.DGRAD: "dx", Op.WGRAD: "dw"}[plan.problem.op] if argument == "out" else argument
+    result = {Op.FPROP: "y", Op.DGRAD: "dx", Op.WGRAD: "dw"}[plan.problem.op]
+    return {"out": result, "out_map": f"{result}_map"}.get(argument, argument)
 
 
 def test_the_entry_names_op_block_type_family_and_layout(all_plans: list[Plan]) -> None:
