@@ -1,7 +1,7 @@
 """Plans for wgrad on Hopper with blocks of 8 and 16: rings filled by TMA, and warps that multiply (mma.sync).
 
-Groups of blocks and their tables are those of plan/wgrad.py. Panels come by TMA, 32 rows of one swizzle line each; a warp multiplies
-its units at its own pace and gives the stage back.
+Groups of blocks and their tables are those of plan/wgrad.py. Panels come by TMA, 32 rows of one swizzle line each; a warp
+multiplies its units at its own pace and gives the stage back.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BANDS = (1, 2, 4, 6, 8, 10, 12, 16, 24)  # panels of dy that the blocks of a til
 SPLITS, LEAST_STAGES = (1, 2, 3, 4, 5, 6, 8, 11, 16), 8  # of the rows; stages of a split, at least
 SAMPLE, SAMPLE_TILES, SHORTLIST = 2, 2, 2  # bands, and tiles of each, that a shape is estimated from; shapes worked out
 
-# The cost model, in clocks and bytes a clock of an SM: rates of plan/hopper_wgrad.py and counted instructions, not fitted to timings.
+# The cost model, in clocks and bytes a clock of an SM: rates of plan/hopper_wgrad.py, counted instructions; not fitted.
 L2_RATE, SHARED_RATE, OVERLAP = 35.0, 128.0, 4.0
 STEP, ISSUE = 7.0, 1.5  # clocks of a multiply step on one of four schedulers, and of an instruction
 UNIT = 6.0  # instructions of a unit, each stage: addresses, branch
