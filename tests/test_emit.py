@@ -19,7 +19,17 @@ from problems import ARITHMETIC, BIG, HOPPER_KINDS, ROOT, bernoulli, cheapest, f
 from bsgen import emit
 from bsgen.emit import Source, render
 from bsgen.layout import Layout
-from bsgen.plan import MatMulPlan, Plan, candidates, choose, hopper, hopper_narrow, hopper_wgrad, matmul
+from bsgen.plan import (
+    MatMulPlan,
+    Plan,
+    candidates,
+    choose,
+    hopper,
+    hopper_narrow,
+    hopper_narrow_wgrad,
+    hopper_wgrad,
+    matmul,
+)
 from bsgen.problem import BLOCK_SIZES, Activation, DType, Epilogue, Op, Precision, Problem
 
 EVERYTHING = Epilogue(True, Activation.GELU, True)
@@ -84,7 +94,9 @@ def uncommon_plans() -> list[Plan]:
     drafts = list(hopper_narrow.drafts(narrow, BIG))
     chosen = [next(each for each in drafts if each.geometry.shape.cluster == size) for size in hopper_narrow.CLUSTERS]
     staged = next(hopper.staged_plans(replace(BASE, dtype=DType.BFLOAT16), BIG, 2))
-    return [*(hopper_narrow.assemble(narrow, BIG, draft) for draft in chosen), staged]
+    gradients = [Problem(Op.WGRAD, BASE.layout, block, DType.FLOAT16, batch=16384) for block in (8, 16)]
+    wgrad = [cheapest(hopper_narrow_wgrad, problem, BIG) for problem in gradients]
+    return [*(hopper_narrow.assemble(narrow, BIG, draft) for draft in chosen), staged, *wgrad]
 
 
 def gated_plans() -> list[Plan]:
