@@ -1,9 +1,9 @@
 """Times plans that are not in the planner's choice yet beside the one that it takes, cuBLAS and Blocked-ELL.
 
-    PYTHONPATH=. python3 tests/gpu/bench_variants.py [narrow] [staged] [--json FILE]
+    PYTHONPATH=. python3 tests/gpu/bench_variants.py [narrow] [wgrad] [staged] [--json FILE]
 
-*narrow*: the Hopper kernels for blocks of 8 and 16. *staged*: results that TMA stores. Each plan is checked before it is timed; a
-plan that is wrong, or that a GPU cannot run, is said and left out.
+*narrow*, *wgrad*: the Hopper kernels for blocks of 8 and 16. *staged*: results that TMA stores. Each plan is checked before it is
+timed; one that is wrong is said and left out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bsgen.bench.contenders import PEERS, compiled_plan
 from bsgen.bench.operands import Operands
 from bsgen.bench.timing import Clock
 from bsgen.compiled import Compiled, assemble
-from bsgen.plan import Plan, choose, hopper, hopper_narrow
+from bsgen.plan import Plan, choose, hopper, hopper_narrow, hopper_narrow_wgrad
 from bsgen.problem import TARGETS, DType, Op, Problem
 
 TARGET, CLOCK, SIZE = TARGETS["sm_90a"], Clock(), 4096
@@ -48,6 +48,18 @@ def narrow() -> Iterator[Case]:
             best.setdefault((replace(draft.geometry.shape, stages=0, stage_bytes=0), draft.grouping), draft)
         plans = [hopper_narrow.assemble(problem, TARGET, draft) for draft in islice(best.values(), MOST)]
         yield f"{op} b{b} {density:.0%} N={n} {size}", problem, list(plans)
+
+
+def wgrad() -> Iterator[Case]:
+    """Gradients of weights of 8 and 16: for each number of warps, band and ring the best split of N by the model."""
+    for b, density in ((16, 0.1), (16, 0.01), (16, 0.5), (8, 0.1), (8, 0.02)):
+        layout = topology.random(SIZE // b, SIZE // b, density=density, seed=1)
+        problem = Problem(Op.WGRAD, layout, b, DType.BFLOAT16, batch=16384)
+        best: dict[object, Plan] = {}
+        ranked = sorted(hopper_narrow_wgrad.candidates(problem, TARGET), key=lambda plan: plan.cost.seconds)
+        for plan in ranked:
+            best.setdefault(plan.geometry, plan)
+        yield f"wgrad b{b} {density:.0%} N=16384 {SIZE}", problem, list(islice(best.values(), MOST))
 
 
 def staged() -> Iterator[Case]:
@@ -102,7 +114,7 @@ def _timed(operands: Operands, made: Compiled) -> dict[str, Any]:
         return {**said, "seconds": CLOCK.time(call).seconds}
 
 
-SUITES: dict[str, Callable[[], Iterator[Case]]] = {"narrow": narrow, "staged": staged}
+SUITES: dict[str, Callable[[], Iterator[Case]]] = {"narrow": narrow, "wgrad": wgrad, "staged": staged}
 
 
 def main() -> None:
@@ -114,7 +126,8 @@ def main() -> None:
     rows = []
     for suite in given.suites:
         for case in SUITES[suite]():
-            rows.append(measure(case, ("dense", "blocked-ell") if case[1].block_size > 8 else ("dense",)))
+            no_ell = case[1].block_size == 8 or case[1].op is Op.WGRAD
+            rows.append(measure(case, ("dense",) if no_ell else ("dense", "blocked-ell")))
             if given.json:
                 given.json.write_text(
                     json.dumps({"gpu": torch.cuda.get_device_name(), "clock": CLOCK.text, "cases": rows}, indent=1)

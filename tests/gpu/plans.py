@@ -10,7 +10,7 @@ from itertools import islice
 
 from bsgen.build import build
 from bsgen.emit import render
-from bsgen.plan import HopperNarrowPlan, Plan, hopper, hopper_narrow
+from bsgen.plan import HopperNarrowPlan, Plan, hopper, hopper_narrow, hopper_narrow_wgrad, hopper_wgrad
 from bsgen.plan.hopper import HopperPlan
 from bsgen.problem import Problem, Target
 from bsgen.runtime import driver
@@ -61,3 +61,17 @@ def staged(problem: Problem, target: Target) -> list[HopperPlan]:
         for plan in islice(hopper.staged_plans(problem, target, boxes), 60):
             found.setdefault(replace(plan.geometry.shape, stages=0, stage_bytes=0), plan)
     return list(found.values())
+
+
+def gradients(problem: Problem, target: Target) -> list[Plan]:
+    """Plans of Hopper's wgrad: one of each ring, with splits and without, of tiles of turning sizes."""
+    found: dict[object, list[object]] = {}
+    if hopper_narrow_wgrad.serves(problem, target):
+        for plan in hopper_narrow_wgrad.candidates(problem, target):
+            shape = plan.geometry.shape
+            found.setdefault((shape.warps, shape.units, shape.stages, plan.splits > 1), []).append(plan)
+        return [plans[turn % len(plans)] for turn, plans in enumerate(found.values())]
+    for draft in hopper_wgrad.drafts(problem, target):
+        found.setdefault((draft.geometry.rows, draft.splits), []).append(draft)
+    chosen = [drafts[turn % len(drafts)] for turn, drafts in enumerate(found.values())]
+    return [hopper_wgrad.assemble(problem, target, draft) for draft in chosen[::2]]

@@ -9,13 +9,13 @@ import numpy as np
 
 import bsgen
 from bsgen.layout import Layout
-from bsgen.plan import hopper, hopper_narrow
-from bsgen.problem import TARGETS, DType, Op, Problem
+from bsgen.plan import Plan, hopper, hopper_narrow
+from bsgen.problem import TARGETS, DType, Op, Problem, Target
 from bsgen.runtime import context, driver
 from bsgen.runtime.device_array import DeviceArray
 
 sys.path.insert(0, str(Path(__file__).parent))
-from plans import launch, loaded, narrow, spread, staged
+from plans import gradients, launch, loaded, narrow, spread, staged
 
 BLOCKS, N = 6, 100
 
@@ -51,27 +51,32 @@ def run(block: int, dtype: str, precision: str) -> None:
     assert len(kept) == 9
 
 
-def run_hopper(block: int, dtype: str, clusters: bool) -> None:
+def hopper_plans(problem: Problem, target: Target) -> list[Plan]:
     """Every shape of the Hopper kernels, which the planner would not choose for so small a layout."""
+    if problem.op is Op.WGRAD:
+        return gradients(problem, target) if problem.dtype is not DType.FLOAT32 else []
+    if hopper_narrow.serves(problem, target):
+        return list(narrow(problem, target))
+    return [*spread(problem, target), *staged(problem, target)] if hopper.serves(problem, target) else []
+
+
+def run_hopper(block: int, dtype: str, clusters: bool) -> None:
+    """All of them, on exact allocations."""
     rng = np.random.default_rng(1)
     mask = rng.random((BLOCKS, BLOCKS + 1)) < 0.4
     mask[:, 0] = True
-    for op in Op:
-        problem = Problem(op, Layout(mask), block, DType(dtype))
-        target = TARGETS["sm_90a"]
-        found = narrow(problem, target) if hopper_narrow.serves(problem, target) else []
-        if hopper.serves(problem, target) and op is not Op.WGRAD:
-            found += [*spread(problem, target), *staged(problem, target)]
-        if not found:
-            continue
-        rows, columns = mask.shape if op is Op.FPROP else mask.shape[::-1]
-        x = upload(rng.standard_normal((N, rows * block)).astype(problem.dtype.numpy), dtype)
-        w = upload(rng.standard_normal((problem.layout.nnz, block, block)).astype(problem.dtype.numpy), dtype)
-        plans = [plan for plan in found if clusters or plan.geometry.shape.cluster == 1]
+    layout, features = Layout(mask), {"x": BLOCKS * block, "dy": (BLOCKS + 1) * block}
+    shapes = {name: (N, width) for name, width in features.items()} | {"w": (layout.nnz, block, block)}
+    for op, taken, made in ((Op.FPROP, "x", "dy"), (Op.DGRAD, "dy", "x"), (Op.WGRAD, "x", "w")):
+        problem = Problem(op, layout, block, DType(dtype))
+        names = (taken, "dy" if op is Op.WGRAD else "w")
+        inputs = {name: upload(rng.standard_normal(shapes[name]).astype(problem.dtype.numpy), dtype) for name in names}
+        plans = hopper_plans(problem, TARGETS["sm_90a"])
+        plans = [plan for plan in plans if clusters or plan.launches[0].grid.cluster == 1]
         for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
-            out = DeviceArray((N, columns * block), dtype, 0, driver.DEFAULT_STREAM)
+            out = DeviceArray(shapes[made], dtype, 0, driver.DEFAULT_STREAM)
             workspace = DeviceArray((plan.workspace.elements(N),), "float32", 0, driver.DEFAULT_STREAM)
-            arrays = {plan.activations: x, "w": w, "out": out, "workspace": workspace}
+            arrays = {**inputs, "out": out, "workspace": workspace}
             launch(kernels, {name: array.pointer for name, array in arrays.items()}, N)
             context.wait(0, driver.DEFAULT_STREAM)
 

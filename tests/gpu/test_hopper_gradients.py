@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import pytest
 from cases import BLOCKS, LAYOUTS, assert_close, normal, poison, torch
-from plans import launch, loaded
+from plans import gradients, launch, loaded
 
 from bsgen.layout import Layout
-from bsgen.plan import HopperWGradPlan, hopper_wgrad
+from bsgen.plan import Plan, hopper_narrow_wgrad, hopper_wgrad
 from bsgen.problem import TARGETS, DType, Op, Problem
 from bsgen.runtime import driver
 
 NAMES = ("random10", "random50", "one", "holes", "hub", "full", "banded", "wide", "tall")
 BATCHES = (1, 3, 64, 129, 1000, 4097)
 RUNS = 20
+BLOCK_SIZES = (*hopper_narrow_wgrad.BLOCK_SIZES, *hopper_wgrad.BLOCK_SIZES)
 
 
 @pytest.fixture(autouse=True)
@@ -24,16 +23,12 @@ def _only_on_hopper() -> None:
         pytest.skip("needs a Hopper GPU")
 
 
-def spread(problem: Problem) -> list[HopperWGradPlan]:
+def spread(problem: Problem) -> list[Plan]:
     """A plan of each ring, with splits and without, of tiles of turning sizes."""
-    found: dict[tuple[int, int], list[hopper_wgrad.Draft]] = {}
-    for draft in hopper_wgrad.drafts(problem, TARGETS["sm_90a"]):
-        found.setdefault((draft.geometry.rows, draft.splits), []).append(draft)
-    chosen = [drafts[turn % len(drafts)] for turn, drafts in enumerate(found.values())]
-    return [hopper_wgrad.assemble(problem, TARGETS["sm_90a"], draft) for draft in islice(chosen, 0, None, 2)]
+    return list(gradients(problem, TARGETS["sm_90a"]))
 
 
-def call(plan: HopperWGradPlan, kernels: object, x: object, dy: object) -> object:
+def call(plan: Plan, kernels: object, x: object, dy: object) -> object:
     """The plan's dW, into poisoned memory."""
     block = plan.problem.block_size
     out = poison(plan.problem.layout.nnz, block, block, dtype=str(plan.problem.dtype))
@@ -51,11 +46,11 @@ def operands(problem: Problem, n: int) -> tuple[object, object]:
     return normal(n, problem.in_features, dtype=dtype, seed=n), normal(n, problem.out_features, dtype=dtype, seed=n + 1)
 
 
-@pytest.mark.parametrize("block", hopper_wgrad.BLOCK_SIZES)
+@pytest.mark.parametrize("block", BLOCK_SIZES)
 @pytest.mark.parametrize("name", NAMES)
 def test_products(name: str, block: int) -> None:
     layout = Layout(LAYOUTS[name](BLOCKS[block]))
-    dtype = DType.FLOAT16 if block == 64 else DType.BFLOAT16
+    dtype = DType.FLOAT16 if block in (16, 64) else DType.BFLOAT16
     problem = Problem(Op.WGRAD, layout, block, dtype, batch=4096)
     plans = spread(problem)
     assert plans
@@ -68,7 +63,7 @@ def test_products(name: str, block: int) -> None:
             assert_close(call(plan, kernels, x, dy), expected, 5e-3)
 
 
-@pytest.mark.parametrize("block", hopper_wgrad.BLOCK_SIZES)
+@pytest.mark.parametrize("block", BLOCK_SIZES)
 def test_same_bits(block: int) -> None:
     problem = Problem(Op.WGRAD, Layout(LAYOUTS["random50"](BLOCKS[block])), block, DType.BFLOAT16, batch=16384)
     plans = spread(problem)
