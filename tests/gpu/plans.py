@@ -45,10 +45,10 @@ def spread(problem: Problem, target: Target) -> list[HopperPlan]:
 
 
 def narrow(problem: Problem, target: Target) -> list[HopperNarrowPlan]:
-    """A plan for narrow blocks of each shape, panel and cluster, taking turns at groupings and rings; and two that are split."""
+    """A plan for narrow blocks of each shape and cluster, taking turns at panels, groupings and rings; and two that are split."""
     by_shape: dict[object, list[hopper_narrow.Draft]] = {}
     for draft in hopper_narrow.drafts(problem, target):
-        by_shape.setdefault(replace(draft.geometry.shape, stages=0, stage_bytes=0), []).append(draft)
+        by_shape.setdefault(replace(draft.geometry.shape, panel=0, stages=0, stage_bytes=0), []).append(draft)
     chosen = [drafts[turn % len(drafts)] for turn, drafts in enumerate(by_shape.values())]
     split = [draft for drafts in by_shape.values() for draft in drafts if draft.reductions]
     return [hopper_narrow.assemble(problem, target, draft) for draft in [*chosen, *split[:1], *split[-1:]]]
