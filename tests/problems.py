@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -74,6 +75,11 @@ def problems(ops: Sequence[Op], layouts: st.SearchStrategy[Layout]) -> st.Search
 def targets() -> st.SearchStrategy[Target]:
     """A target with much shared memory and one with little."""
     return st.sampled_from([BIG, SMALL])
+
+
+def some_of(cases: Sequence[Any], every: int) -> list[Any]:
+    """Each `every`-th case, to keep the suite quick; all of them where BSGEN_TEST_ALL is set."""
+    return list(cases) if os.environ.get("BSGEN_TEST_ALL") else list(cases)[::every]
 
 
 def sample(plans: Sequence[Any], count: int) -> list[Any]:

@@ -73,9 +73,11 @@ def hopper_plans() -> list[Plan]:
     """One of every kind, alone and in clusters, and those with epilogues and reductions."""
     found: list[Plan] = []
     for op, block, dtype in HOPPER_KINDS:
-        plans = list(hopper.candidates(Problem(op, hub(150, 4 if op is Op.FPROP else 150), block, dtype), BIG))
-        found += [next(plan for plan in plans if plan.geometry.shape.cluster == size) for size in hopper.CLUSTERS]
-        found += [plan for plan in plans if plan.reductions][:1]
+        problem = Problem(op, hub(150, 4 if op is Op.FPROP else 150), block, dtype)
+        drafts = list(hopper.drafts(problem, BIG))
+        chosen = [next(each for each in drafts if each.geometry.shape.cluster == size) for size in hopper.CLUSTERS]
+        chosen += [each for each in drafts if each.reductions][:1]
+        found += [hopper.assemble(problem, BIG, each) for each in chosen]
     finishing = [Epilogue(True, activation, True) for activation in Activation]
     problems = [replace(BASE, dtype=DType.FLOAT16, epilogue=epilogue) for epilogue in finishing]
     gradients = [

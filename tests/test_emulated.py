@@ -33,21 +33,21 @@ def check(plan: Plan, n: int, seed: int = 0) -> None:
 
 @pytest.mark.parametrize("each", samples.SAMPLES, ids=lambda each: each.name)
 def test_samples(each: samples.Sample) -> None:
-    check(each.plan, 70, seed=1)
+    check(each.plan, 37, seed=1)
 
 
 @pytest.mark.parametrize(("op", "block", "dtype"), NARROW_KINDS)
 def test_narrow_blocks(op: Op, block: int, dtype: DType) -> None:
     layout, batch = (bernoulli(13, 11, 0.3), 100) if dtype is DType.BFLOAT16 else (hub(70, 9), 3)
     problem = Problem(op, layout if op is Op.FPROP else layout.transpose(), block, dtype, batch=batch)
-    drafts = sample(list(hopper_narrow.drafts(problem, BIG)), 3)
-    for n, draft in zip((1, 17, 150), drafts, strict=True):
+    drafts = sample(list(hopper_narrow.drafts(problem, BIG)), 2)
+    for n, draft in zip((17, 150), drafts, strict=True):
         check(hopper_narrow.assemble(problem, BIG, draft), n, seed=n)
 
 
 @pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
 def test_warpgroups(op: Op) -> None:
-    for block, dtype in ((32, DType.FLOAT16), (64, DType.BFLOAT16)):
+    for block, dtype in ((32, DType.FLOAT16),) if op is Op.FPROP else ((64, DType.BFLOAT16),):
         problem = Problem(op, bernoulli(5, 6, 0.4), block, dtype, batch=100)
         for n, draft in zip((1, 80), sample(list(hopper.drafts(problem, BIG)), 2), strict=True):
             check(hopper.assemble(problem, BIG, draft), n, seed=n)
@@ -57,11 +57,8 @@ def test_warpgroups(op: Op) -> None:
 def test_results_that_tma_stores(op: Op, block: int) -> None:
     layout = hub(150, 5) if block == 32 else bernoulli(7, 9, 0.4)
     problem = Problem(op, layout, block, DType.BFLOAT16, batch=100)
-    for n, plan in (
-        (150, next(hopper.staged_plans(problem, BIG, 2))),
-        (70, next(hopper.staged_plans(problem, BIG, 4))),
-    ):
-        check(plan, n, seed=n)
+    plan = next(hopper.staged_plans(problem, BIG, 4 if block == 32 else 2))
+    check(plan, 150 if block < 128 else 20, seed=block)
 
 
 def test_gradients_of_weights() -> None:
@@ -72,11 +69,10 @@ def test_gradients_of_weights() -> None:
 
 @pytest.mark.parametrize("block", hopper_narrow_wgrad.BLOCK_SIZES)
 def test_gradients_of_narrow_weights(block: int) -> None:
-    for layout, dtype in ((bernoulli(13, 11, 0.4), DType.FLOAT16), (hub(40, 9), DType.BFLOAT16)):
-        problem = Problem(Op.WGRAD, layout, block, dtype, batch=4000)
-        plans = list(hopper_narrow_wgrad.candidates(problem, BIG))
-        for n, plan in zip((5, 300), sample(plans, 2), strict=True):
-            check(plan, n, seed=n)
+    layout, dtype = (bernoulli(13, 11, 0.4), DType.FLOAT16) if block == 8 else (hub(40, 9), DType.BFLOAT16)
+    problem = Problem(Op.WGRAD, layout, block, dtype, batch=4000)
+    for n, plan in zip((5, 300), sample(list(hopper_narrow_wgrad.candidates(problem, BIG)), 2), strict=True):
+        check(plan, n, seed=n)
 
 
 def test_accumulation() -> None:

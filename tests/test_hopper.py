@@ -13,7 +13,19 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from problems import BIG, HOPPER_KINDS, ROOT, SMALL, bernoulli, cheapest, fingerprint, hub, sample, small_layouts
+from problems import (
+    BIG,
+    HOPPER_KINDS,
+    ROOT,
+    SMALL,
+    bernoulli,
+    cheapest,
+    fingerprint,
+    hub,
+    sample,
+    small_layouts,
+    some_of,
+)
 from ring_tables import ring_terms, ring_uses
 from test_plan import check_block, check_launches, check_outputs, check_terms
 
@@ -44,20 +56,21 @@ def hopper_problems(draw: st.DrawFn) -> Problem:
 @thorough
 @given(st.data(), hopper_problems())
 def test_tables(data: st.DataObject, problem: Problem) -> None:
-    plans = list(hopper.candidates(problem, BIG))
-    places = data.draw(st.lists(st.integers(0, len(plans) - 1), min_size=1, max_size=3, unique=True), "candidates")
-    for plan in (cheapest(hopper, problem, BIG), *(plans[place] for place in places)):
-        check(plan)
+    drafts = list(hopper.drafts(problem, BIG))
+    places = data.draw(st.lists(st.integers(0, len(drafts) - 1), min_size=1, max_size=3, unique=True), "candidates")
+    check(cheapest(hopper, problem, BIG))
+    for place in places:
+        check(hopper.assemble(problem, BIG, drafts[place]))
 
 
 @pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
 def test_split_outputs_of_a_long_hub(op: Op) -> None:
     mask = hub(200, 4).mask
-    plans = list(hopper.candidates(Problem(op, Layout(mask if op is Op.FPROP else mask.T), 32, DType.FLOAT16), BIG))
-    split = [plan for plan in plans if plan.reductions]
+    problem = Problem(op, Layout(mask if op is Op.FPROP else mask.T), 32, DType.FLOAT16)
+    split = [draft for draft in hopper.drafts(problem, BIG) if draft.reductions]
     assert split
-    for plan in sample(split, 6):
-        check(plan)
+    for draft in sample(split, 6):
+        check(hopper.assemble(problem, BIG, draft))
 
 
 @pytest.mark.parametrize("block", hopper.BLOCK_SIZES)
@@ -67,8 +80,9 @@ def test_every_candidate_of_a_dense_corner(op: Op, block: int) -> None:
     mask = bernoulli(9, 13, 0.2).mask.copy()
     mask[:4, :4] = True
     for dtype in (dtype for kind_op, kind_block, dtype in HOPPER_KINDS if (kind_op, kind_block) == (op, block)):
-        for plan in hopper.candidates(Problem(op, Layout(mask), block, dtype), BIG):
-            check(plan)
+        problem = Problem(op, Layout(mask), block, dtype)
+        for draft in some_of(list(hopper.drafts(problem, BIG)), 3):
+            check(hopper.assemble(problem, BIG, draft))
 
 
 def check(plan: object) -> None:
@@ -191,7 +205,9 @@ def fingerprints() -> list[str]:
     """Of two plans of every kind and layout."""
     made: list[HopperPlan] = []
     for (op, block, dtype), layout in product(HOPPER_KINDS, (bernoulli(7, 9, 0.3), hub(40, 6))):
-        made += sample(list(hopper.candidates(Problem(op, layout, block, dtype), BIG)), 2)
+        problem = Problem(op, layout, block, dtype)
+        drafts = sample(list(hopper.drafts(problem, BIG)), 2)
+        made += [hopper.assemble(problem, BIG, draft) for draft in drafts]
     return [fingerprint(plan) for plan in made]
 
 

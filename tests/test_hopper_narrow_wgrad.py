@@ -42,7 +42,7 @@ def test_tables(data: st.DataObject, kind: tuple[int, DType], layout: Layout, ba
 def test_numbers(block: int, dtype: DType) -> None:
     for layout in (bernoulli(24, 20, 0.3), hub(40, 12), Layout(np.ones((16, 12), bool))):
         problem = Problem(Op.WGRAD, layout, block, dtype, batch=4000)
-        for plan in sample(list(hopper_narrow_wgrad.candidates(problem, BIG)), 3):
+        for plan in sample(list(hopper_narrow_wgrad.candidates(problem, BIG)), 2):
             check(plan)
             check_numbers(plan, 300)
 
@@ -79,7 +79,7 @@ def test_kernels_of_every_shape(block: int, dtype: DType) -> None:
         shape = plan.geometry.shape
         plans.setdefault((shape.warps, shape.units, shape.stages, plan.splits > 1), plan)
     assert {key[-1] for key in plans} == {False, True}
-    for plan in sample(list(plans.values()), 16 if dtype is DType.BFLOAT16 else 3):
+    for plan in sample(list(plans.values()), 6 if dtype is DType.BFLOAT16 else 2):
         binary = compiled_plan(plan)
     check_instructions(plan, binary, multiplies="HMMA")
 
@@ -88,8 +88,7 @@ def test_gates_and_float32_results() -> None:
     for block, gate in product(hopper_narrow_wgrad.BLOCK_SIZES, (False, True)):
         problem = Problem(Op.WGRAD, bernoulli(12, 9, 0.4), block, DType.BFLOAT16, gate=gate, batch=16384)
         for each in (problem, replace(problem, wgrad_dtype=DType.FLOAT32)):
-            for plan in sample(list(hopper_narrow_wgrad.candidates(each, BIG)), 2):
-                compiled_plan(plan)
+            compiled_plan(cheapest(hopper_narrow_wgrad, each, BIG))
 
 
 def test_what_it_serves() -> None:

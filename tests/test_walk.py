@@ -63,8 +63,10 @@ def program(plan: HopperPlan, folder: Path) -> Path:
 
 def plans(layout: Layout) -> list[HopperPlan]:
     """A plan alone and one in clusters, in bands of one and more."""
-    found = list(hopper.candidates(Problem(Op.FPROP, layout, 32, DType.BFLOAT16), BIG))
-    shapes = [next(plan for plan in found if plan.geometry.shape.cluster == size) for size in hopper.CLUSTERS]
+    problem = Problem(Op.FPROP, layout, 32, DType.BFLOAT16)
+    drafts = list(hopper.drafts(problem, BIG))
+    chosen = [next(draft for draft in drafts if draft.geometry.shape.cluster == size) for size in hopper.CLUSTERS]
+    shapes = [hopper.assemble(problem, BIG, draft) for draft in chosen]
     return [replace(plan, band=band) for plan, band in zip(shapes * 2, (1, 4, 3, 1), strict=True)]
 
 
