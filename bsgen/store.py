@@ -41,6 +41,7 @@ _TEMPORARY = ".tmp"
 _LOCK = ".lock"
 PRUNE_ONE_IN, PRUNE_TO = 16, 0.9  # puts that look at the size; the share of the limit that is left then
 STALE_SECONDS = 3600.0
+CLOCKS_DIFFER_SECONDS = 60.0  # of hosts that share a folder
 
 _log = logging.getLogger("bsgen")
 
@@ -223,7 +224,8 @@ class Store:
 
         Gives the number of entries removed, and their bytes.
         """
-        used = sorted(self._entries(), key=_used_at)
+        now = time.time()
+        used = sorted(self._entries(), key=lambda entry: _used_at(entry, now))
         size, removed, gone = sum(entry.size for entry in used), 0, 0
         for entry in used:
             if size - gone <= limit:
@@ -340,12 +342,17 @@ def _parse(key: str, body: bytes) -> Binary:
     return Binary(**facts, kernels=kernels, cubin=cubin)
 
 
-def _used_at(entry: Entry) -> tuple[float, str]:
-    """When an entry was used last, and its key; of one that is gone: long ago."""
+def _used_at(entry: Entry, now: float) -> tuple[float, str]:
+    """When an entry was used last, and its key; of one that is gone: long ago. One of the future, which a clock that was wrong has
+    made, would outlive all others: it counts as used now.
+    """
     try:
-        return entry.path.stat().st_mtime, entry.key
+        used = entry.path.stat().st_mtime
+        if used > now + CLOCKS_DIFFER_SECONDS:
+            os.utime(entry.path, (now, now))
     except OSError:
         return 0.0, entry.key
+    return min(used, now), entry.key
 
 
 def _is_good(entry: Entry) -> bool:

@@ -19,7 +19,7 @@ from bsgen.nvrtc import Binary
 from bsgen.store import Store
 
 ROOT = Path(__file__).parent.parent
-KILLS = int(os.environ.get("BSGEN_TEST_KILLS", "12"))
+KILLS = int(os.environ.get("BSGEN_TEST_KILLS", "12"))  # half of them while compiling, half while publishing
 CUBIN = b"\x7fELF" + bytes(1000)
 
 
@@ -70,25 +70,50 @@ def test_sixteen_processes_compile_once() -> None:
     assert len({line for line in lines if line != "compiled"}) == 1
 
 
-def test_kills_at_any_moment_leave_good_entries(tmp_path: Path) -> None:
+COMPILE_WITHOUT_END = """
+import itertools, bsgen
+from bsgen import build, store
+for width in itertools.count(1):
+    bsgen.compile([[1] * (1 + width % 7), [0] * (1 + width % 7)], 8, "float16", "fprop", "sm_80")
+    build._state.forget()
+    if width % 7 == 0:
+        store.default().clear()
+    print("compiled", flush=True)
+"""
+PUBLISH_WITHOUT_END = """
+import itertools
+from bsgen import store
+from bsgen.nvrtc import Binary
+cache = store.default()
+for i in itertools.count():
+    name = f"{i % 40:064x}"
+    cache.put(name, Binary(str(i), "sm_90a", "nvrtc 1", b"\\x7fELF" + bytes(i % 97 << 14), (), ""))
+    cache.put_request(name, "x" * (i % 53 << 12))
+    if i % 40 == 39:
+        cache.prune(1 << 20)
+    print("published", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "longest"), [(COMPILE_WITHOUT_END, 0.8), (PUBLISH_WITHOUT_END, 0.1)], ids=["compile", "publish"]
+)
+def test_kills_at_any_moment_leave_good_entries(tmp_path: Path, code: str, longest: float) -> None:
     """BSGEN_TEST_KILLS=200 for the long version."""
-    code = (
-        "import itertools, bsgen\n"
-        "for width in itertools.count(1):\n"
-        "    bsgen.compile([[1] * (1 + width % 7), [0] * (1 + width % 7)], 8, 'float16', 'fprop', 'sm_80')\n"
-        "    from bsgen import build, store\n"
-        "    build._state.forget(); width % 7 or store.default().clear()\n"
-    )
-    rng = random.Random(0)
-    for _ in range(KILLS):
+    rng, cache = random.Random(0), Store(tmp_path / "cache")
+    for _ in range(KILLS // 2):
         process = start(code)
-        time.sleep(rng.uniform(0.1, 1.5))
+        assert process.stdout is not None
+        assert process.stdout.readline(), "it runs"
+        time.sleep(rng.uniform(0, longest))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-        assert Store(tmp_path / "cache").verify().bad == ()
+        assert cache.verify().bad == ()
     done = start(COMPILE).communicate(timeout=60)[0]
     assert done.split()[-1].isdigit(), "a lock that a dead process held is free"
+    assert cache.clear() > 0
+    assert list(cache.folder.iterdir()) == [], "nothing that the dead left behind stays"
 
 
 def test_locks(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bsgen.matmul import MatMul
 
 _log = logging.getLogger("bsgen")
+OPS = frozenset(map(str, Op))
 Loaders = Mapping[int, Callable[[], Compiled]]  # by range of N
 
 
@@ -133,7 +134,7 @@ class Pack(Mapping[str, "MatMul"]):
         """By module, op and architecture, then by range of N."""
         found: dict[tuple[int, str, str], dict[int, PackedKernel]] = {}
         for kernel in self.index.kernels:
-            if not layout_of.known_arch(kernel.arch) or kernel.op not in map(str, Op):
+            if not layout_of.known_arch(kernel.arch) or kernel.op not in OPS:
                 _log.info(
                     "%s: passed over a kernel of %s for %s, unknown to this bsgen", self.path, kernel.op, kernel.arch
                 )
@@ -141,10 +142,17 @@ class Pack(Mapping[str, "MatMul"]):
             found.setdefault((kernel.module, kernel.op, kernel.arch), {})[ranges.place(kernel.rows)] = kernel
         return found
 
+    @cached_property
+    def _arches(self) -> dict[int, dict[str, None]]:
+        """By module, in the order of the file."""
+        found: dict[int, dict[str, None]] = {}
+        for module, _, arch in self._kernels:
+            found.setdefault(module, {})[arch] = None
+        return found
+
     def arches(self, name: str) -> tuple[str, ...]:
         """The architectures that a module has kernels for."""
-        place = self._modules[name]
-        return tuple(dict.fromkeys(arch for module, _, arch in self._kernels if module == place))
+        return tuple(self._arches.get(self._modules[name], ()))
 
     def loaders(self, name: str, op: str, arch: str) -> Loaders:
         """How to get the kernels of an op, by range of N; empty if the pack has none for the architecture."""
@@ -211,21 +219,26 @@ class Pack(Mapping[str, "MatMul"]):
 
     def find(self, problem: Problem, arch: str) -> Compiled | None:
         """The kernels of a problem, of any module with the same layout and arithmetic; None if there are none."""
-        wanted = _signature(problem)
-        for module in self.index.modules:
-            if _signature_of(module, problem.op) != wanted or not self._same_layout(module, problem.layout):
-                continue
-            kernel = self._kernels.get((self._modules[module.name], str(problem.op), arch), {}).get(
-                ranges.main(problem)
-            )
-            if kernel is not None:
+        for place in self._places.get(_content(problem.layout), ()):
+            kernels = self._kernels.get((place, str(problem.op), arch), {})
+            kernel = kernels.get(ranges.main(problem))
+            if kernel and _signature_of(self.index.modules[place], problem.op) == _signature(problem):
                 return self.kernel(kernel)
         return None
 
-    def _same_layout(self, module: Module, layout: Layout) -> bool:
-        packed = self.index.layouts[module.layout]
-        bits = np.packbits(layout.mask).tobytes()
-        return (packed.rows, packed.cols) == layout.shape and hashlib.sha256(bits).hexdigest() == packed.blob.sha256
+    @cached_property
+    def _places(self) -> dict[tuple[int, int, str], list[int]]:
+        """Modules by the content of their layout."""
+        found: dict[tuple[int, int, str], list[int]] = {}
+        for place, module in enumerate(self.index.modules):
+            packed = self.index.layouts[module.layout]
+            found.setdefault((packed.rows, packed.cols, packed.blob.sha256), []).append(place)
+        return found
+
+
+def _content(layout: Layout) -> tuple[int, int, str]:
+    """What tells a layout from others, as the index has it."""
+    return (*layout.shape, hashlib.sha256(np.packbits(layout.mask).tobytes()).hexdigest())
 
 
 class _Named:
