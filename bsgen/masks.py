@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,17 @@ def _from_npz(arrays: Arrays, name: str) -> Mask:
 
 
 def _scatter(entries: Coordinates, name: str) -> Mask:
+    """The mask of coordinates. Only stored entries are touched: a small file may claim a large shape."""
     check_shape(entries.shape, name)
-    dense = np.zeros(entries.shape, dtype=entries.values.dtype)
+    _check_kind(entries.values.dtype, name)
     # Repeated positions add up (bool: or), as in scipy's toarray().
-    np.add.at(dense, (entries.rows, entries.cols), entries.values)
-    return _check_values(dense, name)
+    places, which = np.unique(entries.rows * entries.shape[1] + entries.cols, return_inverse=True)
+    values = np.zeros(places.shape, entries.values.dtype)
+    np.add.at(values, which.ravel(), entries.values)
+    stored = _stored(values, name, lambda i: divmod(int(places[i]), entries.shape[1]))
+    mask = np.zeros(entries.shape, np.bool_)
+    mask.flat[places[stored]] = True
+    return mask
 
 
 def to_numpy(value: object, name: str) -> npt.NDArray[Any]:
@@ -102,14 +109,25 @@ def _check_values(array: npt.NDArray[Any], name: str) -> Mask:
     """A bool copy of `array`, which must hold 0 and 1 only."""
     if array.dtype == np.bool_:
         return np.array(array, dtype=np.bool_, order="C")
-    if not is_real(array.dtype):
-        raise LayoutError(f"{name}: got values of type {array.dtype}, expected bool or numbers that are 0 or 1")
-    stored = np.ascontiguousarray(array != 0)
-    wrong = stored & (array != 1)
+    _check_kind(array.dtype, name)
+    stored = _stored(np.ascontiguousarray(array).ravel(), name, lambda i: divmod(i, array.shape[1]))
+    return stored.reshape(array.shape)
+
+
+def _check_kind(dtype: np.dtype[Any], name: str) -> None:
+    if dtype != np.bool_ and not is_real(dtype):
+        raise LayoutError(f"{name}: got values of type {dtype}, expected bool or numbers that are 0 or 1")
+
+
+def _stored(values: npt.NDArray[Any], name: str, position: Callable[[int], tuple[int, int]]) -> Mask:
+    """Which of a vector of values are 1; `LayoutError`, which says where, if one is neither 0 nor 1."""
+    stored = np.asarray(values != 0)
+    wrong = stored & (values != 1)
     if wrong.any():
-        row, col = np.unravel_index(int(np.argmax(wrong)), array.shape)
+        first = int(np.argmax(wrong))
+        row, col = position(first)
         raise LayoutError(
-            f"{name}: got {array[row, col]} at [{row}, {col}], expected only 0 and 1 (or bool); "
+            f"{name}: got {values[first]} at [{row}, {col}], expected only 0 and 1 (or bool); "
             "to make a layout from weights use 'bsgen layout convert'"
         )
     return stored

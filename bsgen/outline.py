@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Made = TypeVar("Made", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -86,12 +92,18 @@ class Outline:
     n: int
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Outline:
-        """The outline that `dataclasses.asdict` gave `fields` of."""
-        launches = [_launch(launch) for launch in fields["launches"]]
-        return cls(**{**fields, "launches": tuple(launches), "workspace": Workspace(**fields["workspace"])})
+    def from_json(cls, values: dict[str, Any]) -> Outline:
+        """The outline that `dataclasses.asdict` gave `values` of."""
+        launches = tuple(_launch(launch) for launch in values["launches"])
+        return known(cls, {**values, "launches": launches, "workspace": known(Workspace, values["workspace"])})
 
 
-def _launch(fields: dict[str, Any]) -> Launch:
-    maps = tuple(TensorMap(**tensor_map) for tensor_map in fields["maps"])
-    return Launch(**{**fields, "grid": Grid(**fields["grid"]), "arguments": tuple(fields["arguments"]), "maps": maps})
+def _launch(values: dict[str, Any]) -> Launch:
+    maps = tuple(known(TensorMap, each) for each in values["maps"])
+    made = {"grid": known(Grid, values["grid"]), "arguments": tuple(values["arguments"]), "maps": maps}
+    return known(Launch, {**values, **made})
+
+
+def known(kind: type[Made], values: Mapping[str, Any]) -> Made:
+    """A dataclass from the fields that it has; those that a later bsgen added are ignored."""
+    return kind(**{each.name: values[each.name] for each in fields(kind) if each.name in values})

@@ -41,7 +41,7 @@ def from_npz(arrays: Arrays, name: str) -> Coordinates:
         _expect(_within(rows, shape[0]) and _within(cols, shape[1]), f"an index lies outside its shape {list(shape)}")
     except KeyError as error:
         raise _broken(name, f"it has no {error.args[0]}") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, IndexError, AttributeError, MemoryError) as error:
         raise _broken(name, str(error)) from None
     return Coordinates(shape, rows, cols, values)
 

@@ -72,7 +72,8 @@ def block_norms(dense: object, block_size: int, norm: Norm = "l2") -> npt.NDArra
 
 def _blocks(weights: npt.NDArray[Any], start: int, block_size: int) -> npt.NDArray[np.float64]:
     """[K/b, b, b] magnitudes of a row of blocks, checked to be finite."""
-    rows: npt.NDArray[np.float64] = np.abs(weights[start : start + block_size].astype(np.float64))
+    with np.errstate(invalid="ignore"):  # NaN is told apart below
+        rows: npt.NDArray[np.float64] = np.abs(weights[start : start + block_size].astype(np.float64))
     finite = np.isfinite(rows)
     if not finite.all():
         row, col = map(int, np.argwhere(~finite)[0])

@@ -272,6 +272,28 @@ def test_a_damaged_member_is_noticed(tmp_path: Path) -> None:
     refused(tmp_path / "layout.npz", "truncated or damaged .npz")
 
 
+def test_an_archive_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "bomb.npz", mask=np.zeros((2000, 2000), bool))
+    assert (tmp_path / "bomb.npz").stat().st_size < 10_000
+    assert Layout.load(tmp_path / "bomb.npz").nnz == 0
+    monkeypatch.setattr("bsgen.files.MOST_NPZ_BYTES", 1_000_000)
+    refused(tmp_path / "bomb.npz", "4000128 bytes, expected at most 1000000")
+
+
+def test_a_small_file_that_claims_a_large_shape_takes_little_memory(tmp_path: Path) -> None:
+    """Two stored blocks of 2^31: all but their pages stay untouched."""
+    side = 46340
+    scipy.sparse.save_npz(tmp_path / "large.npz", scipy.sparse.coo_matrix(([1.0, 1.0], ([0, 9], [5, 7])), (side, side)))
+    code = (
+        "import resource; from bsgen.masks import read_mask\n"
+        f"mask = read_mask({str(tmp_path / 'large.npz')!r})\n"
+        "print(mask.shape[0], mask[9, 7], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 500_000)"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    assert done.stdout.split() == [str(side), "True", "True"]
+
+
 def test_a_pytorch_checkpoint_is_no_layout(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
         archive.writestr("model/data.pkl", pickle.dumps({}))

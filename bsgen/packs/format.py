@@ -17,14 +17,14 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import lru_cache
 from operator import mul
 from typing import Any, NamedTuple
 
 from bsgen.errors import PackError
 from bsgen.nvrtc import Binary, KernelFacts
-from bsgen.outline import Outline
+from bsgen.outline import Outline, known
 from bsgen.problem import (
     TARGETS,
     parse_activation,
@@ -182,7 +182,7 @@ def decode_kernel(data: bytes) -> tuple[Outline, Binary]:
     try:
         (size,) = LENGTH.unpack_from(data)
         header, cubin = json.loads(data[LENGTH.size : LENGTH.size + size]), data[LENGTH.size + size :]
-        kernels = tuple(KernelFacts(**facts) for facts in header["kernels"])
+        kernels = tuple(_facts(facts) for facts in header["kernels"])
         names = _text(header["name"]), _text(header["arch"]), _text(header["compiler"])
         outline = Outline.from_json(header["outline"])
         _check_outline(outline, {facts.name for facts in kernels})
@@ -193,6 +193,14 @@ def decode_kernel(data: bytes) -> tuple[Outline, Binary]:
     if not cubin.startswith(b"\x7fELF"):
         raise PackError("has a kernel without a cubin; build the pack again")
     return outline, Binary(*names, cubin, kernels, "")
+
+
+def _facts(row: Mapping[str, Any]) -> KernelFacts:
+    facts = known(KernelFacts, row)
+    _text(facts.name)
+    if any(type(number) is not int or number < 0 for number in astuple(facts)[1:]):
+        raise ValueError("facts of other types")
+    return facts
 
 
 def _check_outline(outline: Outline, entries: set[str]) -> None:
@@ -212,6 +220,8 @@ def _check_outline(outline: Outline, entries: set[str]) -> None:
             raise ValueError("a launch of something else")
         if type(grid.persistent) is not bool or any(each.operand not in ARGUMENTS for each in launch.maps):
             raise ValueError("a launch of other types")
+        for each in launch.maps:
+            parse_dtype(_text(each.dtype))
         if not (0 < grid.cluster <= 8 and 0 < launch.threads <= 1024 and 0 <= launch.shared_memory <= 1 << 18):
             raise ValueError("a launch that no GPU takes")
     if any(type(number) is not int or not 0 <= number < 1 << 40 for number in numbers):

@@ -85,7 +85,7 @@ def read_spec(path: str | os.PathLike[str]) -> list[Wanted]:
         fields = _toml().loads(text)
     except OSError as error:
         raise ArgumentError(f"{place}: cannot be read ({reason(error)}); give the path of a spec file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArgumentError(
             f"{place}: is not TOML ({reason(error)}); see `bsgen pack build --help` for an example"
         ) from None
@@ -182,6 +182,8 @@ def _list(fields: Mapping[str, Any], key: str, default: list[Any]) -> list[Any]:
     found = value if isinstance(value, list) else [value]
     if not found:
         raise ArgumentError(f"{key}: got an empty list, expected at least one")
+    if any(isinstance(each, list | dict) for each in found):
+        raise ArgumentError(f"{key}: got {value!r}, expected one or a list of plain values")
     return list(dict.fromkeys(found))
 
 
