@@ -35,7 +35,7 @@ _PREFIX = struct.Struct("<8sIQ")
 _LENGTH = struct.Struct("<Q")
 _DIGEST = hashlib.sha256().digest_size
 _FOLDER = "binaries"
-_SUFFIX = ".bin"
+BINARY = ".bin"  # what entries end in; and, next, what requests do
 _REQUEST = ".json"
 _TEMPORARY = ".tmp"
 _LOCK = ".lock"
@@ -128,11 +128,11 @@ class Store:
 
     def path(self, key: str) -> Path:
         """The file of an entry, there or not."""
-        return self.folder / f"{key}{_SUFFIX}"
+        return self.folder / f"{key}{BINARY}"
 
     def get(self, key: str) -> Binary | None:
         """The binary of a key; None if there is no entry, it cannot be read, or it is broken (then it is removed)."""
-        for path in self._places(f"{key}{_SUFFIX}"):
+        for path in self._places(f"{key}{BINARY}"):
             try:
                 data = path.read_bytes()
             except FileNotFoundError:
@@ -165,7 +165,7 @@ class Store:
         """What was put for a request; None if nothing was, it cannot be read, or it is broken (then it is removed)."""
         for path in self._places(f"{key}{_REQUEST}"):
             try:
-                text = _checked(path.read_bytes())
+                text = request_text(path.read_bytes())
             except OSError:
                 continue
             if text is not None:
@@ -254,9 +254,9 @@ class Store:
         """Remove every entry, and what interrupted writers left; gives the number of entries removed."""
         removed = 0
         try:
-            for path in self._files(_SUFFIX, _REQUEST, _TEMPORARY, _LOCK):
+            for path in self._files(BINARY, _REQUEST, _TEMPORARY, _LOCK):
                 path.unlink(missing_ok=True)
-                removed += path.suffix in (_SUFFIX, _REQUEST)
+                removed += path.suffix in (BINARY, _REQUEST)
         except OSError as error:
             raise CacheError(f"{self.folder}: cannot be cleared ({error.strerror}); check who owns it") from None
         return removed
@@ -289,7 +289,7 @@ class Store:
                 temporary.unlink()
 
     def _entries(self) -> Iterator[Entry]:
-        for path in self._files(_SUFFIX, _REQUEST):
+        for path in self._files(BINARY, _REQUEST):
             # Another process may remove an entry while this one looks.
             with contextlib.suppress(OSError):
                 yield Entry(path.stem, path, path.stat().st_size)
@@ -359,15 +359,15 @@ def _is_good(entry: Entry) -> bool:
     try:
         data = entry.path.read_bytes()
         if entry.path.suffix == _REQUEST:
-            return _checked(data) is not None
+            return request_text(data) is not None
         decode(entry.key, data)
     except (OSError, ValueError):
         return False
     return True
 
 
-def _checked(data: bytes) -> str | None:
-    """The text of a request's file, None if its digest does not match."""
+def request_text(data: bytes) -> str | None:
+    """The text of a request's file; None if its digest does not match."""
     digest, _, text = data.partition(b"\n")
     return text.decode() if hashlib.sha256(text).hexdigest().encode() == digest else None
 

@@ -1,8 +1,10 @@
 """The command group, and doctor, cache and inspect."""
 
+import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -11,6 +13,7 @@ from click.testing import CliRunner
 import bsgen
 from bsgen import cache_place, cli, disasm, nvrtc, store
 from bsgen.cli import diagnosis, main
+from bsgen.cli.residency import Residency, residency
 from bsgen.emit import Source
 from bsgen.errors import CompileError, LayoutError
 from bsgen.nvrtc import Binary
@@ -63,7 +66,11 @@ def test_help_lists_commands_in_order_without_importing_them():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    shown = [line.split()[0] for line in done.stdout.split("Commands:")[1].splitlines() if line[:3].strip()]
+    shown = [
+        line.split()[0]
+        for line in done.stdout.split("Commands:\n")[1].split("\n\n")[0].splitlines()
+        if line[:3].strip()
+    ]
     assert shown == [name for name in cli.COMMANDS if name in shown]
     assert {"doctor", "cache", "inspect"} <= set(shown)
 
@@ -230,6 +237,22 @@ def test_doctor_says_that_others_may_write_to_the_cache(place):
     assert "others may write to it (mode 777)" in verdict["why"]
 
 
+def test_doctor_shows_packs_and_settings(monkeypatch, tmp_path):
+    sample = Path(__file__).parent / "data" / "format1.bsp"
+    monkeypatch.setenv("BSGEN_PACK_PATH", f"{sample}:{tmp_path / 'none.bsp'}")
+    monkeypatch.setenv("BSGEN_LOG", "warning")
+    facts = facts_of("doctor")
+    assert facts["settings"]["BSGEN_LOG"] == "warning"
+    assert facts["packs"][0]["kernels"] > 0
+    assert "sm_90a" in facts["packs"][0]["arches"]
+    assert "none.bsp: cannot be read" in facts["packs"][1]["problem"]
+    verdict = facts["verdicts"][-1]
+    assert not verdict["works"]
+    assert "cannot be read (No such file or directory); give the path of a readable pack" in verdict["why"]
+    assert "kernels in 1 packs" in verdict["why"]
+    assert "format1.bsp" in bsgen_run("doctor").stdout
+
+
 def test_cache_without_a_place_is_an_error(monkeypatch):
     monkeypatch.setattr(cache_place, "roots", tuple)
     result = bsgen_run("cache", "show")
@@ -273,10 +296,56 @@ def test_inspect_shows_what_there_is(artefact, monkeypatch):
     assert found["sass"] is None
 
 
+def test_inspect_shows_the_whole_source_when_asked(artefact):
+    assert facts_of("inspect", str(artefact), "--source")["source"] == SOURCE.text
+    assert "source" not in facts_of("inspect", str(artefact))
+    assert "__syncthreads();" in bsgen_run("inspect", str(artefact), "--source").stdout
+
+
+def test_inspect_shows_entries_of_the_cache(place, monkeypatch):
+    """A binary with the source that it came from, from either of the two; without the other, what there is."""
+    mm = bsgen.compile([[1, 0], [1, 1]], 32, "float16", "fprop", "sm_90a")
+    (binary,) = (place / "binaries").glob("*.bin")
+    (request,) = (place / "binaries").glob("*.json")
+    for entry in (binary, request):
+        found = facts_of("inspect", str(entry), "--source")
+        assert found["source"] == mm.source("fprop")
+        assert found["facts"]["plan"]["summary"] == mm.operation("fprop").outline.summary
+        (held,) = found["occupancy"].values()
+        assert held["blocks"] >= 1
+        assert "Occupancy" in bsgen_run("inspect", str(entry)).stdout
+    request.rename(place / "request.json")
+    found = facts_of("inspect", str(binary))
+    assert found["header"] is None
+    assert found["facts"]["kernels"][0]["registers"] > 0
+    binary.unlink()
+    assert facts_of("inspect", str(place / "request.json"))["sass_missing"] == "its binary is no longer in the cache"
+    binary.write_bytes(b"rubbish")
+    assert "not a good entry of the cache" in bsgen_run("inspect", str(binary)).stderr
+
+
+def test_occupancy():
+    """By hand, of the CUDA programming guide's limits."""
+    assert str(residency("sm_90a", 384, 168, 225 << 10)) == (
+        "1 thread block an SM, 12 of 64 warps (19%); the limit is registers and shared memory"
+    )
+    assert residency("sm_80", 128, 64, 0) == Residency(8, 32, 64, "registers")
+    assert residency("sm_86", 64, 16, 1 << 10) == Residency(16, 32, 48, "thread blocks")
+    assert residency("sm_89", 1024, 32, 0) == Residency(1, 32, 48, "warps")
+    assert residency("sm_999", 128, 64, 0) is None
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("x.txt", b"text", "expected a file that ends in .cu, .cubin, .json"),
+        ("x.bsp", b"bsgenpak", "is a pack of many kernels: show them with `bsgen pack inspect"),
+        ("x.bin", b"text", "not a good entry of the cache"),
+        (
+            "x.json",
+            hashlib.sha256(b'{"source": 3}').hexdigest().encode() + b'\n{"source": 3}',
+            "not what bsgen writes",
+        ),
         ("x.json", b"{", "not JSON"),
         ("x.json", b"\xff\xfe", "not JSON"),
         ("x.cubin", b"text", "not a cubin"),

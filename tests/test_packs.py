@@ -520,6 +520,23 @@ def test_commands(folder: Path, file: Path, tmp_path: Path) -> None:
     assert "ends in .bsp" in wrong.output
 
 
+def test_commands_that_write_say_what_as_json(copy: Path, tmp_path: Path) -> None:
+    pytest.importorskip("cryptography")
+
+    def facts(*words: str) -> Any:
+        done = CliRunner().invoke(main, ["pack", *words, "--json"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    made = facts("new-key", str(tmp_path / "key.pem"))
+    assert Path(made["public"]).exists()
+    assert facts("sign", str(copy), "--key", made["private"])["signed_by"] == made["key"]
+    assert facts("verify", str(copy), "--trust", made["public"])["signed_by"] == made["key"]
+    for words in (("export-c", str(copy), str(tmp_path / "c")), ("wheel", str(copy), "--name", "a", "--version", "1")):
+        place = () if words[0] == "export-c" else ("-o", str(tmp_path / "deep" / "dist"))
+        assert all(Path(file).is_file() for file in facts(*words, *place)["files"])
+
+
 def test_compiled_out_of_a_pack_is_not_cached_again(file: Path) -> None:
     made = load_pack(file).kernel(load_pack(file).index.kernels[0])
     assert made.source is None

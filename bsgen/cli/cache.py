@@ -7,19 +7,30 @@ from typing import Any
 import click
 
 from bsgen import cache_place, store
+from bsgen.cli import Group
 from bsgen.cli.output import json_option, readable, show_json
 from bsgen.errors import CacheError
 
 
-@click.group()
+@click.group(
+    cls=Group,
+    epilog="""
+bsgen cache show
+BSGEN_CACHE_DIR=/shared/bsgen:$HOME/.cache/bsgen bsgen cache verify
+""",
+)
 def cache() -> None:
-    """Show, prune, clear and verify the disk cache of compiled kernels."""
+    """Show, prune, clear and verify the disk cache of compiled kernels.
+
+    It is in ~/.cache/bsgen, or where BSGEN_CACHE_DIR says. Of several folders, these commands look after the last one, which is
+    written. To remove entries is safe at any time: what is needed again is compiled again.
+    """
 
 
-@cache.command()
+@cache.command(epilog="bsgen cache show\nbsgen cache show --json")
 @json_option
 def show(as_json: bool) -> None:
-    """Where the cache is, and what is in it."""
+    """Show where the cache is, how many entries it has and how many bytes they take."""
     place = located()
     facts: dict[str, Any] = {
         "path": str(place.root),
@@ -32,10 +43,10 @@ def show(as_json: bool) -> None:
     _print(facts, as_json, _sentence(facts))
 
 
-@cache.command()
+@cache.command(epilog="bsgen cache clear")
 @json_option
 def clear(as_json: bool) -> None:
-    """Remove every entry."""
+    """Remove every entry, and what interrupted writers left behind."""
     place = located()
     size = place.size()
     removed = place.clear()
@@ -43,8 +54,14 @@ def clear(as_json: bool) -> None:
     _print(facts, as_json, f"{place.root}: removed {counted(removed)}, {readable(size)}")
 
 
-@cache.command()
-@click.option("--size", default="0", show_default=True, metavar="SIZE", help="What may be left, such as 500M.")
+@cache.command(epilog="bsgen cache prune --size 500M")
+@click.option(
+    "--size",
+    default="0",
+    show_default=True,
+    metavar="SIZE",
+    help="Bytes that may be left, such as 500M or 4G; 0 for none.",
+)
 @json_option
 def prune(size: str, as_json: bool) -> None:
     """Remove the entries that were not used for longest, until SIZE is left."""
@@ -59,11 +76,14 @@ def prune(size: str, as_json: bool) -> None:
     _print(facts, as_json, f"{place.root}: removed {counted(removed)}, {readable(gone)}; {readable(left)} left")
 
 
-@cache.command()
+@cache.command(epilog="bsgen cache verify\nbsgen cache verify --json")
 @json_option
 @click.pass_context
 def verify(ctx: click.Context, as_json: bool) -> None:
-    """Read and check every entry; exit code 1 if one is broken."""
+    """Read and check every entry; exit code 1 if one is broken.
+
+    Nothing is removed: a broken entry is dropped, and compiled again, when it is next needed.
+    """
     place = located()
     found = place.verify()
     bad = [str(entry.path) for entry in found.bad]

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from bsgen.artefact import Artefact, default_arch, write
+from bsgen.cli import Command
 from bsgen.cli.kernels import kernel_table, make_operations, plan_lines, warning_lines, written_lines
 from bsgen.cli.output import console, json_option, show_json
 from bsgen.layout import Layout
@@ -35,25 +36,55 @@ def _names(kind: type[Op] | type[DType] | type[Precision] | type[Activation]) ->
     return click.Choice([str(member) for member in kind])
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    epilog="""
+bsgen compile layout.npy --arch sm_90a -o kernels
+bsgen compile layout.npy --op fprop --bias --activation gelu --batch 64
+bsgen compile layout.npy --dtype float32 --precision ieee --emit-only --json
+""",
+)
 @click.argument("layout", type=click.Path(exists=True, dir_okay=False))
-@click.option("--block-size", type=click.Choice([str(size) for size in BLOCK_SIZES]), default="32", show_default=True)
-@click.option("--dtype", type=_names(DType), default="bfloat16", show_default=True)
-@click.option("--op", "ops", type=_names(Op), multiple=True, help="May be given several times; all three if left out.")
+@click.option(
+    "--block-size",
+    type=click.Choice([str(size) for size in BLOCK_SIZES]),
+    default="32",
+    show_default=True,
+    help="Side of a block, in elements.",
+)
+@click.option("--dtype", type=_names(DType), default="bfloat16", show_default=True, help="Of activations and weights.")
+@click.option(
+    "--op", "ops", type=_names(Op), multiple=True, help="What to compile; repeat for several.  [default: all three]"
+)
 @click.option(
     "--arch",
     "arches",
     type=click.Choice(list(TARGETS)),
     multiple=True,
-    help="May be given several times; the current GPU's if left out, sm_90a if there is none.",
+    help="What to compile for; repeat for several.  [default: the current GPU's, sm_90a where there is none]",
 )
-@click.option("--precision", type=_names(Precision), default="tensor", show_default=True, help="Of float32 products.")
-@click.option("--batch", type=click.IntRange(min=1), help="About how many rows calls will have; any number works.")
-@click.option("--bias", is_flag=True, help="fprop adds a bias.")
-@click.option("--activation", type=_names(Activation), help="fprop applies it after the bias.")
-@click.option("--residual", is_flag=True, help="fprop adds a residual after the activation.")
-@click.option("--gate", is_flag=True, help="A float32 for each stored block multiplies it.")
-@click.option("--wgrad-dtype", type=_names(DType), help="Of dW: float32, or that of --dtype, the default.")
+@click.option(
+    "--precision",
+    type=_names(Precision),
+    default="tensor",
+    show_default=True,
+    help="Of float32 products: TF32 on tensor cores, or full float32.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="About how many rows calls will have; any number works.  [default: thousands]",
+)
+@click.option("--bias", is_flag=True, help="fprop adds a bias [K].")
+@click.option("--activation", type=_names(Activation), help="What fprop applies after the bias.  [default: nothing]")
+@click.option("--residual", is_flag=True, help="fprop adds a residual [N, K] after the activation.")
+@click.option("--gate", is_flag=True, help="A float32 for each stored block, [nnz], multiplies it.")
+@click.option(
+    "--wgrad-dtype",
+    type=_names(DType),
+    help="Of dW: float32, or that of --dtype.  [default: that of --dtype]",
+)
 @click.option(
     "-o",
     "--output",
@@ -84,7 +115,8 @@ def compile(
 ) -> None:
     """Compile the products of LAYOUT (.npy, .npz): NAME.cu, NAME.cubin and NAME.json of each op and architecture.
 
-    Nothing is written unless everything compiles.
+    The JSON holds what a launcher needs: the grid as a function of N, threads, shared memory in bytes, arguments in order. No GPU
+    is needed. Nothing is written unless everything compiles.
     """
     epilogue = Epilogue(bias, parse_activation(activation), residual)
     if epilogue != Epilogue() and ops and "fprop" not in ops:

@@ -11,13 +11,20 @@ import click
 
 from bsgen import demo as steps
 from bsgen import topology
+from bsgen.cli import Command
 from bsgen.cli.kernels import kernel_table, microseconds, plan_lines, warning_lines, written_lines
 from bsgen.cli.output import busy, console, json_option, picture, show_json
 
 MIXING_LAYERS = 3
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    epilog="""
+bsgen demo
+bsgen demo --blocks 16 -o /tmp/kernels --json
+""",
+)
 @click.option(
     "-o",
     "--output",
@@ -25,9 +32,16 @@ MIXING_LAYERS = 3
     default=Path("generated"),
     show_default=True,
     metavar="DIR",
-    help="Where the files go; made if need be.",
+    help="Where the layout and the kernels go; made if need be.",
 )
-@click.option("--blocks", type=click.IntRange(2, 1024), default=steps.BLOCKS, show_default=True, help="Of a side.")
+@click.option(
+    "--blocks",
+    type=click.IntRange(2, 1024),
+    default=steps.BLOCKS,
+    show_default=True,
+    metavar="N",
+    help="Rows and columns of the layout, in blocks.",
+)
 @json_option
 @click.pass_context
 def demo(ctx: click.Context, output: Path, blocks: int, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from bsgen.problem import TARGETS
 
 REQUIRED = ("numpy", "ml_dtypes", "networkx", "jinja2", "click", "rich", "cuda-bindings", "cuda-core")
 COMPILER = ("cuda-pathfinder", "nvidia-cuda-nvrtc", disasm.WHEEL)
-FRAMEWORKS = ("torch", "jax", "cupy", "cupy-cuda13x", "cupy-cuda12x", "numba-cuda")
+FRAMEWORKS = ("torch", "jax", "cupy", "cupy-cuda13x", "cupy-cuda12x", "numba-cuda", "cryptography", "nvtx")
 
 _PROBE = Source("probe", 'extern "C" __global__ void probe(int* x) { *x = 1; }\n', ("probe",))
 
@@ -54,6 +55,17 @@ class Cache:
 
 
 @dataclass(frozen=True)
+class Pack:
+    """A pack that `bsgen.compile` looks into: how many modules and kernels it has, for what, and why it cannot be used."""
+
+    path: str
+    modules: int
+    kernels: int
+    arches: tuple[str, ...]
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Whether something works here, and why or why not with the remedy."""
 
@@ -72,6 +84,8 @@ class Diagnosis:
     nvdisasm: str | None
     driver: Driver
     cache: Cache
+    settings: dict[str, str]
+    packs: tuple[Pack, ...]
     verdicts: tuple[Verdict, ...]
 
     @property
@@ -85,15 +99,23 @@ RUN_CPU = "run on the CPU"
 RUN_GPU = "run on a GPU"
 REMEMBER = "keep binaries on disk"
 DISASSEMBLE = "disassemble kernels"
+SIGN = "sign packs, check signatures"
+PACKS = "find kernels in packs"
 
 
 def examine() -> Diagnosis:
     """Look at this machine and Python environment; raises nothing."""
-    driver, cache = _driver(), _cache()
+    driver, cache, packs = _driver(), _cache(), tuple(_packs())
     found, file = _nvrtc()
     tool = disasm.find()
-    verdicts = (_can_compile(), _can_run_cpu(), _can_run_gpu(driver), _can_remember(cache), _can_disassemble())
-    return Diagnosis(dict(_packages()), found, file, str(tool) if tool else None, driver, cache, verdicts)
+    verdicts = (
+        _can_compile(), _can_run_cpu(), _can_run_gpu(driver), _can_remember(cache), _can_disassemble(), _can_sign(),
+        *([_can_find(packs)] if packs else []),
+    )  # fmt: skip
+    settings = {name: value for name, value in sorted(os.environ.items()) if name.startswith("BSGEN_")}
+    return Diagnosis(
+        dict(_packages()), found, file, str(tool) if tool else None, driver, cache, settings, packs, verdicts
+    )
 
 
 def _packages() -> Iterator[tuple[str, str | None]]:
@@ -158,6 +180,18 @@ def _cache() -> Cache:
     )
 
 
+def _packs() -> Iterator[Pack]:
+    from bsgen.packs import search
+
+    for path in dict.fromkeys((os.environ.get("BSGEN_PACK_PATH", ""), "")):
+        for file, pack in search.look(path):
+            if isinstance(pack, str):
+                yield Pack(str(file), 0, 0, (), pack)
+            else:
+                arches = sorted({kernel.arch for kernel in pack.index.kernels})
+                yield Pack(str(file), len(pack), len(pack.index.kernels), tuple(arches))
+
+
 def _can_compile() -> Verdict:
     try:
         nvrtc.compile(_PROBE, "sm_80")
@@ -207,3 +241,15 @@ def _can_remember(cache: Cache) -> Verdict:
 def _can_disassemble() -> Verdict:
     problem = disasm.why_unavailable()
     return Verdict(DISASSEMBLE, problem is None, problem or "nvdisasm is installed")
+
+
+def _can_sign() -> Verdict:
+    if _installed("cryptography"):
+        return Verdict(SIGN, True, "cryptography is installed")
+    return Verdict(SIGN, False, "cryptography is not installed; get it with: pip install 'bsgen[sign]'")
+
+
+def _can_find(packs: tuple[Pack, ...]) -> Verdict:
+    problems = [pack.problem for pack in packs if pack.problem]
+    found = f"{sum(pack.kernels for pack in packs)} kernels in {len(packs) - len(problems)} packs"
+    return Verdict(PACKS, not problems, "; ".join([*problems, found]))

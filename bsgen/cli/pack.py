@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bsgen.cli import Group
 from bsgen.cli.output import console, json_option, progress, readable, show_json, table
 from bsgen.errors import BsgenError, PackError
 from bsgen.packs import load_pack
@@ -16,38 +17,63 @@ from bsgen.packs.format import FORMAT
 if TYPE_CHECKING:
     from bsgen.packs import Pack
 
-EXAMPLE = """\b
-    arch = ["sm_90a", "sm_80"]
-    rows = [1, 64, 4096]            # N to compile for
+BUILD_HELP = """Compile the modules of SPEC, a TOML file, into one pack; no GPU is needed.
+
+An interrupted build goes on where it stopped, out of the disk cache. The same modules give the same bytes. SPEC:
 
 \b
-    [[module]]
+    arch = ["sm_90a", "sm_80"]      # of all modules; default sm_90a
+    rows = [1, 64, 4096]            # N to compile for, each serves its range of N; default 64, 4096, 16384
+
+\b
+    [[module]]                      # one for each callable
     name = "ffn.0"
-    layout = "ffn0.npy"             # or model, tensor, density, transpose
-    block_size = 32
-    dtype = "bfloat16"
-    ops = ["fprop"]
-    bias = true
+    layout = "ffn0.npy"             # relative to SPEC; or model, tensor, density, norm, transpose
+    block_size = 32                 # default 32
+    dtype = "bfloat16"              # default bfloat16
+    ops = ["fprop"]                 # default fprop
+    bias = true                     # also activation, residual, precision; default none
     activation = "gelu"
 """
 
 existing = click.Path(exists=True, dir_okay=False)
 
 
-@click.group()
+@click.group(
+    cls=Group,
+    epilog="""
+bsgen pack build spec.toml -o model.bsp
+bsgen pack inspect model.bsp
+BSGEN_PACK_PATH=model.bsp BSGEN_DISABLE_JIT=1 python serve.py
+""",
+)
 def pack() -> None:
-    """Build, inspect and verify packs: kernels that run with no compiler."""
+    """Build, inspect and verify packs: kernels that run with no compiler.
+
+    A pack is one file. `bsgen.load_pack(FILE)["NAME"]` is a callable as bsgen.compile makes; bsgen.compile itself looks into the
+    packs of BSGEN_PACK_PATH, and of installed wheels, before it compiles.
+    """
 
 
 @pack.command(
-    help=f"Compile the modules of SPEC, a TOML file, into one pack. An interrupted build goes on where it stopped.\n\n{EXAMPLE}"
+    help=BUILD_HELP,
+    epilog="bsgen pack build spec.toml -o model.bsp\nbsgen pack build spec.toml -o model.bsp -j 4 --json",
 )
 @click.argument("spec", type=existing)
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), metavar="FILE.bsp")
-@click.option("-j", "--processes", type=click.IntRange(min=1), help="Compile so many at once.  [default: all CPUs]")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False),
+    metavar="FILE.bsp",
+    help="Where to write the pack.",
+)
+@click.option(
+    "-j", "--processes", type=click.IntRange(min=1), metavar="N", help="Compile so many at once.  [default: all CPUs]"
+)
 @json_option
 def build(spec: str, output: str, processes: int | None, as_json: bool) -> None:
-    """See the group's decorator: the help holds an example."""
+    """See the decorator: the help holds an example."""
     from bsgen.packs import building
     from bsgen.packs.spec import read_spec
 
@@ -61,11 +87,11 @@ def build(spec: str, output: str, processes: int | None, as_json: bool) -> None:
         click.echo(f"wrote {place}: {len(made)} modules, {len(made.index.kernels)} kernels, {readable(made.size)}")
 
 
-@pack.command()
+@pack.command(epilog="bsgen pack inspect model.bsp\nbsgen pack inspect model.bsp --json")
 @click.argument("file", type=existing)
 @json_option
 def inspect(file: str, as_json: bool) -> None:
-    """What is in FILE: modules, kernels, sizes, registers, compiler, predicted times."""
+    """Show what is in FILE: modules, kernels, bytes, registers a thread, compiler, predicted times."""
     found = facts(load_pack(file))
     if as_json:
         show_json(found)
@@ -83,12 +109,12 @@ def inspect(file: str, as_json: bool) -> None:
     out.print(rows)
 
 
-@pack.command()
+@pack.command(epilog="bsgen pack verify model.bsp\nbsgen pack verify model.bsp --trust key.pub.pem")
 @click.argument("file", type=existing)
 @click.option(
     "--trust",
     metavar="KEY",
-    help="Require the signature of this public key: a .pem file, or 64 hexadecimal characters.",
+    help="Require the signature of this public key: a .pem file, or 64 hexadecimal characters.  [default: any, or none]",
 )
 @json_option
 @click.pass_context
@@ -118,13 +144,16 @@ def _signer(found: Pack) -> str | None:
     return public.hex() if public else None
 
 
-@pack.command()
+@pack.command(epilog="bsgen pack diff old.bsp new.bsp")
 @click.argument("first", type=existing)
 @click.argument("second", type=existing)
 @json_option
 @click.pass_context
 def diff(ctx: click.Context, first: str, second: str, as_json: bool) -> None:
-    """What SECOND has, lacks or has otherwise than FIRST; exit code 1 if they differ."""
+    """Show what SECOND has, lacks or has otherwise than FIRST; exit code 1 if they differ.
+
+    - is only in FIRST, + only in SECOND, ~ in both but not the same.
+    """
     before, after = (contents(load_pack(file)) for file in (first, second))
     found = {
         "only_first": sorted(before.keys() - after.keys()),
@@ -140,49 +169,84 @@ def diff(ctx: click.Context, first: str, second: str, as_json: bool) -> None:
     ctx.exit(1 if any(found.values()) else 0)
 
 
-@pack.command()
+@pack.command(epilog="bsgen pack sign model.bsp --key key.pem")
 @click.argument("file", type=existing)
-@click.option("--key", required=True, type=existing, help="Private key, a .pem file.")
-def sign(file: str, key: str) -> None:
-    """Sign FILE in place (Ed25519)."""
+@click.option("--key", required=True, type=existing, metavar="KEY.pem", help="Private key, as new-key makes.")
+@json_option
+def sign(file: str, key: str, as_json: bool) -> None:
+    """Sign FILE in place (Ed25519); a signature that it has is replaced.
+
+    Needs the package cryptography: pip install 'bsgen[sign]'.
+    """
     from bsgen.packs.signing import sign as sign_pack
 
-    click.echo(f"{file}: signed by {sign_pack(load_pack(file), key).hex()}")
+    public = sign_pack(load_pack(file), key).hex()
+    _say({"file": file, "signed_by": public}, as_json, f"{file}: signed by {public}")
 
 
-@pack.command("new-key")
+@pack.command("new-key", epilog="bsgen pack new-key key.pem")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-def new_key(file: Path) -> None:
-    """Make a private key FILE.pem for `sign`, and its public key beside it for `--trust`."""
+@json_option
+def new_key(file: Path, as_json: bool) -> None:
+    """Make a private key FILE.pem for `sign`, and its public key beside it (.pub.pem) for `--trust`.
+
+    A file that is there is not replaced. Needs the package cryptography: pip install 'bsgen[sign]'.
+    """
     from bsgen.packs.signing import new_key as make
 
-    public = make(file)
-    click.echo(f"wrote {file} (keep it secret) and {file.with_suffix('.pub.pem')}: {public.hex()}")
+    public, beside = make(file).hex(), file.with_suffix(".pub.pem")
+    found = {"private": str(file), "public": str(beside), "key": public}
+    _say(found, as_json, f"wrote {file} (keep it secret) and {beside}: {public}")
 
 
-@pack.command()
+@pack.command(epilog="bsgen pack wheel model.bsp --name my-kernels --version 1.0 -o dist")
 @click.argument("file", type=existing)
-@click.option("--name", required=True, help="Of the distribution.")
-@click.option("--version", required=True)
+@click.option("--name", required=True, metavar="NAME", help="Of the distribution, as pip installs it.")
+@click.option("--version", required=True, metavar="VERSION", help="Of the distribution, such as 1.0 or 2.1rc1.")
 @click.option(
-    "-o", "--output", type=click.Path(file_okay=False, exists=True), default=".", show_default=True, metavar="DIR"
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("."),
+    show_default=True,
+    metavar="DIR",
+    help="Where the wheel goes; made if need be.",
 )
-def wheel(file: str, name: str, version: str, output: str) -> None:
+@json_option
+def wheel(file: str, name: str, version: str, output: Path, as_json: bool) -> None:
     """Make a wheel of FILE; once it is installed, bsgen.compile finds its kernels."""
+    from bsgen.artefact import make_folder
     from bsgen.packs.wheel import write_wheel
 
-    click.echo(f"wrote {write_wheel(load_pack(file), name, version, output)}")
+    found = load_pack(file)
+    make_folder(output)
+    made = write_wheel(found, name, version, output)
+    _say({"files": [str(made)]}, as_json, f"wrote {made}")
 
 
-@pack.command("export-c")
+@pack.command(
+    "export-c",
+    epilog="bsgen pack export-c model.bsp c\ncd c && cc -O2 -o example example.c bsgen_kernels.c -ldl && ./example",
+)
 @click.argument("file", type=existing)
 @click.argument("folder", type=click.Path(file_okay=False))
-def export_c(file: str, folder: str) -> None:
-    """Write FILE's kernels as C into FOLDER: a header and a source that need the CUDA driver alone, and an example."""
+@json_option
+def export_c(file: str, folder: str, as_json: bool) -> None:
+    """Write FILE's kernels as C into FOLDER: a header and a source that need the CUDA driver alone, and an example.
+
+    FOLDER is made if need be.
+    """
     from bsgen.packs.c_export import export
 
-    for place in export(load_pack(file), folder):
-        click.echo(f"wrote {place}")
+    made = export(load_pack(file), folder)
+    _say({"files": list(map(str, made))}, as_json, "\n".join(f"wrote {place}" for place in made))
+
+
+def _say(found: dict[str, Any], as_json: bool, text: str) -> None:
+    if as_json:
+        show_json(found)
+    else:
+        click.echo(text)
 
 
 def facts(found: Pack) -> dict[str, Any]:

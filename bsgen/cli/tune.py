@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 import click
 
+from bsgen.cli import Command
 from bsgen.cli.kernels import microseconds
 from bsgen.cli.output import console, json_option, progress, show_json, table
 from bsgen.problem import BLOCK_SIZES, DType, Op, Precision
@@ -13,21 +14,55 @@ from bsgen.tune import COUNT, Advance, Tuned
 from bsgen.tune import tune as measure
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    epilog="""
+bsgen tune layout.npy --op fprop --batch 4096
+bsgen tune layout.npy --block-size 64 --dtype float16 --count 16 --json
+""",
+)
 @click.argument("layout", type=click.Path(exists=True, dir_okay=False))
-@click.option("--block-size", type=click.Choice([str(size) for size in BLOCK_SIZES]), default="32", show_default=True)
-@click.option("--dtype", type=click.Choice([str(d) for d in DType]), default="bfloat16", show_default=True)
+@click.option(
+    "--block-size",
+    type=click.Choice([str(size) for size in BLOCK_SIZES]),
+    default="32",
+    show_default=True,
+    help="Side of a block, in elements.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice([str(d) for d in DType]),
+    default="bfloat16",
+    show_default=True,
+    help="Of activations and weights.",
+)
 @click.option(
     "--op",
     "ops",
     type=click.Choice([str(op) for op in Op]),
     multiple=True,
-    help="May be given several times; all if not.",
+    help="What to tune; repeat for several.  [default: all three]",
 )
-@click.option("--precision", type=click.Choice([str(p) for p in Precision]), default="tensor", show_default=True)
-@click.option("--batch", type=click.IntRange(min=1), help="Rows to time with, and the hint that compile must be given.")
 @click.option(
-    "--count", type=click.IntRange(min=1), default=COUNT, show_default=True, help="Candidates of each family."
+    "--precision",
+    type=click.Choice([str(p) for p in Precision]),
+    default="tensor",
+    show_default=True,
+    help="Of float32 products: TF32 on tensor cores, or full float32.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Rows to time with; compile must be given the same hint.  [default: thousands, no hint]",
+)
+@click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    default=COUNT,
+    show_default=True,
+    metavar="COUNT",
+    help="Plans to time of each family, the most promising first.",
 )
 @json_option
 def tune(
@@ -40,7 +75,10 @@ def tune(
     count: int,
     as_json: bool,
 ) -> None:
-    """Time candidate plans for LAYOUT (.npy, .npz) on the GPU and keep the fastest in the cache, where compile finds it."""
+    """Time candidate plans for LAYOUT (.npy, .npz) on the GPU and keep the fastest in the cache, where compile finds it.
+
+    Needs a GPU; times are medians. `compile` and `bsgen.compile` take the kept plan when given the same arguments.
+    """
     with ExitStack() as bars:
 
         def started(op: str, candidates: int) -> Advance:

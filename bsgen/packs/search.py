@@ -39,12 +39,21 @@ def find(problem: Problem, arch: str, path: str = "") -> Compiled | None:
 def packs(path: str) -> tuple[Pack, ...]:
     """The packs of a search path (files, or folders of .bsp files), or of installed wheels, opened once."""
     found: list[Pack] = []
+    for _, pack in look(path):
+        if isinstance(pack, Pack):
+            found.append(pack)
+        else:
+            _log.warning("passed over a pack: %s", pack)
+    return tuple(found)
+
+
+def look(path: str) -> Iterator[tuple[Path, Pack | str]]:
+    """Each file of a search path, or of installed wheels, with its pack, or with what is wrong."""
     for file in _files(path) if path else _installed():
         try:
-            found.append(Pack(file))
+            yield file, Pack(file)
         except BsgenError as error:
-            _log.warning("passed over a pack: %s", error)
-    return tuple(found)
+            yield file, str(error)
 
 
 def _files(path: str) -> Iterator[Path]:
