@@ -18,6 +18,9 @@ POLL_SECONDS = 0.02
 def held(path: Path, timeout: float = TIMEOUT_SECONDS) -> Iterator[bool]:
     """Hold the lock of a file, which is made if need be, while the block runs; whether it was got. The kernel lets go of it when a
     process dies, however it does.
+
+    The file is removed afterwards. Who waits for it then gets the lock of a file that is gone, beside who comes later: both find
+    what the first one made.
     """
     with contextlib.ExitStack() as stack:
         got = False
@@ -30,6 +33,9 @@ def held(path: Path, timeout: float = TIMEOUT_SECONDS) -> Iterator[bool]:
         except (ImportError, OSError):
             pass
         yield got
+        if got:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _acquired(attempt: Callable[[], None], timeout: float) -> bool:

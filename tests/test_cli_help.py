@@ -161,6 +161,17 @@ def test_no_color(tmp_path: Path) -> None:
     assert re.findall(r"\x1b\[[0-9;]*(?:3[0-8]|4[0-8]|9[0-7])[;m]", shown) == []
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from bsgen.cli import main; main()", "cache", "show"]
+    with open("/dev/full", "w") as full:
+        env = {**os.environ, "BSGEN_CACHE_DIR": str(tmp_path)}
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT, check=False)
+    assert done.returncode != 0
+    assert "error: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_pipes_get_text_alone(tmp_path: Path) -> None:
     """No escape codes, and nothing on standard error."""
     for words in (

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -377,6 +379,25 @@ def test_packs_that_cannot_be_used_are_passed_over(
 
 
 @pytest.mark.usefixtures("no_compiler")
+def test_a_damaged_kernel_is_passed_over_and_the_rest_works(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pack = load_pack(copy)
+    spoilt = next(each for each in pack.index.kernels if (each.op, each.arch, each.rows) == ("dgrad", "sm_80", 4096))
+    data = bytearray(copy.read_bytes())
+    data[len(pack.head) + spoilt.blob.offset + spoilt.blob.size // 2] ^= 1
+    copy.write_bytes(data)
+    monkeypatch.setenv("BSGEN_PACK_PATH", str(copy))
+    layout = bsgen.topology.random(8, 8, density=0.3, seed=1)
+    with pytest.raises(CompileError, match=r"dgrad of layout .* is in no pack"):
+        bsgen.compile(layout, ops="dgrad", arch="sm_80")
+    assert "passed over a kernel: " in caplog.text
+    assert "the digest of" in caplog.text
+    assert bsgen.compile(layout, ops="wgrad", arch="sm_80").binary("wgrad").cubin
+    assert bsgen.compile(layout, ops="dgrad", arch="sm_90a").binary("dgrad").cubin
+
+
+@pytest.mark.usefixtures("no_compiler")
 def test_wheels(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bsgen.packs.wheel import write_wheel
 
@@ -541,3 +562,24 @@ def test_compiled_out_of_a_pack_is_not_cached_again(file: Path) -> None:
     made = load_pack(file).kernel(load_pack(file).index.kernels[0])
     assert made.source is None
     compiled._remember(None, "", made)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_an_interrupted_build_is_one_line_and_goes_on(folder: Path, file: Path, tmp_path: Path) -> None:
+    """Ctrl-C, which a terminal sends to all processes; what was compiled by then is not compiled again."""
+    out, cache = tmp_path / "made.bsp", tmp_path / "cache"
+    command = [sys.executable, "-m", "bsgen", "pack", "build", str(folder / "spec.toml"), "-o", str(out), "-j", "2"]
+    env = {**os.environ, "BSGEN_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    end = time.monotonic() + 60
+    while not list(cache.rglob("*.bin")) and time.monotonic() < end:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert (process.returncode, errors.strip()) == (1, "error: interrupted")
+    assert not out.exists()
+    before = {path: path.stat().st_ino for path in cache.rglob("*.bin")}
+    assert before
+    subprocess.run(command, env=env, check=True, capture_output=True)
+    assert load_pack(out).index == load_pack(file).index
+    assert all(path.stat().st_ino == inode for path, inode in before.items())

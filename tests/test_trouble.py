@@ -232,17 +232,17 @@ def test_an_entry_of_the_future_does_not_outlive_all_others(place: Path) -> None
 def test_locks_ask_no_clock(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who dies lets go of a lock at once; a file from the future, or the far past, is as good as any."""
     cache = Store(place)
-    with cache.lock(key(1)):
-        pass
-    (file,) = cache.folder.iterdir()
+    cache.put(key(1), binary())
     for stamp in (0.0, time.time() + 1e7):
-        os.utime(file, (stamp, stamp))
+        (cache.folder / f".{key(1)}.lock").touch()
+        os.utime(cache.folder / f".{key(1)}.lock", (stamp, stamp))
         begin = time.monotonic()
         with cache.lock(key(1)) as got:
             assert got
             monkeypatch.setattr(time, "time", lambda: 0.0)
         assert time.monotonic() - begin < 1
         monkeypatch.undo()
+        assert [path.suffix for path in cache.folder.iterdir()] == [".bin"], "nothing stays"
 
 
 # Many at once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from importlib import import_module
 from importlib.util import find_spec
 from typing import IO, Any
@@ -116,6 +117,10 @@ class LazyGroup(Group):
             return super().invoke(ctx)
         except BsgenError as error:
             raise Failure(str(error)) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read it has seen enough
+                raise
+            raise Failure(f"{error.strerror or error}; is the disk full?") from None
         except KeyboardInterrupt:
             raise Failure("interrupted") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -84,7 +85,7 @@ def _compile(tasks: list[tuple[Problem, Target]], processes: int | None, advance
             advance()
         return found
     # Not fork: a child of a process with threads, or with a CUDA context, may hang.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _leave_interrupts) as pool:
         waiting = [pool.submit(_one, *task) for task in tasks]
         try:
             for done in as_completed(waiting):
@@ -94,6 +95,11 @@ def _compile(tasks: list[tuple[Problem, Target]], processes: int | None, advance
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         return [done.result() for done in waiting]
+
+
+def _leave_interrupts() -> None:
+    """To the parent: a terminal sends Ctrl-C to all, and each worker would show where it was."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _one(problem: Problem, target: Target) -> bytes:

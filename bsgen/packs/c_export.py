@@ -242,7 +242,7 @@ def _ops(pack: Pack) -> tuple[list[COp], list[CArray]]:
             ]
             ops.append(COp(module.name, mm, Op(op), tuple(variants)))
     if not ops:
-        raise ArgumentError(f"{pack.path}: has no kernels that could be exported")
+        raise ArgumentError(f"{pack.path}: has no kernels that could be exported: build one with modules")
     return ops, list(cubins.values())
 
 

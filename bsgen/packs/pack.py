@@ -62,7 +62,7 @@ class Pack(Mapping[str, "MatMul"]):
                 prefix = file.read(PREFIX.size)
                 body = file.read(layout_of.index_size(prefix, size))
                 digest = file.read(DIGEST)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise PackError(
                 f"{self.path}: cannot be read ({reason(error)}); give the path of a readable pack"
             ) from None
@@ -95,7 +95,7 @@ class Pack(Mapping[str, "MatMul"]):
                 file.seek(offset)
                 return file.read(size)
         except OSError as error:
-            raise PackError(f"{self.path}: cannot be read ({reason(error)})") from None
+            raise PackError(f"{self.path}: cannot be read ({reason(error)}); check the disk it is on") from None
 
     def blob(self, blob: Blob) -> bytes:
         """The bytes of a blob; `PackError` if its digest does not match."""

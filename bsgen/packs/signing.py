@@ -40,7 +40,9 @@ def check(pack: Pack, trust: str | os.PathLike[str]) -> None:
     """`PackError` unless the key `trust` (a .pem file, or 64 hexadecimal characters) signed the pack."""
     wanted, found = public_key(trust), signer(pack)
     if found is None:
-        raise PackError(f"{pack.path}: is not signed, expected the signature of {wanted.hex()}: `bsgen pack sign` it")
+        raise PackError(
+            f"{pack.path}: is not signed, expected the signature of {wanted.hex()}: sign it with `bsgen pack sign`"
+        )
     if found != wanted:
         raise PackError(f"{pack.path}: is signed by {found.hex()}, expected {wanted.hex()}; do not use it")
 
@@ -73,7 +75,9 @@ def public_key(trust: str | os.PathLike[str]) -> bytes:
             return bytes.fromhex(text)
         return bytes(_loaded(text, "load_pem_public_key").public_bytes_raw())
     except (ValueError, AttributeError):
-        raise ArgumentError(f"trust: {text} is no Ed25519 public key (.pem, or 64 hexadecimal characters)") from None
+        raise ArgumentError(
+            f"trust: {text} is no Ed25519 public key: give the .pub.pem of `bsgen pack new-key`, or 64 hexadecimal characters"
+        ) from None
 
 
 def _private(key: str | os.PathLike[str]) -> Any:
@@ -85,14 +89,17 @@ def _private(key: str | os.PathLike[str]) -> Any:
 
 def _loaded(path: str, loader: str, *arguments: Any) -> Any:
     _library()
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
 
     try:
         return getattr(serialization, loader)(Path(path).read_bytes(), *arguments)
     except OSError as error:
-        raise ArgumentError(f"key: {path} cannot be read ({reason(error)})") from None
-    except (ValueError, TypeError):
-        raise ArgumentError(f"key: {path} holds no key in PEM form") from None
+        raise ArgumentError(f"key: {path} cannot be read ({reason(error)}); give the path of a .pem file") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ArgumentError(
+            f"key: {path} holds no Ed25519 key in PEM form without a password: make one with `bsgen pack new-key`"
+        ) from None
 
 
 def _library() -> Any:
