@@ -267,9 +267,7 @@ def _module(row: Mapping[str, Any]) -> Module:
     block_size, dtype, precision, activation, ops, gradients = _arithmetic(
         row["block_size"], row["dtype"], row["precision"], row["activation"], tuple(_rows(row["ops"])), gradients
     )
-    return Module(
-        _text(name), layout, block_size, dtype, precision, bias, activation, residual, ops, gate, gradients
-    )
+    return Module(_text(name), layout, block_size, dtype, precision, bias, activation, residual, ops, gate, gradients)
 
 
 @lru_cache(maxsize=64, typed=True)
