@@ -294,6 +294,7 @@ def test_inspect_shows_what_there_is(artefact, monkeypatch):
     found = facts_of("inspect", str(artefact))
     assert found["facts"] is None
     assert found["sass"] is None
+    assert found["sass_missing"] == f"there is no {artefact.with_suffix('.cubin').name}"
 
 
 def test_inspect_shows_the_whole_source_when_asked(artefact):

@@ -75,7 +75,8 @@ def _written(artefact: Path) -> dict[str, Any]:
     source = _read(files[".cu"]).decode("utf-8", "replace") if ".cu" in present else None
     facts = _facts(files[".json"]) if ".json" in present else None
     sass = _sass(files[".cubin"], _read(files[".cubin"])) if ".cubin" in present else None
-    return _found(list(present.values()), source, facts, sass, f"there is no {files['.cubin'].name}")
+    missing = "" if ".cubin" in present else f"there is no {files['.cubin'].name}"
+    return _found(list(present.values()), source, facts, sass, missing)
 
 
 def _entry(file: Path) -> dict[str, Any]:
@@ -109,7 +110,9 @@ def _compiled(files: list[str], request: dict[str, Any], binary: Binary | None) 
     if binary:
         facts |= _binary_facts(binary)
         sass = _sass(Path(files[0]), binary.cubin)
-    return _found(files, request["source"]["text"], facts, sass, "its binary is no longer in the cache")
+    return _found(
+        files, request["source"]["text"], facts, sass, "" if binary else "its binary is no longer in the cache"
+    )
 
 
 def _launch(launch: dict[str, Any]) -> dict[str, Any]:
@@ -127,6 +130,7 @@ def _binary_facts(binary: Binary) -> dict[str, Any]:
 def _found(
     files: list[str], source: str | None, facts: dict[str, Any] | None, sass: disasm.Summary | None, missing: str
 ) -> dict[str, Any]:
+    """`missing`: why there is no binary to disassemble, or ""."""
     return {
         "files": files,
         "header": None if source is None else _header(source),
@@ -134,7 +138,7 @@ def _found(
         "facts": facts,
         "occupancy": _occupancy(facts or {}),
         "sass": dataclasses.asdict(sass) if sass else None,
-        "sass_missing": None if sass else disasm.why_unavailable() or missing,
+        "sass_missing": None if sass else missing or disasm.why_unavailable(),
     }
 
 
