@@ -61,6 +61,7 @@ def artefact_name(problem: Problem, arch: str) -> str:
         str(epilogue.activation or ""),
         "residual" if epilogue.residual else "",
         "gate" if problem.gate else "",
+        "axis0" if problem.feature_first else "",
         "dw32" if problem.wgrad_dtype else "",
         f"n{problem.batch}" if problem.batch else "",
     )
@@ -122,6 +123,7 @@ def _problem(problem: Problem) -> dict[str, Any]:
         "activation": str(activation) if activation else None,
         "residual": problem.epilogue.residual,
         "gate": problem.gate,
+        "axis": problem.axis,
         "result_dtype": str(problem.result_dtype),
         "batch": problem.batch,
         "in_features": problem.in_features,

@@ -158,6 +158,7 @@ def key(problem: Problem, target: Target, compiler: str) -> str:
         "epilogue": epilogue,
         "batch": problem.batch,
         "gate": problem.gate,
+        "axis": problem.axis,
         "dtype of dW": str(problem.wgrad_dtype),
         "target": dataclasses.asdict(target),
         "compiler": compiler,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from bsgen.plan import Plan
 
 WORDS_A_LINE = 16
+END = re.compile(r"^(\};?)\n(?=[^\n])", re.MULTILINE)  # of a function, struct or table, with something right behind it
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ def render(plan: Plan) -> Source:
     """The source of a plan."""
     text = environment().get_template(plan.template).render(plan=plan, geo=plan.geometry, problem=plan.problem)
     entries = tuple(launch.entry for launch in plan.launches)
-    return Source(plan.entry, text, entries)
+    return Source(plan.entry, END.sub("\\1\n\n", text), entries)
 
 
 def template_folder() -> Path:

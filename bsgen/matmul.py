@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bsgen import dense as dense_weights
@@ -22,6 +23,7 @@ from bsgen.problem import (
     Problem,
     Target,
     parse_activation,
+    parse_axis,
     parse_block_size,
     parse_dtype,
     parse_op,
@@ -60,6 +62,7 @@ def compile(
     precision: str = "tensor",
     gate: bool = False,
     wgrad_dtype: object = None,
+    axis: int = 1,
 ) -> MatMul:
     """Compile the products of activations [N, C] and block-sparse weights W [C, K] for one layout.
 
@@ -79,11 +82,14 @@ def compile(
             weights in fprop and dgrad, one over the sums in wgrad, and saves nothing where gates are zero: for that, compile a
             layout without those blocks.
         wgrad_dtype: of dW; None: `dtype`. "float32" leaves sums as they are, so that `accumulate` over many batches loses nothing.
+        axis: of the features in activations: 1 for x [..., C], dy [..., K]; 0 for x [C, ...], dy [K, ...]. A call may say another;
+            its kernels are then made when first needed.
 
     Raises:
         BsgenError: `LayoutError`, `ArgumentError`, `PlanError` or `CompileError`, before anything is left behind.
     """
-    return MatMul(layout, block_size, dtype, ops, arch, batch, bias, activation, residual, precision, gate, wgrad_dtype)
+    finish = bias, activation, residual
+    return MatMul(layout, block_size, dtype, ops, arch, batch, *finish, precision, gate, wgrad_dtype, axis)
 
 
 class MatMul:
@@ -93,6 +99,10 @@ class MatMul:
     `__cuda_array_interface__`. Results are of the kind of the activations, on the current stream of their library, or
     on `stream`: then ordering it with other streams is up to the caller. `out` must not share memory with an input.
     Wrong arrays raise `ArgumentError` before anything is launched. Gradients are not tracked.
+
+    Shapes are written for `axis` 1, features last. With axis=0, of `compile` or of a call, features come first in x, dy,
+    residual and results: x [C, ...], y [K, ...]. There N is best a multiple of 8 (of 4 for float32): else activations are
+    read element by element.
 
     JAX arrays are waited for, and results are ready when a call returns (not inside jax.jit).
     """
@@ -113,6 +123,7 @@ class MatMul:
         precision: str,
         gate: bool,
         wgrad_dtype: object,
+        axis: int,
     ) -> None:
         self.layout = Layout.load(layout)
         self.block_size = parse_block_size(block_size)
@@ -121,6 +132,7 @@ class MatMul:
         self.epilogue = Epilogue(bool(bias), parse_activation(activation), bool(residual))
         self.batch, self.gate = None if batch is None else integer("batch", batch, 1), bool(gate)
         self._wgrad_dtype = parse_wgrad_dtype(wgrad_dtype, self.dtype)
+        self.axis = parse_axis(axis)
         self._arch, self._pack = arch, None
         self.target, self._compiled = _target(arch)
         parsed = _parse_ops(ops, self.epilogue)
@@ -129,6 +141,7 @@ class MatMul:
         # NVRTC compiles in parallel, and the Python of one op runs while another is inside it.
         with ThreadPoolExecutor(len(parsed)) as pool:
             self._operations = dict(zip(map(str, parsed), pool.map(self._make, parsed), strict=True))
+        self._turned: dict[str, Operation] = {}
 
     @classmethod
     def packed(cls, pack: Pack, module: Module, arch: str) -> MatMul:
@@ -139,6 +152,7 @@ class MatMul:
         made.epilogue = Epilogue(module.bias, parse_activation(module.activation), module.residual)
         made.batch, made._arch, made.target, made._compiled = None, arch, parse_target(arch), True
         made.gate, made._wgrad_dtype = module.gate, parse_wgrad_dtype(module.wgrad_dtype, made.dtype)
+        made.axis, made._turned = module.axis, {}
         made._pack = (pack.path, module.name)
         loaders = {op: pack.loaders(module.name, op, arch) for op in module.ops}
         made._operations = {
@@ -157,7 +171,8 @@ class MatMul:
     def _problem(self, op: Op) -> Problem:
         epilogue = self.epilogue if op is Op.FPROP else Epilogue()
         kind = op, self.layout, self.block_size, self.dtype, self.precision
-        return Problem(*kind, epilogue, self.batch, self.gate, self._wgrad_dtype if op is Op.WGRAD else None)
+        gradients = self._wgrad_dtype if op is Op.WGRAD else None
+        return Problem(*kind, epilogue, self.batch, self.gate, gradients, self.axis)
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         if self._pack:
@@ -166,16 +181,16 @@ class MatMul:
         activation = None if epilogue.activation is None else str(epilogue.activation)
         problem = (self.layout, self.block_size, str(self.dtype), ops, self._arch, self.batch)
         finish = epilogue.bias, activation, epilogue.residual, str(self.precision), self.gate
-        return compile, (*problem, *finish, self._wgrad_dtype and str(self._wgrad_dtype))
+        return compile, (*problem, *finish, self._wgrad_dtype and str(self._wgrad_dtype), self.axis)
 
     @property
     def in_features(self) -> int:
-        """C: the last dimension of x."""
+        """C: the dimension of x along `axis`."""
         return self.layout.shape[0] * self.block_size
 
     @property
     def out_features(self) -> int:
-        """K: the last dimension of the result."""
+        """K: the dimension of the result along `axis`."""
         return self.layout.shape[1] * self.block_size
 
     @property
@@ -207,6 +222,7 @@ class MatMul:
         out: Any = None,
         stream: Any = None,
         gate: Any = None,
+        axis: int | None = None,
     ) -> Any:
         """y [..., K] = activation(x [..., C] @ W + bias [K]) + residual [..., K], as far as compiled in.
 
@@ -218,14 +234,23 @@ class MatMul:
             arrays["bias"] = _agreed("bias", bias, self.epilogue.bias)
         if residual is not None or self.epilogue.residual:
             arrays["residual"] = _agreed("residual", residual, self.epilogue.residual)
-        return self.operation("fprop")(self._with_gate(arrays, gate), out, stream=stream)
+        return self.operation("fprop", axis)(self._with_gate(arrays, gate), out, stream=stream)
 
-    def dgrad(self, dy: Any, w: Any, out: Any = None, stream: Any = None, gate: Any = None) -> Any:
+    def dgrad(
+        self, dy: Any, w: Any, out: Any = None, stream: Any = None, gate: Any = None, axis: int | None = None
+    ) -> Any:
         """dx [..., C] = dy [..., K] @ W.T; `gate` as for the product."""
-        return self.operation("dgrad")(self._with_gate({"dy": dy, "w": w}, gate), out, stream=stream)
+        return self.operation("dgrad", axis)(self._with_gate({"dy": dy, "w": w}, gate), out, stream=stream)
 
     def wgrad(
-        self, x: Any, dy: Any, out: Any = None, accumulate: bool = False, stream: Any = None, gate: Any = None
+        self,
+        x: Any,
+        dy: Any,
+        out: Any = None,
+        accumulate: bool = False,
+        stream: Any = None,
+        gate: Any = None,
+        axis: int | None = None,
     ) -> Any:
         """dW [nnz, b, b] = x.T @ dy at the stored blocks; `accumulate` adds it into `out`, which must then be given.
 
@@ -233,8 +258,8 @@ class MatMul:
         With `gate` it is gate * (x.T @ dy), zero where the gate is; `gate_grad` gives the gates' gradients with it.
         """
         if isinstance(x, list | tuple) or isinstance(dy, list | tuple):
-            x, dy = _joined(x, dy, stream)
-        return self.operation("wgrad")(self._with_gate({"x": x, "dy": dy}, gate), out, accumulate, stream)
+            x, dy = _joined(x, dy, stream, self._axis(axis))
+        return self.operation("wgrad", axis)(self._with_gate({"x": x, "dy": dy}, gate), out, accumulate, stream)
 
     def gate_grad(
         self,
@@ -245,6 +270,7 @@ class MatMul:
         out: tuple[Any, Any] | None = None,
         accumulate: bool = False,
         stream: Any = None,
+        axis: int | None = None,
     ) -> tuple[Any, Any]:
         """The gradients of weights and gates, in one pass over x and dy: dW [nnz, b, b], as `wgrad` gives it, and dgate [nnz],
         float32, the sum of (x.T @ dy) * W over each block. That of a gate that is zero is what it would be if open.
@@ -252,9 +278,9 @@ class MatMul:
         `out` is a pair of arrays for them, either of which may be None; `accumulate` adds into both. x and dy may be lists.
         """
         if isinstance(x, list | tuple) or isinstance(dy, list | tuple):
-            x, dy = _joined(x, dy, stream)
+            x, dy = _joined(x, dy, stream, self._axis(axis))
         arrays = {"x": x, "dy": dy, "w": w, "gate": _agreed("gate", gate, self.gate)}
-        results = self.operation("wgrad").run(arrays, _gradient_pair(out), accumulate, stream)
+        results = self.operation("wgrad", axis).run(arrays, _gradient_pair(out), accumulate, stream)
         return results["out"], results["dgate"]
 
     def _with_gate(self, arrays: dict[str, Any], gate: Any) -> dict[str, Any]:
@@ -266,11 +292,12 @@ class MatMul:
         """Compile and load kernels onto a GPU (None: the current one), so that calls may be captured into a CUDA graph.
 
         `rows`: how many rows N those calls will have. None: any; then the kernels of every range of N are made, which takes
-        some seconds where the disk cache has none of them.
+        some seconds where the disk cache has none of them. Kernels for another axis than that of `compile` are among them once
+        a call has used it.
         """
         ordinal = driver.current_device().ordinal if device is None else driver.device(device).ordinal
         asked = (*BOUNDS, BOUNDS[-1] + 1) if rows is None else (rows,) if isinstance(rows, int) else tuple(rows)
-        for operation in self._operations.values():
+        for operation in (*self._operations.values(), *self._turned.values()):
             operation.load(ordinal, (integer("rows", n, 0) for n in asked))
 
     def from_dense(self, dense: Any) -> Any:
@@ -281,12 +308,27 @@ class MatMul:
         """The dense matrix [C, K] of weights [nnz, b, b], with zeros outside the layout."""
         return dense_weights.scatter(w, self.layout, self.block_size)
 
-    def operation(self, op: str) -> Operation:
-        """One op: its problem, plan, source, binary; `ArgumentError` if it was not compiled."""
+    def operation(self, op: str, axis: int | None = None) -> Operation:
+        """One op: its problem, plan, source, binary; `ArgumentError` if it was not compiled. `axis`: None for that of `compile`."""
         found = self._operations.get(op)
         if found is None:
             name, known = parse_op(op), ", ".join(self.ops)
             raise ArgumentError(f"op: {name} was not compiled, only {known}: add it to ops of bsgen.compile")
+        return found if axis is None or self._axis(axis) == self.axis else self._other(op)
+
+    def _axis(self, axis: int | None) -> int:
+        return self.axis if axis is None else parse_axis(axis)
+
+    def _other(self, op: str) -> Operation:
+        """The op for the other axis than that of `compile`; of two threads that come here at once, both get the first one's."""
+        found = self._turned.get(op)
+        if found is None:
+            if self._pack:
+                raise ArgumentError(
+                    f"axis: got {1 - self.axis}, but the pack has {self._pack[1]!r} for axis {self.axis} alone: add a module for it"
+                )
+            problem = replace(self._operations[op].problem, axis=1 - self.axis)
+            found = self._turned.setdefault(op, Operation(problem, self.target))
         return found
 
     def plan(self, op: str, n: int | None = None) -> Plan:
@@ -322,12 +364,18 @@ def _from_pack(path: Path, name: str, arch: str) -> MatMul:
 
 
 def parse_problems(
-    layout: object, block_size: object, dtype: object, ops: str | Iterable[str], batch: int | None, precision: object
+    layout: object,
+    block_size: object,
+    dtype: object,
+    ops: str | Iterable[str],
+    batch: int | None,
+    precision: object,
+    axis: object,
 ) -> list[Problem]:
     """A problem for each op, without epilogue; raises as `compile` does."""
     hint = None if batch is None else integer("batch", batch, 1)
     parsed = Layout.load(layout), parse_block_size(block_size), parse_dtype(dtype), parse_precision(precision)
-    return [Problem(op, *parsed, batch=hint) for op in _parse_ops(ops, Epilogue())]
+    return [Problem(op, *parsed, batch=hint, axis=parse_axis(axis)) for op in _parse_ops(ops, Epilogue())]
 
 
 def _target(arch: str | None) -> tuple[Target, bool]:
@@ -350,21 +398,25 @@ def _parse_ops(ops: str | Iterable[str], epilogue: Epilogue) -> tuple[Op, ...]:
     return parsed
 
 
-def _joined(x: Any, dy: Any, stream: Any) -> tuple[Any, Any]:
-    """The rows of several pairs as one pair."""
+def _joined(x: Any, dy: Any, stream: Any, axis: int) -> tuple[Any, Any]:
+    """The rows of several pairs as one pair; `axis` is that of features."""
     if not (isinstance(x, list | tuple) and isinstance(dy, list | tuple) and len(x) == len(dy) and len(x)):
         counts = (f"{len(each)} arrays" if isinstance(each, list | tuple) else "an array" for each in (x, dy))
         raise ArgumentError(f"x, dy: got {' and '.join(counts)}, expected two lists of as many arrays, at least one")
     if stream is not None:
         raise ArgumentError("stream: lists are joined on the current stream: leave it None, or join them yourself")
     for place, (one, other) in enumerate(zip(x, dy, strict=True)):
-        if tuple(one.shape[:-1]) != tuple(other.shape[:-1]):
+        if tuple(one.shape[:-1] if axis else one.shape[1:]) != tuple(other.shape[:-1] if axis else other.shape[1:]):
             raise ArgumentError(
                 f"dy: got shape {tuple(other.shape)} at {place}, expected the rows of x, {tuple(one.shape)}"
             )
-    flat = ([array.reshape(-1, array.shape[-1]) for array in arrays] for arrays in (x, dy))
-    joined = [framework_of(arrays[0], name).join(arrays) for name, arrays in zip(("x", "dy"), flat, strict=True)]
+    flat = [[_matrix(array, axis) for array in arrays] for arrays in (x, dy)]
+    joined = [framework_of(each[0], name).join(each, 1 - axis) for name, each in zip(("x", "dy"), flat, strict=True)]
     return joined[0], joined[1]
+
+
+def _matrix(array: Any, axis: int) -> Any:
+    return array.reshape(-1, array.shape[-1]) if axis else array.reshape(array.shape[0], -1)
 
 
 def _gradient_pair(out: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from bsgen.errors import ArgumentError
 from bsgen.problem import DType, Op, Problem
@@ -19,8 +20,9 @@ MAXIMUM_ROWS = 2**31 - 2**16  # the last tile of rows must end below 2^31, too
 class Contract:
     """Operands of an op by name: *rows* are activations [..., features], *fixed* have one shape. `leading` is rows too.
 
-    The result is rows of `result_features`, or of shape `result_shape` where that is given; a call may ask for `further`
-    results, too. `types` are those of operands and results that are not of `dtype`; a call may leave out what is `optional`.
+    Where `axis` is 0, activations are [features, ...]. The result is rows of `result_features`, or of shape `result_shape` where
+    that is given; a call may ask for `further` results, too. `types` are those of operands and results that are not of `dtype`;
+    a call may leave out what is `optional`.
     """
 
     dtype: DType
@@ -32,15 +34,16 @@ class Contract:
     further: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     types: Mapping[str, DType] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
+    axis: int = 1
 
     def type_of(self, name: str) -> DType:
         """The type of an operand, or of a result (`out`, or the name of a further one)."""
         return self.types.get(name, self.dtype)
 
     def check(self, views: Mapping[str, View]) -> tuple[int, ...]:
-        """Check the inputs against this and each other; the leading dimensions that they share. `ArgumentError`."""
+        """Check the inputs against this and each other; the dimensions beside features, which they share. `ArgumentError`."""
         first = views[self.leading]
-        lead, device = first.shape[:-1], first.device
+        lead, device = first.shape[:-1] if self.axis else first.shape[1:], first.device
         for name, view in views.items():
             self._check(name, view, self._expected(name, lead), device)
         if math.prod(lead) > MAXIMUM_ROWS:
@@ -51,7 +54,11 @@ class Contract:
 
     def result(self, lead: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the result."""
-        return self.result_shape if self.result_shape is not None else (*lead, self.result_features)
+        return self.result_shape if self.result_shape is not None else self.shape(lead, self.result_features)
+
+    def shape(self, lead: tuple[int, ...], features: int) -> tuple[int, ...]:
+        """The shape of activations."""
+        return (*lead, features) if self.axis else (features, *lead)
 
     def results(self, names: Iterable[str], lead: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """The shapes of results by name: `out`, and further ones."""
@@ -68,7 +75,7 @@ class Contract:
 
     def _expected(self, name: str, lead: tuple[int, ...]) -> tuple[int, ...]:
         features = self.rows.get(name)
-        return self.fixed[name] if features is None else (*lead, features)
+        return self.fixed[name] if features is None else self.shape(lead, features)
 
     def _check(self, name: str, view: View, shape: tuple[int, ...], device: int) -> None:
         """One comparison on the way of every call; words only for what failed."""
@@ -101,12 +108,19 @@ class Contract:
         if name in ("gate", "dgate"):
             return f"got shape {got}, expected {expected} (nnz,): a float for each stored block"
         if name in self.rows and not got:
-            return f"got an array of rank 0, expected [..., {self.rows[name]}]"
-        if name in self.rows and got[-1] != self.rows[name]:
-            return f"got shape {got}, expected a last dimension of {self.rows[name]}"
+            return f"got an array of rank 0, expected {self._written(self.rows[name])}"
+        if name in self.rows and got[-1 if self.axis else 0] != self.rows[name]:
+            which = "last" if self.axis else "first"
+            other = 0 if self.axis else -1
+            turned = got[other] == self.rows[name] and len(got) > 1
+            remedy = f" (this was compiled for axis={self.axis}: pass axis={1 - self.axis}, or the transpose)"
+            return f"got shape {got}, expected a {which} dimension of {self.rows[name]}{remedy * turned}"
         if name in self.rows:
             return f"got shape {got}, expected {expected}, the rows of {self.leading}"
         return f"got shape {got}, expected {expected}"
+
+    def _written(self, features: int) -> str:
+        return f"[..., {features}]" if self.axis else f"[{features}, ...]"
 
 
 def place(device: int) -> str:
@@ -127,19 +141,20 @@ def contract_of(problem: Problem) -> Contract:
     weights = (problem.layout.nnz, block, block)
     gates: dict[str, tuple[int, ...]] = {"gate": weights[:1]} if problem.gate else {}
     types = dict.fromkeys(("gate", "dgate"), DType.FLOAT32) if problem.gate else {}
+    contract = partial(Contract, problem.dtype, types=types, axis=problem.axis)
     if problem.op is Op.WGRAD:
         if problem.wgrad_dtype:
             types["out"] = problem.wgrad_dtype
-        plain = Contract(problem.dtype, "x", {"x": inputs, "dy": outputs}, {}, result_shape=weights, types=types)
+        plain = contract("x", {"x": inputs, "dy": outputs}, {}, result_shape=weights)
         further = {"dgate": weights[:1]}
         gated = replace(plain, fixed={"w": weights, **gates}, further=further, optional=GATE_GRADIENT)
         return gated if problem.gate else plain
     if problem.op is Op.DGRAD:
-        return Contract(problem.dtype, "dy", {"dy": outputs}, {"w": weights, **gates}, inputs, types=types)
+        return contract("dy", {"dy": outputs}, {"w": weights, **gates}, inputs)
     rows = {"x": inputs}
     fixed = {"w": weights, **gates}
     if problem.epilogue.bias:
         fixed["bias"] = (outputs,)
     if problem.epilogue.residual:
         rows["residual"] = outputs
-    return Contract(problem.dtype, "x", rows, fixed, outputs, types=types)
+    return contract("x", rows, fixed, outputs)

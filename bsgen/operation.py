@@ -222,8 +222,11 @@ class Operation(Variant):
             return {name: np.zeros(shape, self.contract.type_of(name).numpy) for name, shape in call.shapes.items()}
         from bsgen import reference
 
-        rows = self.contract.rows
-        flat = {name: array.reshape(call.n, -1) if name in rows else array for name, array in call.arrays.items()}
+        rows, shape = self.contract.rows, self.contract.shape
+        flat = {
+            name: array.reshape(shape((call.n,), rows[name])) if name in rows else array
+            for name, array in call.arrays.items()
+        }
         found = reference.results(self.plan, flat)
         return {name: found[name].reshape(shape) for name, shape in call.shapes.items()}
 

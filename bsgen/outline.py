@@ -55,9 +55,10 @@ class Launch:
     """One kernel launch.
 
     `arguments` names the kernel's parameters in order. Pointers: x, dy, w, out, bias, residual, gate, dgate (written),
-    workspace; 32-bit integers: n (rows of x), accumulate (wgrad: 1 adds into out and dgate). dgrad's activations are called
-    dy, wgrad has x and dy, and with gates w and dgate, which may be null together. `maps` are those of its arguments that are
-    tensor maps. Where weights have gates, their product begins the workspace, and the kernel takes that for w.
+    workspace; 32-bit integers: n (rows of x, or its columns where features come first), accumulate (wgrad: 1 adds into out and
+    dgate). dgrad's activations are called dy, wgrad has x and dy, and with gates w and dgate, which may be null together.
+    `maps` are those of its arguments that are tensor maps. Where weights have gates, their product begins the workspace, and
+    the kernel takes that for w.
     """
 
     entry: str

@@ -16,7 +16,7 @@ BLOCK_SIZES = (8, 16, 32, 64, 128)
 
 
 class Op(str, Enum):
-    """The three products of one layout, for x [N, C], W [C, K], dy [N, K]."""
+    """The three products of one layout, for x [N, C], W [C, K], dy [N, K]; where features come first, x [C, N] and dy [K, N]."""
 
     FPROP = "fprop"
     DGRAD = "dgrad"
@@ -83,7 +83,7 @@ class Problem:
     """One op of one layout: everything that the numbers depend on, and a hint for N.
 
     With `gate` a float32 for each stored block multiplies it, and wgrad gives the gates' gradients, too. `wgrad_dtype` is that of
-    wgrad's result where it is not `dtype`: float32.
+    wgrad's result where it is not `dtype`: float32. `axis` is the activations' dimension of features: 1 of [N, C], 0 of [C, N].
     """
 
     op: Op
@@ -95,6 +95,7 @@ class Problem:
     batch: int | None = None
     gate: bool = False
     wgrad_dtype: DType | None = None
+    axis: int = 1
 
     def __post_init__(self) -> None:
         if self.wgrad_dtype and (self.op is not Op.WGRAD or self.wgrad_dtype is self.dtype):
@@ -106,6 +107,11 @@ class Problem:
     def result_dtype(self) -> DType:
         """The type of the result."""
         return self.wgrad_dtype or self.dtype
+
+    @property
+    def feature_first(self) -> bool:
+        """Whether activations are [features, N]."""
+        return self.axis == 0
 
     @property
     def in_features(self) -> int:
@@ -188,6 +194,15 @@ def parse_precision(value: object) -> Precision:
     """`Precision` from its name."""
     member: Precision = _member(Precision, value, "precision")
     return member
+
+
+def parse_axis(value: object) -> int:
+    """The dimension of features: 0 (x [C, N]) or 1 (x [N, C])."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or int(value) not in (0, 1):
+        raise ArgumentError(
+            f"axis: got {value!r}, expected 0 (features first, x [C, N]) or 1 (features last, x [N, C])"
+        )
+    return int(value)
 
 
 def parse_activation(value: object) -> Activation | None:

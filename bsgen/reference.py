@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from bsgen.plan import HopperNarrowPlan, HopperPlan, HopperWGradPlan, MatMulPlan, Plan, WGradPlan
 from bsgen.plan.product import NO_OUTPUT
-from bsgen.plan.wgrad import NO_UNIT
+from bsgen.plan.tile import Geometry
+from bsgen.plan.wgrad import NO_UNIT, WGradGeometry
 from bsgen.problem import Activation, Op, Problem
 from bsgen.reference_gates import gate_gradients, gated
 from bsgen.reference_gradients import gradient_terms, row_cuts
@@ -22,10 +23,12 @@ from bsgen.reference_narrow import narrow_terms
 from bsgen.reference_rings import Terms, ring_terms
 
 Array = NDArray[Any]
+ROWS = ("x", "dy", "residual")  # operands that have N rows
 
 
 def run(plan: Plan, operands: Mapping[str, Array]) -> Array:
-    """The plan's result for 2-D activations [N, features] and weights [nnz, b, b], in the problem's result dtype.
+    """The plan's result for 2-D activations, [N, features] or as the problem's axis says [features, N], and weights [nnz, b, b], in
+    the problem's result dtype.
 
     `operands` holds x and w (fprop, with bias and residual where the epilogue has them), dy and w (dgrad), x and dy (wgrad),
     and gate where the problem has gates.
@@ -37,12 +40,16 @@ def results(plan: Plan, operands: Mapping[str, Array]) -> dict[str, Array]:
     """The plan's results by name: out, as `run` gives it, and of a gated wgrad that is given w also dgate [nnz], float32."""
     problem = plan.problem
     wide = {name: np.asarray(value, np.float32) for name, value in operands.items()}
+    if problem.feature_first:
+        wide |= {name: wide[name].T for name in ROWS if name in wide}
     if problem.gate and problem.op is not Op.WGRAD:
         wide["w"] = gated(wide["w"], wide["gate"], problem.dtype)
     if isinstance(plan, HopperWGradPlan):
         result = _hopper_wgrad(plan, wide)
     else:
         result = _wgrad(plan, wide) if isinstance(plan, WGradPlan) else _matmul(plan, wide)
+    if problem.feature_first and problem.op is not Op.WGRAD:
+        result = result.T
     found = gate_gradients(result, wide) if problem.gate and problem.op is Op.WGRAD else {"out": result}
     with np.errstate(over="ignore"):  # float16 overflows to infinity, as on the GPU
         return {**found, "out": found["out"].astype(problem.result_dtype.numpy)}
@@ -102,8 +109,14 @@ def _features(plan: MatMulPlan, record: NDArray[np.int32], offset: int, count: i
     position, inside = divmod(offset, geo.panel_size)
     panel = int(record[plan.form.panel_ids + position])
     assert position < record[0], "an operation reads past the panels of its stage"
-    assert inside < geo.panel_chunks, "an operation starts past the first row of its panel"
-    return panel * geo.shape.panel + inside * geo.chunk + np.arange(count)
+    return panel * geo.shape.panel + _feature(geo, inside) + np.arange(count)
+
+
+def _feature(geo: Geometry | WGradGeometry, inside: int) -> int:
+    """The feature of a panel whose row 0 is so many chunks from its start."""
+    line, column = divmod(inside, geo.panel_chunks)
+    assert not (line if geo.axis else column), "it starts past the first row of its panel"
+    return column * geo.chunk if geo.axis else line
 
 
 def _piece_elements(plan: MatMulPlan) -> NDArray[np.int64]:
@@ -185,14 +198,12 @@ def unit_terms(plan: WGradPlan) -> list[tuple[NDArray[np.int64], NDArray[np.int6
 
 
 def _unit_features(plan: WGradPlan, tile: int, offset: int, gradient: bool) -> NDArray[np.int64]:
-    """The features that a unit reads from a chunk offset on, chunk by chunk."""
+    """The features that a unit reads from a chunk offset on, panel by panel."""
     geo = plan.geometry
-    first, start = divmod(offset, geo.panel_size)
-    assert start < geo.panel_chunks, "a unit starts past the first row of its panel"
-    chunks = first * geo.panel_chunks + start + np.arange(geo.unit // geo.chunk)
-    position, inside = np.divmod(chunks, geo.panel_chunks)
+    first, inside = divmod(offset, geo.panel_size)
+    features = first * geo.shape.panel + _feature(geo, inside) + np.arange(geo.unit)
+    position, column = np.divmod(features, geo.shape.panel)
     assert position[-1] < plan.panel_counts[tile], "a unit reads past the panels of its tile"
     ids = plan.panels[tile, position].astype(np.int64)
     assert ((ids < 0) == gradient).all(), "a unit takes x for dy or dy for x"
-    starts = np.where(ids < 0, ~ids, ids) * geo.shape.panel + inside * geo.chunk
-    return np.asarray((starts[:, None] + np.arange(geo.chunk)).ravel())
+    return np.asarray(np.where(ids < 0, ~ids, ids) * geo.shape.panel + column)

@@ -66,13 +66,14 @@ class Sample:
     planner: Callable[[Problem, Target], Plan] = choose
     gate: bool = False
     wgrad_dtype: DType | None = None
+    axis: int = 1
 
     @property
     def plan(self) -> Plan:
         """How it is done on its architecture."""
         layout, epilogue = self.layout(), self.epilogue
         kind = self.block_size, self.dtype, self.precision
-        problem = Problem(self.op, layout, *kind, epilogue, self.batch, self.gate, self.wgrad_dtype)
+        problem = Problem(self.op, layout, *kind, epilogue, self.batch, self.gate, self.wgrad_dtype, self.axis)
         return self.planner(problem, TARGETS[self.arch])
 
     @property
@@ -229,6 +230,18 @@ SAMPLES = (
     Sample("portable_wgrad_b32_bfloat16", Op.WGRAD, lambda: scattered(8, 8), 32, DType.BFLOAT16),
     Sample("portable_fprop_b32_float32_gate", Op.FPROP, lambda: scattered(8, 8), 32, DType.FLOAT32, gate=True),
     Sample("portable_wgrad_b16_bfloat16_gate", Op.WGRAD, lambda: scattered(8, 8), 16, DType.BFLOAT16, gate=True),
+    Sample("portable_fprop_b8_bfloat16_axis0", Op.FPROP, lambda: scattered(12, 12), 8, DType.BFLOAT16, axis=0),
+    Sample(
+        "portable_fprop_b32_float16_bias_gelu_residual_split_axis0",
+        Op.FPROP,
+        lambda: hub(256, 12),
+        32,
+        DType.FLOAT16,
+        epilogue=Epilogue(bias=True, activation=Activation.GELU, residual=True),
+        axis=0,
+    ),
+    Sample("portable_dgrad_b32_float32_axis0", Op.DGRAD, lambda: scattered(8, 8), 32, DType.FLOAT32, axis=0),
+    Sample("portable_wgrad_b16_bfloat16_axis0", Op.WGRAD, lambda: scattered(8, 8), 16, DType.BFLOAT16, axis=0),
     Sample("simt_fprop_b32_float32", Op.FPROP, lambda: scattered(8, 8), 32, DType.FLOAT32, Precision.IEEE),
     Sample("simt_dgrad_b16_float32", Op.DGRAD, lambda: scattered(8, 8), 16, DType.FLOAT32, Precision.IEEE),
     Sample("simt_wgrad_b32_float32", Op.WGRAD, lambda: scattered(8, 8), 32, DType.FLOAT32, Precision.IEEE),

@@ -77,10 +77,11 @@ def tune(
     count: int = COUNT,
     device: int | None = None,
     started: Callable[[str, int], Advance] | None = None,
+    axis: int = 1,
 ) -> list[Tuned]:
     """Time the `count` most promising candidates of each family for each op, and keep the fastest in the disk cache.
 
-    `bsgen.compile` with the same layout, block size, dtype, precision, `batch` and no epilogue finds it there from then on.
+    `bsgen.compile` with the same layout, block size, dtype, precision, `batch`, `axis` and no epilogue finds it there from then on.
     They are timed for N = `batch` rows of random data (None: 4096). `started` is told of each op, with how many candidates it
     has, and returns what is called after each.
 
@@ -89,7 +90,7 @@ def tune(
     """
     gpu = driver.current_device() if device is None else driver.device(device)
     target = parse_target(gpu.arch)
-    problems = parse_problems(layout, block_size, dtype, ops, batch, precision)
+    problems = parse_problems(layout, block_size, dtype, ops, batch, precision, axis)
     number = integer("count", count, 1)
     return [_tune(problem, target, gpu, number, started) for problem in problems]
 
@@ -147,8 +148,7 @@ class _Bench:
         self._gpu, self._rows, self._problem = gpu, rows, problem
         self._contract = contract_of(problem)
         shapes = {
-            "x": (rows, problem.in_features),
-            "dy": (rows, problem.out_features),
+            **{name: self._contract.shape((rows,), features) for name, features in self._contract.rows.items()},
             "w": (problem.layout.nnz, problem.block_size, problem.block_size),
         }
         self._inputs = {name: self._random(shapes[name], seed) for seed, name in enumerate(INPUTS[problem.op])}

@@ -44,20 +44,29 @@ def terms(plan: MatMulPlan) -> Iterator[Term]:
     """Every operation of every tile."""
     geo, form, item = plan.geometry, plan.form, plan.problem.dtype.itemsize
     panel, block, chunk = geo.shape.panel, plan.problem.block_size, CHUNK // item
-    panel_chunks, depth = panel // chunk, min(plan.problem.block_size, geo.shape.panel)
+    depth = min(plan.problem.block_size, geo.shape.panel)
     for tile in range(plan.tiles):
         for record in _records(plan, tile):
             for slot in range(geo.shape.slots):
                 for operation in range(record[form.slot_starts + slot], record[form.slot_starts + slot + 1]):
-                    position, inside = divmod(
-                        int(record[form.operation_inputs + operation]), geo.shape.rows * panel_chunks
-                    )
+                    offset = int(record[form.operation_inputs + operation])
+                    position, column = place_in_panel(plan, offset, geo.shape.rows, panel)
                     assert position < record[0], "reads a panel that the stage does not load"
-                    assert inside < panel_chunks, "starts below the first row of its panel"
-                    assert inside * chunk + depth <= panel, "runs out of its panel"
-                    begin = int(record[form.panel_ids + position]) * panel + inside * chunk
+                    assert column + depth <= panel, "runs out of its panel"
+                    begin = int(record[form.panel_ids + position]) * panel + column
                     start = int(record[form.piece_starts + operation]) * chunk
                     yield Term(tile, slot, begin, begin + depth, start + _piece(plan.problem.op, depth, block))
+
+
+def place_in_panel(plan: MatMulPlan | WGradPlan, offset: int, rows: int, width: int) -> tuple[int, int]:
+    """Which panel of a stage begins at or before an offset in chunks, and the feature of it whose row 0 is there."""
+    chunk = CHUNK // plan.problem.dtype.itemsize
+    position, inside = divmod(offset, rows * width // chunk)
+    if plan.problem.feature_first:
+        assert inside % (rows // chunk) == 0, "starts inside the rows of a feature"
+        return position, inside // (rows // chunk)
+    assert inside < width // chunk, "starts below the first row of its panel"
+    return position, inside * chunk
 
 
 def _piece(op: Op, depth: int, block: int) -> np.ndarray:
@@ -116,18 +125,15 @@ def products(plan: WGradPlan) -> Iterator[Product]:
 
 
 def _unit_features(plan: WGradPlan, tile: int, offset: int, gradient: bool) -> np.ndarray:
-    """The features of a unit: along the row of its panel, then of the next panels of the stage."""
-    shape, chunk = plan.geometry.shape, CHUNK // plan.problem.dtype.itemsize
-    panel_chunks, unit_chunks = shape.panel // chunk, plan.geometry.unit // chunk
-    position, start = divmod(offset, panel_chunks * shape.rows)
-    assert start < panel_chunks, "starts below the first row of its panel"
-    assert start % min(unit_chunks, panel_chunks) == 0, "the kernel steps along a unit by exclusive or"
+    """The features of a unit: those of its panel, then of the next panels of the stage."""
+    shape, unit = plan.geometry.shape, plan.geometry.unit
+    position, first = place_in_panel(plan, offset, shape.rows, shape.panel)
+    assert first % min(unit, shape.panel) == 0, "the kernel steps along a unit by exclusive or"
     features = []
-    for step in range(start, start + unit_chunks):
-        at = position + step // panel_chunks
+    for step in range(first, first + unit):
+        at = position + step // shape.panel
         assert at < plan.panel_counts[tile], "reads a panel that the tile does not load"
         panel = int(plan.panels[tile, at])
         assert (panel < 0) == gradient, "takes x for dy, or dy for x"
-        begin = (~panel if gradient else panel) * shape.panel + step % panel_chunks * chunk
-        features.append(np.arange(begin, begin + chunk))
-    return np.concatenate(features)
+        features.append((~panel if gradient else panel) * shape.panel + step % shape.panel)
+    return np.array(features)

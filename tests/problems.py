@@ -63,13 +63,15 @@ def small_layouts(limit: int = 10) -> st.SearchStrategy[Layout]:
 
 
 def problems(ops: Sequence[Op], layouts: st.SearchStrategy[Layout]) -> st.SearchStrategy[Problem]:
-    """Problems of any block size and arithmetic; without a hint for N, or for few or many rows."""
+    """Problems of any block size and arithmetic, features last or first; without a hint for N, or for few or many rows."""
 
-    def make(op: Op, layout: Layout, block: int, kind: tuple[DType, Precision], batch: int | None) -> Problem:
-        return Problem(op, layout, block, *kind, batch=batch)
+    def make(
+        op: Op, layout: Layout, block: int, kind: tuple[DType, Precision], batch: int | None, axis: int
+    ) -> Problem:
+        return Problem(op, layout, block, *kind, batch=batch, axis=axis)
 
-    kinds, batches = st.sampled_from(ARITHMETIC), st.sampled_from([None, 1, 20000])
-    return st.builds(make, st.sampled_from(ops), layouts, st.sampled_from(BLOCK_SIZES), kinds, batches)
+    kinds, batches, axes = st.sampled_from(ARITHMETIC), st.sampled_from([None, 1, 20000]), st.sampled_from([1, 0])
+    return st.builds(make, st.sampled_from(ops), layouts, st.sampled_from(BLOCK_SIZES), kinds, batches, axes)
 
 
 def targets() -> st.SearchStrategy[Target]:

@@ -47,6 +47,7 @@ PERTURBED = {
     "gelu": {"epilogue": Epilogue(activation=Activation.GELU)},
     "silu": {"epilogue": Epilogue(activation=Activation.SILU)},
     "gate": {"gate": True},
+    "axis": {"axis": 0},
     "layout": {"layout": bernoulli(6, 6, 0.4, seed=1)},
     "layout, one more row": {"layout": Layout(np.vstack([bernoulli(6, 6, 0.4).mask, np.zeros((1, 6), bool)]))},
     "layout, transposed": {"layout": bernoulli(6, 6, 0.4).transpose()},
@@ -65,6 +66,7 @@ def plans() -> list[Plan]:
         + hopper_plans()
         + uncommon_plans()
         + gated_plans()
+        + feature_first_plans()
         + float32_gradients()
     )
 
@@ -112,17 +114,25 @@ def gated_plans() -> list[Plan]:
     ]
 
 
+def feature_first_plans() -> list[Plan]:
+    """With x [C, N]: every op and arithmetic, with epilogues and reductions."""
+    kinds = [(32, *kind) for kind in ARITHMETIC] + [(8, *kind) for kind in ARITHMETIC[1:]]
+    found = [choose(Problem(op, BASE.layout, *kind, axis=0), BIG) for op in Op for kind in kinds]
+    split = [split_plan(Op.FPROP, kind, EVERYTHING, axis=0) for kind in ARITHMETIC]
+    return [*found, *split, choose(replace(BASE, gate=True, axis=0, op=Op.WGRAD), BIG)]
+
+
 def float32_gradients() -> list[Plan]:
     """dW in float32 of 16-bit activations, by each family."""
     problem = replace(BASE, op=Op.WGRAD, dtype=DType.BFLOAT16, wgrad_dtype=DType.FLOAT32)
     return [portable(problem, BIG), cheapest(hopper_wgrad, problem, BIG), choose(replace(problem, gate=True), BIG)]
 
 
-def split_plan(op: Op, kind: tuple[DType, Precision], epilogue: Epilogue | None = None) -> MatMulPlan:
+def split_plan(op: Op, kind: tuple[DType, Precision], epilogue: Epilogue | None = None, axis: int = 1) -> MatMulPlan:
     """A plan that splits an output block."""
     mask = hub(150, 4).mask
     layout = Layout(mask if op is Op.FPROP else mask.T)
-    problem = Problem(op, layout, 8, *kind, epilogue or Epilogue())
+    problem = Problem(op, layout, 8, *kind, epilogue or Epilogue(), axis=axis)
     return next(plan for plan in candidates(problem, BIG) if isinstance(plan, MatMulPlan) and plan.reductions)
 
 
@@ -161,9 +171,12 @@ def test_one_self_contained_translation_unit(all_plans: list[Plan]) -> None:
 
 def test_it_opens_by_saying_what_it_is(all_plans: list[Plan]) -> None:
     plain = {Op.FPROP: "y = x @ W", Op.DGRAD: "dx = dy @ W.T", Op.WGRAD: "dW = x.T @ dy"}
+    turned = {Op.FPROP: "y = W.T @ x", Op.DGRAD: "dx = W @ dy", Op.WGRAD: "dW = x @ dy.T"}
     gated = {Op.FPROP: "y = x @ (gate * W)", Op.DGRAD: "dx = dy @ (gate * W).T", Op.WGRAD: "dW = gate * (x.T @ dy)"}
     for plan in all_plans:
         products = gated if plan.problem.gate else plain
+        if plan.problem.feature_first:
+            products = turned if not plan.problem.gate else {Op.WGRAD: "dW = gate * (x @ dy.T)"}
         problem, layout = plan.problem, plan.problem.layout
         opening = "".join(re.match(r"(//.*\n)+", render(plan).text).group())
         assert opening.startswith(f"// {products[problem.op]}")

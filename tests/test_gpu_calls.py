@@ -80,7 +80,8 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
 
 def make(**options: Any) -> tuple[bsgen.MatMul, dict[str, Array]]:
     mm = bsgen.compile(LAYOUT, B, "bfloat16", arch="sm_80", **options)
-    shapes = {"x": (N, mm.in_features), "dy": (N, mm.out_features), "w": mm.weight_shape}
+    shapes = {"x": (N, mm.in_features), "dy": (N, mm.out_features)}
+    shapes = {name: shape if mm.axis else shape[::-1] for name, shape in shapes.items()} | {"w": mm.weight_shape}
     made = {name: Array(shape, "bfloat16") for name, shape in shapes.items()}
     return mm, {**made, "gate": Array((mm.nnz,), "float32")}
 
@@ -143,10 +144,10 @@ def test_no_rows_clear_every_result(kernels: Kernels, monkeypatch: pytest.Monkey
     assert kernels.calls == []
 
 
-@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize(("gate", "axis"), [(False, 1), (True, 1), (False, 0), (True, 0)])
 @pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
-def test_the_quick_way_binds_what_the_other_does(kernels: Kernels, op: str, gate: bool) -> None:
-    mm, a = make(gate=gate)
+def test_the_quick_way_binds_what_the_other_does(kernels: Kernels, op: str, gate: bool, axis: int) -> None:
+    mm, a = make(gate=gate, axis=axis)
     framework = SimpleNamespace(
         plain_types=frozenset({Array}),
         dtypes={name: name for name in ("float16", "bfloat16", "float32")},
@@ -162,9 +163,14 @@ def test_the_quick_way_binds_what_the_other_does(kernels: Kernels, op: str, gate
     slow = mm.operation(op)(given)
     quick, general = kernels.calls
     assert (out.shape, out.dtype) == (slow.shape, slow.dtype)
+    rows = {"fprop": mm.out_features, "dgrad": mm.in_features}
+    assert out.shape == (((N, rows[op]) if axis else (rows[op], N)) if op in rows else mm.weight_shape)
+    assert general["n"] == N
     assert set(quick) == set(general)
     for name in set(quick) - {"out", "workspace"}:
         assert quick[name] == general[name]
     if gate:
         assert express({**given, "gate": Array((mm.nnz,), "bfloat16")}) is None
         assert express({**given, "gate": Array((mm.nnz + 1,), "float32")}) is None
+    for name in names:
+        assert express({**given, name: Array(a[name].shape[::-1], "bfloat16")}) is None or name == "w"

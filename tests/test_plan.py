@@ -178,7 +178,7 @@ def check_matmul_launches(plan: MatMulPlan) -> None:
         assert plan.workspace.elements(n) == plan.partials * n * block
     assert len(reduce) == bool(plan.reductions)
     for launch in reduce:
-        rows = launch.threads * 2 // block
+        rows = 32 if plan.problem.feature_first else launch.threads * 2 // block
         assert [launch.grid.size(n, 132) for n in BATCHES] == [len(plan.reductions) * -(-n // rows) for n in BATCHES]
 
 

@@ -34,16 +34,21 @@ def operands(problem: Problem, n: int, seed: int = 0) -> dict[str, Array]:
     """Random operands of a problem, in its dtype."""
     rng, epilogue = np.random.default_rng(seed), problem.epilogue
     shapes: dict[str, tuple[int, ...]] = {
-        "x": (n, problem.in_features),
-        "dy": (n, problem.out_features),
+        "x": activations(problem, n, problem.in_features),
+        "dy": activations(problem, n, problem.out_features),
         "w": (problem.layout.nnz, problem.block_size, problem.block_size),
         "bias": (problem.out_features,),
-        "residual": (n, problem.out_features),
+        "residual": activations(problem, n, problem.out_features),
     }
     fprop = ("x", "w", *["bias"] * epilogue.bias, *["residual"] * epilogue.residual)
     names = {Op.FPROP: fprop, Op.DGRAD: ("dy", "w"), Op.WGRAD: ("x", "dy")}[problem.op]
     found = {name: rng.standard_normal(shapes[name]).astype(problem.dtype.numpy) for name in names}
     return found | (gates(problem, rng) if problem.gate else {})
+
+
+def activations(problem: Problem, n: int, features: int) -> tuple[int, int]:
+    """The shape of activations."""
+    return (features, n) if problem.feature_first else (n, features)
 
 
 def gates(problem: Problem, rng: np.random.Generator) -> dict[str, Array]:
@@ -67,6 +72,10 @@ def dense(problem: Problem, w: Array) -> Array:
 def expected(problem: Problem, arrays: dict[str, Array]) -> Array:
     """The exact result, in float64."""
     wide = {name: array.astype(np.float64) for name, array in arrays.items()}
+    if problem.feature_first:
+        turned = {name: array.T for name, array in arrays.items() if name in ("x", "dy", "residual")}
+        exact = expected(replace(problem, axis=1), {**arrays, **turned})
+        return exact if problem.op is Op.WGRAD else exact.T
     scale = wide["gate"][:, None, None] if problem.gate else 1.0
     if problem.op is Op.WGRAD:
         product = wide["x"].T @ wide["dy"]

@@ -79,6 +79,13 @@ bsgen compile layout.npy --dtype float32 --precision ieee --emit-only --json
 @click.option("--bias", is_flag=True, help="fprop adds a bias [K].")
 @click.option("--activation", type=_names(Activation), help="What fprop applies after the bias.  [default: nothing]")
 @click.option("--residual", is_flag=True, help="fprop adds a residual [N, K] after the activation.")
+@click.option(
+    "--axis",
+    type=click.Choice(["0", "1"]),
+    default="1",
+    show_default=True,
+    help="Of features in activations: 1 for x [N, C], 0 for x [C, N].",
+)
 @click.option("--gate", is_flag=True, help="A float32 for each stored block, [nnz], multiplies it.")
 @click.option(
     "--wgrad-dtype",
@@ -107,6 +114,7 @@ def compile(
     bias: bool,
     activation: str | None,
     residual: bool,
+    axis: str,
     gate: bool,
     wgrad_dtype: str | None,
     output: Path,
@@ -132,6 +140,7 @@ def compile(
         epilogue,
         batch,
         gate,
+        axis=int(axis),
     )
     gradients = parse_wgrad_dtype(wgrad_dtype, asked.dtype)
     wanted = list(_wanted(asked, ops or tuple(Op), arches or (default_arch(),), gradients))

@@ -305,6 +305,7 @@ def contents(found: Pack) -> dict[str, Any]:
             module.precision,
             module.bias,
             module.gate,
+            module.axis,
             module.wgrad_dtype,
             module.activation,
         )

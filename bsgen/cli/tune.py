@@ -57,6 +57,13 @@ bsgen tune layout.npy --block-size 64 --dtype float16 --count 16 --json
     help="Rows to time with; compile must be given the same hint.  [default: thousands, no hint]",
 )
 @click.option(
+    "--axis",
+    type=click.Choice(["0", "1"]),
+    default="1",
+    show_default=True,
+    help="Of features in activations: 1 for x [N, C], 0 for x [C, N].",
+)
+@click.option(
     "--count",
     type=click.IntRange(min=1),
     default=COUNT,
@@ -72,6 +79,7 @@ def tune(
     ops: tuple[str, ...],
     precision: str,
     batch: int | None,
+    axis: str,
     count: int,
     as_json: bool,
 ) -> None:
@@ -85,8 +93,9 @@ def tune(
             bars.close()  # one bar at a time
             return bars.enter_context(progress(f"tuning {op}", candidates))
 
+        wanted = ops or tuple(map(str, Op))
         tuned = measure(
-            layout, int(block_size), dtype, ops or tuple(map(str, Op)), batch, precision, count, None, started
+            layout, int(block_size), dtype, wanted, batch, precision, count, started=started, axis=int(axis)
         )
     if as_json:
         show_json({"ops": [each.as_dict() for each in tuned]})

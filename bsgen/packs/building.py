@@ -142,4 +142,5 @@ def _module(module: Wanted, layout: int) -> Module:
     return Module(
         module.name, layout, first.block_size, str(first.dtype), str(first.precision), fprop.epilogue.bias, activation,
         fprop.epilogue.residual, tuple(str(problem.op) for problem in module.problems), first.gate, gradients,
+        first.axis,
     )  # fmt: skip

@@ -35,7 +35,10 @@ TYPES = {"float16": 6, "float32": 7, "bfloat16": 9}  # CUtensorMapDataType
 BYTES_A_LINE = 32
 MOST_ROWS = 2**31 - 1
 RESULTS = {Op.FPROP: "y", Op.DGRAD: "dx", Op.WGRAD: "dw"}
-FORMULAS = {Op.FPROP: "y = x @ W", Op.DGRAD: "dx = dy @ W.T", Op.WGRAD: "dw = x.T @ dy at the stored blocks"}
+FORMULAS = (  # by axis
+    {Op.FPROP: "y = W.T @ x", Op.DGRAD: "dx = W @ dy", Op.WGRAD: "dw = x @ dy.T at the stored blocks"},
+    {Op.FPROP: "y = x @ W", Op.DGRAD: "dx = dy @ W.T", Op.WGRAD: "dw = x.T @ dy at the stored blocks"},
+)
 
 
 def export(pack: Pack, folder: str | os.PathLike[str]) -> list[Path]:
@@ -100,7 +103,7 @@ class COp:
     def formula(self) -> str:
         """What it computes."""
         epilogue = self.mm.epilogue if self.op is Op.FPROP else None
-        text = FORMULAS[self.op] + (" + bias" if epilogue and epilogue.bias else "")
+        text = FORMULAS[self.mm.axis][self.op] + (" + bias" if epilogue and epilogue.bias else "")
         if epilogue and epilogue.activation:
             text = f"y = {epilogue.activation}({text[4:]})"
         return text + (" + residual" if epilogue and epilogue.residual else "")
@@ -150,16 +153,17 @@ class COp:
     def shapes(self) -> str:
         """Every operand with its shape."""
         b, c, k = self.block, self.mm.in_features, self.mm.out_features
+        rows = "[n, {}]" if self.mm.axis else "[{}, n]"
         known = {
-            "x": f"[n, {c}]",
-            "dy": f"[n, {k}]",
+            "x": rows.format(c),
+            "dy": rows.format(k),
             "w": f"[{self.nnz}, {b}, {b}]",
             "bias": f"[{k}]",
-            "residual": f"[n, {k}]",
+            "residual": rows.format(k),
         }
         results = {
-            "y": f"[n, {k}]",
-            "dx": f"[n, {c}]",
+            "y": rows.format(k),
+            "dx": rows.format(c),
             "dw": f"[{self.nnz}, {b}, {b}], added into if accumulate is not 0",
         }
         return ", ".join([f"{name} {known[name]}" for name in self.inputs] + [f"{self.result} {results[self.result]}"])

@@ -77,6 +77,7 @@ class Module(NamedTuple):
     ops: tuple[str, ...]
     gate: bool = False
     wgrad_dtype: str | None = None
+    axis: int = 1
 
 
 class PackedKernel(NamedTuple):
@@ -261,13 +262,17 @@ def _layouts(table: Sequence[Any]) -> tuple[PackedLayout, ...]:
 
 def _module(row: Mapping[str, Any]) -> Module:
     name, layout, bias, residual = row["name"], row["layout"], row["bias"], row["residual"]
-    gate, gradients = row.get("gate", False), row.get("wgrad_dtype")  # packs of before there were gates say nothing
+    # Packs of before there were gates, or another axis, say nothing of them.
+    gate, gradients, axis = row.get("gate", False), row.get("wgrad_dtype"), row.get("axis", 1)
     if type(layout) is not int or not all(type(flag) is bool for flag in (bias, residual, gate)):
         raise ValueError("a module of other types")
+    if type(axis) is not int or axis not in (0, 1):
+        raise ValueError("an axis that is none")
     block_size, dtype, precision, activation, ops, gradients = _arithmetic(
         row["block_size"], row["dtype"], row["precision"], row["activation"], tuple(_rows(row["ops"])), gradients
     )
-    return Module(_text(name), layout, block_size, dtype, precision, bias, activation, residual, ops, gate, gradients)
+    kind = block_size, dtype, precision, bias, activation, residual, ops, gate, gradients, axis
+    return Module(_text(name), layout, *kind)
 
 
 @lru_cache(maxsize=64, typed=True)

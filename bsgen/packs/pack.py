@@ -263,10 +263,10 @@ def _signature(problem: Problem) -> tuple[Any, ...]:
     epilogue = problem.epilogue
     activation = str(epilogue.activation) if epilogue.activation else None
     arithmetic = problem.block_size, str(problem.dtype), str(problem.precision)
-    return (*arithmetic, epilogue.bias, activation, epilogue.residual, problem.gate, problem.wgrad_dtype)
+    return (*arithmetic, epilogue.bias, activation, epilogue.residual, problem.gate, problem.wgrad_dtype, problem.axis)
 
 
 def _signature_of(module: Module, op: Op) -> tuple[Any, ...]:
     arithmetic = module.block_size, module.dtype, module.precision
     epilogue = (module.bias, module.activation, module.residual) if op is Op.FPROP else (False, None, False)
-    return (*arithmetic, *epilogue, module.gate, module.wgrad_dtype if op is Op.WGRAD else None)
+    return (*arithmetic, *epilogue, module.gate, module.wgrad_dtype if op is Op.WGRAD else None, module.axis)

@@ -36,6 +36,7 @@ from bsgen.problem import (
     Problem,
     Target,
     parse_activation,
+    parse_axis,
     parse_block_size,
     parse_dtype,
     parse_op,
@@ -51,7 +52,19 @@ SOURCES = frozenset({"layout", "model", "tensor", "density", "transpose", "norm"
 KEYS = (
     SHARED
     | SOURCES
-    | {"name", "block_size", "dtype", "precision", "ops", "bias", "activation", "residual", "gate", "wgrad_dtype"}
+    | {
+        "name",
+        "block_size",
+        "dtype",
+        "precision",
+        "ops",
+        "bias",
+        "activation",
+        "residual",
+        "gate",
+        "wgrad_dtype",
+        "axis",
+    }
 )
 
 
@@ -130,7 +143,7 @@ def _module(fields: Mapping[str, Any], place: Path) -> Wanted:
             _flag(fields, "bias"), parse_activation(fields.get("activation")), _flag(fields, "residual")
         )
         layout, gate = _layout(fields, place.parent, block_size), _flag(fields, "gate")
-        gradients = parse_wgrad_dtype(fields.get("wgrad_dtype"), dtype)
+        gradients, axis = parse_wgrad_dtype(fields.get("wgrad_dtype"), dtype), parse_axis(fields.get("axis", 1))
         problems = tuple(
             Problem(
                 op,
@@ -141,6 +154,7 @@ def _module(fields: Mapping[str, Any], place: Path) -> Wanted:
                 epilogue if op is Op.FPROP else Epilogue(),
                 gate=gate,
                 wgrad_dtype=gradients if op is Op.WGRAD else None,
+                axis=axis,
             )
             for op in map(parse_op, _list(fields, "ops", ["fprop"]))
         )

@@ -115,6 +115,8 @@ def serves(problem: Problem, target: Target) -> bool:
     """Whether this family can do it: wgmma takes TF32 only where inputs are contiguous in W, as in dgrad."""
     if target.arch != "sm_90a" or problem.block_size not in BLOCK_SIZES or not problem.layout.nnz:
         return False
+    if problem.feature_first:
+        return False
     if problem.dtype is DType.FLOAT32:
         return problem.precision is Precision.TENSOR and problem.op is Op.DGRAD
     return True

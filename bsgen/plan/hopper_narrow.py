@@ -125,6 +125,7 @@ def serves(problem: Problem, target: Target) -> bool:
         and problem.block_size in BLOCK_SIZES
         and problem.dtype is not DType.FLOAT32
         and problem.layout.nnz > 0
+        and not problem.feature_first
     )
 
 

@@ -115,7 +115,7 @@ def consumer_registers(warps: int) -> int:
 def serves(problem: Problem, target: Target) -> bool:
     """Whether this family can do it."""
     served = problem.op is Op.WGRAD and problem.block_size in BLOCK_SIZES and problem.dtype is not DType.FLOAT32
-    return target.arch == "sm_90a" and served and problem.layout.nnz > 0
+    return target.arch == "sm_90a" and served and problem.layout.nnz > 0 and not problem.feature_first
 
 
 def geometries(

@@ -296,7 +296,7 @@ class HopperWGradPlan:
 def serves(problem: Problem, target: Target) -> bool:
     """Whether this family can do it: wgmma has no TF32 with contiguous features."""
     served = problem.block_size in BLOCK_SIZES and problem.dtype is not DType.FLOAT32
-    return target.arch == "sm_90a" and served and problem.layout.nnz > 0
+    return target.arch == "sm_90a" and served and problem.layout.nnz > 0 and not problem.feature_first
 
 
 def geometries(problem: Problem, target: Target) -> Iterator[GradientGeometry]:

@@ -112,16 +112,23 @@ FMA_SHAPES = ((4, 2, 2, 64), (1, 8, 4, 32), (4, 1, 1, 128), (2, 4, 1, 64), (1, 4
 
 def shapes(problem: Problem, target: Target) -> Iterator[TileShape]:
     """Every tile shape worth a plan: accumulators fit the registers, two stages or more fit shared memory."""
-    block, item = problem.block_size, problem.dtype.itemsize
+    block = problem.block_size
     for warps_m, warps_n, m_tiles, columns in SHAPES if math_of(problem).tensor else FMA_SHAPES:
-        for panel_bytes in (64, 128):
-            panel = panel_bytes // item
-            if columns < block or (block > panel and panel_bytes < 128):
+        for panel in _panels(problem):
+            if columns < block:
                 continue
             shape = TileShape(warps_m, warps_n, m_tiles, columns // block, panel, 0, 0)
             if by_registers(geometry(problem, shape)) == 0:
                 continue
             yield from _pipelines(shape, problem, target)
+
+
+def _panels(problem: Problem) -> tuple[int, ...]:
+    """Features of a panel: 64 or 128 bytes of a row, 128 for wider blocks; a block, or two, where features come first."""
+    block, item = problem.block_size, problem.dtype.itemsize
+    if problem.feature_first:
+        return tuple(sorted({min(block, 128 // item), min(2 * block, 128 // item)}))
+    return tuple(width // item for width in (64, 128) if block <= width // item or width == 128)
 
 
 def _pipelines(shape: TileShape, problem: Problem, target: Target) -> Iterator[TileShape]:

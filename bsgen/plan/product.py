@@ -14,6 +14,7 @@ from bsgen.problem import Op, Problem, Target
 
 NO_OUTPUT = -(2**31) + 1
 REDUCE_THREADS = 256
+FEATURE_FIRST_ROWS = 32  # rows of [features, N] that a block of the reduction kernel covers
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +70,8 @@ class ProductPlan:
     def formula(self) -> str:
         """What it computes, but for the epilogue."""
         weights = "(gate * W)" if self.problem.gate else "W"
+        if self.problem.feature_first:
+            return f"{weights}.T @ x" if self.problem.op is Op.FPROP else f"{weights} @ dy"
         return f"x @ {weights}" if self.problem.op is Op.FPROP else f"dy @ {weights}.T"
 
     @property
@@ -112,7 +115,7 @@ class ProductPlan:
     @property
     def reduce_rows(self) -> int:
         """Rows of one split output block that a block of the reduction kernel covers, two columns a thread."""
-        return REDUCE_THREADS * 2 // self.problem.block_size
+        return FEATURE_FIRST_ROWS if self.problem.feature_first else REDUCE_THREADS * 2 // self.problem.block_size
 
     @property
     def reduce_launches(self) -> tuple[Launch, ...]:
@@ -127,7 +130,7 @@ class ProductPlan:
 
     @property
     def workspace(self) -> Workspace:
-        """Weights times gates, then partial sums, [partials, N, b]."""
+        """Weights times gates, then partial sums, [partials, N, b], or [partials, b, N] where features come first."""
         return Workspace(fixed=self.gated_floats, per_row=self.partials * self.problem.block_size)
 
     @property

@@ -67,7 +67,7 @@ class RecordFormat:
         )
 
 
-Item = tuple[int, int, int, int]  # panel, chunk column inside it, slot, first chunk of the weights
+Item = tuple[int, int, int, int]  # panel, chunks to the inputs inside it, slot, first chunk of the weights
 
 
 def tile_items(parts: Sequence[Part | None], op: Op, geo: Geometry) -> list[Item]:
@@ -85,7 +85,7 @@ def _part_items(part: Part, slot: int, op: Op, geo: Geometry) -> IntArray:
     panel, column = np.divmod(feature, geo.shape.panel)
     slice_elements = geo.depth * (geo.block if op is Op.FPROP else 1)
     start = (part.blocks[:, None].astype(np.int64) * geo.block**2 + slices * slice_elements) // geo.chunk
-    fields = (panel, column // geo.chunk, np.full_like(panel, slot), start)
+    fields = (panel, geo.feature_offset(column), np.full_like(panel, slot), start)
     return np.stack([value.ravel() for value in fields], axis=1).astype(np.int32)
 
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bsgen.problem import DType, Op, Precision, Problem
 
 CHUNK_BYTES = 16
@@ -87,6 +90,9 @@ class Geometry:
 
     An *operation* multiplies `depth` inputs by one output block. Its weights are a *piece*: a stored block, or a slice of one
     along its inputs. Blocks narrower than a multiply step are multiplied two operations at a time.
+
+    A panel of activations lies in shared memory as in global memory: a line is a row of `panel` features, or where features come
+    first (`axis` 0) a feature of `rows` rows.
     """
 
     block: int
@@ -95,6 +101,7 @@ class Geometry:
     depth: int
     weight_rows: int
     weight_chunks: int
+    axis: int = 1
 
     @property
     def chunk(self) -> int:
@@ -138,13 +145,22 @@ class Geometry:
 
     @property
     def panel_chunks(self) -> int:
-        """Chunks of a row of an activation panel."""
-        return self.shape.panel // self.chunk
+        """Chunks of a line of an activation panel."""
+        return (self.shape.panel if self.axis else self.shape.rows) // self.chunk
+
+    @property
+    def panel_lines(self) -> int:
+        """Lines of an activation panel."""
+        return self.shape.rows if self.axis else self.shape.panel
 
     @property
     def panel_size(self) -> int:
         """Chunks that a panel occupies in shared memory."""
-        return self.panel_chunks * self.shape.rows
+        return self.panel_chunks * self.panel_lines
+
+    def feature_offset(self, features: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Chunks from a panel's start to row 0 of its `features`, each of which begins a chunk."""
+        return features // self.chunk if self.axis else features * self.panel_chunks
 
     @property
     def stage_chunks(self) -> int:
@@ -152,14 +168,19 @@ class Geometry:
         return self.shape.stage_bytes // CHUNK_BYTES
 
     @property
-    def load_rows(self) -> int:
-        """Rows of a panel that the thread block loads in one pass."""
+    def load_lines(self) -> int:
+        """Lines of a panel that the thread block loads in one pass."""
         return self.shape.threads // self.panel_chunks
 
     @property
     def load_passes(self) -> int:
         """Passes to load a panel."""
-        return -(-self.shape.rows // self.load_rows)
+        return -(-self.panel_lines // self.load_lines)
+
+    @property
+    def panels_at_once(self) -> int:
+        """Panels that the thread block loads in one pass where one does not occupy all its threads."""
+        return max(1, self.load_lines // self.panel_lines)
 
 
 def geometry(problem: Problem, shape: TileShape) -> Geometry:
@@ -167,4 +188,4 @@ def geometry(problem: Problem, shape: TileShape) -> Geometry:
     math, block = math_of(problem), problem.block_size
     depth = min(block, shape.panel)
     rows, columns = (depth, block) if problem.op is Op.FPROP else (block, depth)
-    return Geometry(block, math, shape, depth, rows, columns // math.chunk)
+    return Geometry(block, math, shape, depth, rows, columns // math.chunk, problem.axis)

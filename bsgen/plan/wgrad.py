@@ -44,11 +44,15 @@ class WGradShape:
 
 @dataclass(frozen=True)
 class WGradGeometry:
-    """Sizes that follow; a *unit* is what a warp accumulates: a block, a 64 x 64 part of one, or two 8 x 8 blocks of a column."""
+    """Sizes that follow; a *unit* is what a warp accumulates: a block, a 64 x 64 part of one, or two 8 x 8 blocks of a column.
+
+    A line of a panel is a row of `panel` features, or where features come first (`axis` 0) a feature of `rows` rows.
+    """
 
     block: int
     math: Math
     shape: WGradShape
+    axis: int = 1
 
     @property
     def chunk(self) -> int:
@@ -92,13 +96,22 @@ class WGradGeometry:
 
     @property
     def panel_chunks(self) -> int:
-        """Chunks of a row of a panel."""
-        return self.shape.panel // self.chunk
+        """Chunks of a line of a panel."""
+        return (self.shape.panel if self.axis else self.shape.rows) // self.chunk
+
+    @property
+    def panel_lines(self) -> int:
+        """Lines of a panel."""
+        return self.shape.rows if self.axis else self.shape.panel
 
     @property
     def panel_size(self) -> int:
         """Chunks that a panel occupies in shared memory."""
-        return self.panel_chunks * self.shape.rows
+        return self.panel_chunks * self.panel_lines
+
+    def feature_offset(self, feature: int) -> int:
+        """Chunks from a panel's start to row 0 of its `feature`, which begins a chunk."""
+        return feature // self.chunk if self.axis else feature * self.panel_chunks
 
     @property
     def stage_bytes(self) -> int:
@@ -106,14 +119,14 @@ class WGradGeometry:
         return self.shape.panels * self.panel_size * CHUNK_BYTES
 
     @property
-    def load_rows(self) -> int:
-        """Rows of a panel that the thread block loads in one pass."""
-        return min(self.shape.rows, self.threads // self.panel_chunks)
+    def load_lines(self) -> int:
+        """Lines of a panel that the thread block loads in one pass."""
+        return min(self.panel_lines, self.threads // self.panel_chunks)
 
     @property
     def panels_at_once(self) -> int:
         """Panels that the thread block loads side by side when one does not occupy all its threads."""
-        return self.threads // (self.load_rows * self.panel_chunks)
+        return self.threads // (self.load_lines * self.panel_chunks)
 
 
 @dataclass
@@ -162,6 +175,11 @@ class WGradPlan:
     def features(self) -> tuple[int, int]:
         """Features of a row of x and of a row of dy."""
         return self.problem.in_features, self.problem.out_features
+
+    @property
+    def formula(self) -> str:
+        """What it computes, but for gates."""
+        return "x @ dy.T" if self.problem.feature_first else "x.T @ dy"
 
     @property
     def ragged(self) -> bool:
@@ -271,7 +289,7 @@ def candidates(problem: Problem, target: Target) -> Iterator[WGradPlan]:
     """Plans to choose from: panel widths, and bands of output blocks that a tile may draw from."""
     seen = set()
     for shape in shapes(problem, target):
-        plan = assemble(problem, target, WGradGeometry(problem.block_size, math_of(problem), shape))
+        plan = assemble(problem, target, _geometry(problem, shape))
         if plan.geometry not in seen:  # room for more panels than a layout can use makes no difference
             seen.add(plan.geometry)
             yield plan
@@ -279,7 +297,7 @@ def candidates(problem: Problem, target: Target) -> Iterator[WGradPlan]:
 
 def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iterator[WGradPlan]:
     """Plans of the shapes that are predicted, from a sample of their bands, to be cheapest; none that takes `limit` seconds."""
-    geometries = [WGradGeometry(problem.block_size, math_of(problem), shape) for shape in shapes(problem, target)]
+    geometries = [_geometry(problem, shape) for shape in shapes(problem, target)]
     estimates = [(estimate(problem, target, geo), geo) for geo in geometries]
     ranked = sorted((pair for pair in estimates if pair[0] < limit), key=lambda pair: pair[0])
     yield from (assemble(problem, target, geo) for _, geo in ranked[:SHORTLIST])
@@ -298,18 +316,28 @@ def estimate(problem: Problem, target: Target, geo: WGradGeometry) -> float:
 
 def shapes(problem: Problem, target: Target) -> Iterator[WGradShape]:
     """Every shape worth a plan: about 64 accumulators a thread, stages that fit shared memory."""
-    block, math = problem.block_size, math_of(problem)
-    widths = {min(chunks * math.chunk, max(block, 4 * math.chunk)) for chunks in (4, 8)}
     bands = {min(problem.layout.shape[1], band) for band in (1, 2, 4, 8, 16, 32)}
-    for rows, panel, band in product((32, 64), sorted(widths), sorted(bands)):
+    for rows, panel, band in product((32, 64), _widths(problem), sorted(bands)):
         shape = WGradShape(8, 1, rows, panel, 3, 0, band)
-        units = max(1, 64 // WGradGeometry(block, math, shape).accumulators)
+        units = max(1, 64 // _geometry(problem, shape).accumulators)
         yield from _pipelines(replace(shape, units=units), problem, target)
+
+
+def _geometry(problem: Problem, shape: WGradShape) -> WGradGeometry:
+    return WGradGeometry(problem.block_size, math_of(problem), shape, problem.axis)
+
+
+def _widths(problem: Problem) -> list[int]:
+    """Features of a panel: 64 or 128 bytes of a row, but no more than a block, or one block (a unit) where features come first."""
+    block, chunk = problem.block_size, math_of(problem).chunk
+    if problem.feature_first:
+        return [min(block, MAX_UNIT)]
+    return sorted({min(chunks * chunk, max(block, 4 * chunk)) for chunks in (4, 8)})
 
 
 def _pipelines(shape: WGradShape, problem: Problem, target: Target) -> Iterator[WGradShape]:
     """As many panels a stage as the units can use and shared memory holds, for one and two resident blocks."""
-    geo = WGradGeometry(problem.block_size, math_of(problem), replace(shape, panels=1))
+    geo = _geometry(problem, replace(shape, panels=1))
     useful = 2 * geo.capacity * (2 if geo.paired else 1)
     for blocks in range(1, min(2, by_registers(geo)) + 1):
         budget = occupancy.shared_memory_of(blocks, target) - TABLE_BYTES
@@ -406,4 +434,4 @@ def _add(group: Group, block: tuple[int, int, int], geo: WGradGeometry) -> bool:
 def _offset(group: Group, feature: int, gradient: bool, geo: WGradGeometry) -> int:
     panel, inside = divmod(feature, geo.shape.panel)
     position = group.panels[~panel if gradient else panel]
-    return position * geo.panel_size + inside // geo.chunk
+    return position * geo.panel_size + geo.feature_offset(inside)

@@ -84,8 +84,8 @@ class Framework:
         """`array`, contiguous and of that element type."""
         raise ArgumentError(self._unsupported())
 
-    def join(self, arrays: Sequence[Any]) -> Any:
-        """Rows of matrices one after the other, in a new array."""
+    def join(self, arrays: Sequence[Any], axis: int) -> Any:
+        """Matrices one after the other along an axis, in a new array."""
         raise ArgumentError(
             f"x: got a list of {self.name} arrays, expected NumPy, PyTorch, CuPy or JAX: join them yourself"
         )

@@ -53,9 +53,9 @@ class CuPy(Framework):
         """cupy.ascontiguousarray."""
         return self._cupy.ascontiguousarray(array, _TYPES.get(dtype, dtype))
 
-    def join(self, arrays: Sequence[Any]) -> Any:
+    def join(self, arrays: Sequence[Any], axis: int) -> Any:
         """cupy.concatenate."""
-        return self._cupy.concatenate(list(arrays))
+        return self._cupy.concatenate(list(arrays), axis)
 
 
 @cache

@@ -25,6 +25,7 @@ class Express:
         self._float32 = framework.dtypes["float32"]
         types = {name: framework.dtypes[contract.type_of(name).value] for name in (*contract.fixed, *contract.rows)}
         self._leading, self._width = contract.leading, contract.rows[contract.leading]
+        self._axis = contract.axis
         # Name, shape, width and type of the others; one of shape and width is given. What may be left out is, here.
         self._others: list[tuple[str, tuple[int, ...] | None, int, Any]] = [
             (name, shape, 0, types[name]) for name, shape in contract.fixed.items() if name not in contract.optional
@@ -49,7 +50,10 @@ class Express:
             return None
         if operands is None:
             return None
-        out = self._empty(first, self._result_shape or (*first.shape[:-1], self._result_features), device)
+        shape, features = self._result_shape, self._result_features
+        if shape is None:
+            shape = (*first.shape[:-1], features) if self._axis else (features, *first.shape[1:])
+        out = self._empty(first, shape, device)
         operands["out"] = out.data_ptr()
         n = operands["n"]
         index = bisect_left(BOUNDS, n)
@@ -67,7 +71,10 @@ class Express:
         dtype, kinds = self._dtype, self._kinds
         if type(first) not in kinds or first.dtype is not dtype or device < 0 or not first.is_contiguous():
             return None
-        *lead, width = first.shape or (0,)
+        if self._axis:
+            *lead, width = first.shape or (0,)
+        else:
+            width, *lead = first.shape or (0,)
         n = lead[0] if len(lead) == 1 else first.numel() // self._width
         address = first.data_ptr()
         if width != self._width or address % ALIGNMENT or not 0 < n <= MAXIMUM_ROWS:
@@ -81,7 +88,7 @@ class Express:
                 type(array) not in kinds
                 or array.dtype is not kind
                 or array.get_device() != device
-                or array.shape != (fixed or (*lead, width))
+                or array.shape != (fixed or ((*lead, width) if self._axis else (width, *lead)))
                 or not array.is_contiguous()
             ):
                 return None

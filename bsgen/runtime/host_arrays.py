@@ -39,9 +39,9 @@ class NumPy(Framework):
         """np.ascontiguousarray."""
         return np.ascontiguousarray(array, _TYPES.get(dtype, dtype))
 
-    def join(self, arrays: Sequence[Any]) -> Any:
+    def join(self, arrays: Sequence[Any], axis: int) -> Any:
         """np.concatenate."""
-        return np.concatenate(arrays)
+        return np.concatenate(arrays, axis)
 
 
 _numpy = NumPy()

@@ -71,9 +71,9 @@ class Jax(Framework):
         """astype."""
         return array.astype(dtype)
 
-    def join(self, arrays: Sequence[Any]) -> Any:
+    def join(self, arrays: Sequence[Any], axis: int) -> Any:
         """jax.numpy.concatenate."""
-        return self._jax.numpy.concatenate(arrays)
+        return self._jax.numpy.concatenate(arrays, axis)
 
 
 @cache

@@ -89,9 +89,9 @@ class Torch(Framework):
         """Tensor.to."""
         return array.to(self.dtypes[dtype]).contiguous()
 
-    def join(self, arrays: Sequence[Any]) -> Any:
+    def join(self, arrays: Sequence[Any], axis: int) -> Any:
         """torch.cat."""
-        return self._torch.cat(list(arrays))
+        return self._torch.cat(list(arrays), axis)
 
 
 def _fast_allocator(torch: Any) -> Callable[..., Any] | None:

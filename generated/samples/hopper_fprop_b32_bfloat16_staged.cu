@@ -29,6 +29,7 @@ constexpr int kLoads = 23;  // words of a stage in kLoadTable
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
+
 // One word, and two words, of shared memory.
 __device__ __forceinline__ u32 load_shared(u32 address) {
     u32 word;
@@ -41,11 +42,14 @@ __device__ __forceinline__ uint2 load_shared_pair(u32 address) {
     asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(words.x), "=r"(words.y) : "r"(address) : "memory");
     return words;
 }
+
 // Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
 template <int Chunks>
 __device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
-    return (row * Chunks + (chunk ^ (row / (8 / Chunks) % Chunks))) * 16;
+    constexpr u32 kSpread = Chunks < 8 ? Chunks : 8;
+    return (row * Chunks + (chunk ^ (row / (8 / kSpread) % kSpread))) * 16;
 }
+
 // Four 8 x 8 matrices of 16-bit elements into shared memory (PTX: stmatrix, sm_90); lane l gives row l % 8 of matrix l / 8.
 __device__ __forceinline__ void stmatrix_x4(u32 address, const u32 (&r)[4]) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]),
@@ -58,6 +62,7 @@ __device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
     return v;
 }
+
 // Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
 __device__ __forceinline__ void barrier_init(u32 barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -82,6 +87,7 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
         "again_%=: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
         "@!done bra again_%=; }" ::"r"(barrier), "r"(parity) : "memory");
 }
+
 // Copies by the tensor memory accelerator (PTX: cp.async.bulk, sm_90); `barrier` counts their bytes.
 struct alignas(64) TensorMap {
     unsigned long long words[16];
@@ -103,16 +109,19 @@ __device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 by
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
                  "l"(global), "r"(bytes), "r"(barrier) : "memory");
 }
+
 // Stores by the tensor memory accelerator (PTX: cp.async.bulk.tensor, bulk groups), in groups of a thread.
 __device__ __forceinline__ void tma_store(const TensorMap& map, int column, int row, u32 shared) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map), "r"(column), "r"(row), "r"(shared) : "memory");
 }
+
 __device__ __forceinline__ void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // Wait until at most `Pending` of this thread's newest groups still read shared memory.
 template <int Pending>
 __device__ __forceinline__ void bulk_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(Pending) : "memory");
 }
+
 // What this thread wrote to shared memory is there for the copy engine.
 __device__ __forceinline__ void copy_engine_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 // The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
@@ -140,11 +149,13 @@ __device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, 
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
         "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
 }
+
 // 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
 __device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
+
 // The multiply step of a warpgroup, 64 rows x 32 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
 // the first, commit after the last, wait before its registers or shared memory change.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -164,6 +175,7 @@ __device__ __forceinline__ void wgmma(float (&sums)[16], const u32 (&a)[4], u32 
         "}, {%16, %17, %18, %19}, b, 1, 1, 1, 1; }"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),           "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15])        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(kWeightsHigh));
 }
+
 // Elements are bfloat16, kept as bits.
 using Element = unsigned short;
 
@@ -183,9 +195,11 @@ __device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_
 __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
+
 __device__ const int __align__(16) kTileStages[] = {
     0,8,15,20,25,
 };
+
 __device__ const int __align__(16) kTargets[] = {
     0,4,8,12,16,20,24,28,1,2,10,18,26,5,6,14,
     3,11,19,22,30,7,15,23,9,17,25,13,21,29,27,31,
@@ -351,6 +365,7 @@ struct Walk {
     }
     __device__ __forceinline__ void advance() { ++stage, skip(); }
 };
+
 // Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
 __device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
     const int lane = threadIdx.x % 32;
@@ -378,6 +393,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
 }
+
 // A value that all threads of a warp read alike: keeps what depends on it in uniform registers.
 __device__ __forceinline__ u32 uniform(u32 value) { return __shfl_sync(~0u, value, 0); }
 
@@ -393,6 +409,7 @@ __device__ __forceinline__ void load_fragments(Fragments& a, u32 from) {
             ldmatrix_x4(a[m][k], (from ^ (k * 32)) + m * (64 * kRowBytes));
         }
 }
+
 // Multiply a panel by the pieces of slots First (if Mask & 1) and First + 1 (if Mask & 2), which lie at b. One group of steps.
 template <int First, int Mask>
 __device__ __forceinline__ void multiply_slots(Sums& sums, const Fragments& a, u32 b) {
@@ -444,6 +461,7 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows,
         wgmma_wait<0>();
     } while (--count);
 }
+
 // Accumulators -> shared memory, from where TMA stores finished outputs while the next tile is multiplied: box after box of 16 rows, each
 // where the one kBoxes before it was. float32 for partial sums, which a lane stores itself.
 __device__ __forceinline__ void store(const Sums& sums, const int* targets, int row0, int n, const TensorMap& map, u32 scratch) {
@@ -483,6 +501,7 @@ __device__ __forceinline__ void store(const Sums& sums, const int* targets, int 
             }
         }
 }
+
 extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
 bsgen_fprop_b32_bfloat16_hopper_8bd202088863656e(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, const __grid_constant__ TensorMap y_map, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];

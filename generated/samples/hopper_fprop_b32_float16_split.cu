@@ -28,6 +28,7 @@ constexpr int kLoads = 18;  // words of a stage in kLoadTable
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
+
 // One word, and two words, of shared memory.
 __device__ __forceinline__ u32 load_shared(u32 address) {
     u32 word;
@@ -40,11 +41,14 @@ __device__ __forceinline__ uint2 load_shared_pair(u32 address) {
     asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(words.x), "=r"(words.y) : "r"(address) : "memory");
     return words;
 }
+
 // Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
 template <int Chunks>
 __device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
-    return (row * Chunks + (chunk ^ (row / (8 / Chunks) % Chunks))) * 16;
+    constexpr u32 kSpread = Chunks < 8 ? Chunks : 8;
+    return (row * Chunks + (chunk ^ (row / (8 / kSpread) % kSpread))) * 16;
 }
+
 // Four 8 x 8 matrices of 16-bit elements into shared memory (PTX: stmatrix, sm_90); lane l gives row l % 8 of matrix l / 8.
 __device__ __forceinline__ void stmatrix_x4(u32 address, const u32 (&r)[4]) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]),
@@ -57,6 +61,7 @@ __device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
     return v;
 }
+
 // Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
 __device__ __forceinline__ void barrier_init(u32 barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -81,6 +86,7 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
         "again_%=: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
         "@!done bra again_%=; }" ::"r"(barrier), "r"(parity) : "memory");
 }
+
 // Copies by the tensor memory accelerator (PTX: cp.async.bulk, sm_90); `barrier` counts their bytes.
 struct alignas(64) TensorMap {
     unsigned long long words[16];
@@ -102,6 +108,7 @@ __device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 by
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
                  "l"(global), "r"(bytes), "r"(barrier) : "memory");
 }
+
 // The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
 __device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
 // Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
@@ -127,11 +134,13 @@ __device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, 
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
         "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
 }
+
 // 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
 __device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
+
 // The multiply step of a warpgroup, 64 rows x 32 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
 // the first, commit after the last, wait before its registers or shared memory change.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -151,6 +160,7 @@ __device__ __forceinline__ void wgmma(float (&sums)[16], const u32 (&a)[4], u32 
         "}, {%16, %17, %18, %19}, b, 1, 1, 1, 1; }"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),           "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15])        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(kWeightsHigh));
 }
+
 // Elements are float16, kept as bits.
 using Element = unsigned short;
 
@@ -173,9 +183,11 @@ __device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_
 __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
+
 __device__ const int __align__(16) kTileStages[] = {
     0,3,7,11,15,19,23,27,31,35,38,41,
 };
+
 __device__ const int __align__(16) kTargets[] = {
     -1,-12,-23,3,-2,-13,-24,4,-3,-14,-25,5,-4,-15,-26,6,
     -5,-16,-27,7,-6,-17,-28,8,-7,-18,-29,9,-8,-19,-30,10,
@@ -470,6 +482,7 @@ struct Walk {
     }
     __device__ __forceinline__ void advance() { ++stage, skip(); }
 };
+
 // Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
 __device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
     const int lane = threadIdx.x % 32;
@@ -497,6 +510,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
 }
+
 // A value that all threads of a warp read alike: keeps what depends on it in uniform registers.
 __device__ __forceinline__ u32 uniform(u32 value) { return __shfl_sync(~0u, value, 0); }
 
@@ -512,6 +526,7 @@ __device__ __forceinline__ void load_fragments(Fragments& a, u32 from) {
             ldmatrix_x4(a[m][k], (from ^ (k * 32)) + m * (64 * kRowBytes));
         }
 }
+
 // Multiply a panel by the pieces of slots First (if Mask & 1) and First + 1 (if Mask & 2), which lie at b. One group of steps.
 template <int First, int Mask>
 __device__ __forceinline__ void multiply_slots(Sums& sums, const Fragments& a, u32 b) {
@@ -574,6 +589,7 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows,
     }
     wgmma_wait<0>();
 }
+
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
 __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int* targets, int row0, int n,
                                       Element* __restrict__ y, float* __restrict__ workspace, u32 scratch) {
@@ -611,6 +627,7 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
         }
     }
 }
+
 extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
 bsgen_fprop_b32_float16_hopper_5734be5d2ec1f220(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, float* __restrict__ workspace, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
@@ -663,6 +680,7 @@ bsgen_fprop_b32_float16_hopper_5734be5d2ec1f220(const __grid_constant__ TensorMa
 __device__ const int __align__(16) kReductions[] = {
     0,0,32,
 };
+
 constexpr int kSplits = 1, kReduceRows = 16, kReduceThreads = 256;
 
 extern "C" __global__ void __launch_bounds__(kReduceThreads)

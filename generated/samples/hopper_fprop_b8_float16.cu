@@ -24,6 +24,7 @@ constexpr int kLoads = 19;  // entries of a stage in kLoadTable
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
+
 // One word, and two words, of shared memory.
 __device__ __forceinline__ u32 load_shared(u32 address) {
     u32 word;
@@ -36,11 +37,14 @@ __device__ __forceinline__ uint2 load_shared_pair(u32 address) {
     asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(words.x), "=r"(words.y) : "r"(address) : "memory");
     return words;
 }
+
 // Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
 template <int Chunks>
 __device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
-    return (row * Chunks + (chunk ^ (row / (8 / Chunks) % Chunks))) * 16;
+    constexpr u32 kSpread = Chunks < 8 ? Chunks : 8;
+    return (row * Chunks + (chunk ^ (row / (8 / kSpread) % kSpread))) * 16;
 }
+
 // Four 8 x 8 matrices of 16-bit elements into shared memory (PTX: stmatrix, sm_90); lane l gives row l % 8 of matrix l / 8.
 __device__ __forceinline__ void stmatrix_x4(u32 address, const u32 (&r)[4]) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]),
@@ -53,6 +57,7 @@ __device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
     return v;
 }
+
 // Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
 __device__ __forceinline__ void barrier_init(u32 barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -77,6 +82,7 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
         "again_%=: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
         "@!done bra again_%=; }" ::"r"(barrier), "r"(parity) : "memory");
 }
+
 // Copies by the tensor memory accelerator (PTX: cp.async.bulk, sm_90); `barrier` counts their bytes.
 struct alignas(64) TensorMap {
     unsigned long long words[16];
@@ -98,6 +104,7 @@ __device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 by
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
                  "l"(global), "r"(bytes), "r"(barrier) : "memory");
 }
+
 // The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
 __device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
 // Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
@@ -123,11 +130,13 @@ __device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, 
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
         "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
 }
+
 // bulk_load into every thread block of the cluster whose bit is set in `ranks`, and their barriers (PTX: cp.async.bulk, multicast).
 __device__ __forceinline__ void bulk_multicast(u32 shared, const void* global, u32 bytes, u32 barrier, unsigned short ranks) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(shared),
                  "l"(global), "r"(bytes), "r"(barrier), "h"(ranks) : "memory");
 }
+
 // Elements are float16, kept as bits.
 using Element = unsigned short;
 
@@ -150,9 +159,11 @@ __device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_
 __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
+
 __device__ const int __align__(16) kTileStages[] = {
     0,1,2,
 };
+
 __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,
     16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31,
@@ -168,6 +179,7 @@ __device__ const int __align__(16) kLoadTable[] = {
     512,16779392,832,4196736,960,4196800,1088,4196864,1280,8391232,1472,4197056,1600,4197120,1728,4197184,
     2048,16780160,2368,4197504,2496,4197568,2624,4197632,2816,8392000,3008,4197824,
 };
+
 __device__ const int __align__(16) kRecords[] = {
     0,32768,32,34816,64,39936,96,41984,16384,45056,16416,47104,16448,52224,16480,54272,
     16,33792,32,34944,16400,46080,16416,47232,16,33920,32,35072,80,40960,96,42112,
@@ -264,6 +276,7 @@ struct Walk {
     }
     __device__ __forceinline__ void advance() { ++stage, skip(); }
 };
+
 // Fills the ring of stages, tile after tile: four warps, each thread one load of a stage.
 __device__ __forceinline__ void produce(const TensorMap& activations, const Element* __restrict__ w, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
     const int mine = threadIdx.x % 32 * 4 + threadIdx.x / 32 % 4;  // neighbouring loads are other warps', which issue side by side
@@ -302,29 +315,35 @@ __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u3
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
 // The same, 16 x 8 x 8 (PTX: mma.sync.m16n8k8).
 __device__ __forceinline__ void mma_half(float (&d)[4], const u32 (&a)[2], u32 b) {
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(b));
 }
+
 // 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
 __device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
+
 __device__ __forceinline__ void ldmatrix_x2(u32 (&r)[2], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
                  : "=r"(r[0]), "=r"(r[1]) : "r"(address) : "memory");
 }
+
 __device__ __forceinline__ void ldmatrix_x2_trans(u32 (&r)[2], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
                  : "=r"(r[0]), "=r"(r[1]) : "r"(address) : "memory");
 }
+
 __device__ __forceinline__ u32 ldmatrix_x1_trans(u32 address) {
     u32 r;
     asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(r) : "r"(address) : "memory");
     return r;
 }
+
 using Sums = float[kSlots][kMTiles][kNTiles][4];
 
 // Where the 16 bytes lie that a lane points at (PTX: ldmatrix): lanes 0-15 at 16 rows of the activations, lanes 16-31 at the same rows of another block.
@@ -376,6 +395,7 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, const Lane& lane, u32
         }
     }
 }
+
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums. 16 rows of 16 outputs at a time: two 8-column steps,
 // of one output block or of two.
 __device__ __forceinline__ void store(const Sums& sums, const int* targets, int row0, int n, Element* __restrict__ y, u32 scratch) {

@@ -20,6 +20,7 @@ constexpr int kStep = 16 * kRowBytes / 16;  // from a multiply step to the next,
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
+
 // Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
 __device__ __forceinline__ void barrier_init(u32 barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -44,6 +45,7 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
         "again_%=: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
         "@!done bra again_%=; }" ::"r"(barrier), "r"(parity) : "memory");
 }
+
 // Copies by the tensor memory accelerator (PTX: cp.async.bulk, sm_90); `barrier` counts their bytes.
 struct alignas(64) TensorMap {
     unsigned long long words[16];
@@ -65,6 +67,7 @@ __device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 by
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
                  "l"(global), "r"(bytes), "r"(barrier) : "memory");
 }
+
 // The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
 __device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
 // The multiply step of a warpgroup, 64 rows x 128 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
@@ -90,6 +93,7 @@ __device__ __forceinline__ void wgmma(float (&sums)[64], u32 a, u32 b) {
         "}, a, b, 1, 1, 1, 1, 1; }"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),           "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15]),           "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]), "+f"(sums[22]), "+f"(sums[23]),           "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31]),           "+f"(sums[32]), "+f"(sums[33]), "+f"(sums[34]), "+f"(sums[35]), "+f"(sums[36]), "+f"(sums[37]), "+f"(sums[38]), "+f"(sums[39]),           "+f"(sums[40]), "+f"(sums[41]), "+f"(sums[42]), "+f"(sums[43]), "+f"(sums[44]), "+f"(sums[45]), "+f"(sums[46]), "+f"(sums[47]),           "+f"(sums[48]), "+f"(sums[49]), "+f"(sums[50]), "+f"(sums[51]), "+f"(sums[52]), "+f"(sums[53]), "+f"(sums[54]), "+f"(sums[55]),           "+f"(sums[56]), "+f"(sums[57]), "+f"(sums[58]), "+f"(sums[59]), "+f"(sums[60]), "+f"(sums[61]), "+f"(sums[62]), "+f"(sums[63])        : "r"(a), "r"(b), "n"(kWeightsHigh), "n"(kPanelHigh));
 }
+
 // Elements are float16, kept as bits.
 using Element = unsigned short;
 
@@ -112,6 +116,7 @@ __device__ const int __align__(16) kPanelCounts[] = {
     4,4,4,4,4,4,4,4,4,4,4,4,4,4,4,4,
     4,4,4,4,4,4,4,4,
 };
+
 __device__ const int __align__(16) kPanelTable[] = {
     0,64,-1,-65,256,320,-1,-65,512,576,-1,-65,768,832,-1,-65,
     128,192,-129,-193,256,320,-129,-193,128,192,-257,-321,256,320,-257,-321,
@@ -207,6 +212,7 @@ __device__ __forceinline__ void store(const Sums& sums, int count, const int* un
         }
     }
 }
+
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
 bsgen_wgrad_b128_float16_hopper_0dd315799237382c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap dy_map, Element* __restrict__ dw, int n, int accumulate) {
     extern __shared__ __align__(1024) unsigned char shared[];

@@ -21,6 +21,7 @@ constexpr int kStep = 16 * kRowBytes / 16;  // from a multiply step to the next,
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
+
 // Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
 __device__ __forceinline__ void barrier_init(u32 barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -45,6 +46,7 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
         "again_%=: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
         "@!done bra again_%=; }" ::"r"(barrier), "r"(parity) : "memory");
 }
+
 // Copies by the tensor memory accelerator (PTX: cp.async.bulk, sm_90); `barrier` counts their bytes.
 struct alignas(64) TensorMap {
     unsigned long long words[16];
@@ -66,6 +68,7 @@ __device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 by
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
                  "l"(global), "r"(bytes), "r"(barrier) : "memory");
 }
+
 // The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
 __device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
 // The multiply step of a warpgroup, 64 rows x 32 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
@@ -88,6 +91,7 @@ __device__ __forceinline__ void wgmma(float (&sums)[16], u32 a, u32 b) {
         "}, a, b, 1, 1, 1, 1, 1; }"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),           "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15])        : "r"(a), "r"(b), "n"(kWeightsHigh), "n"(kPanelHigh));
 }
+
 // Elements are bfloat16, kept as bits.
 using Element = unsigned short;
 
@@ -107,6 +111,7 @@ __device__ const int __align__(16) kPanelCounts[] = {
     8,11,11,9,9,8,8,11,11,9,9,8,8,11,11,9,
     9,8,8,11,11,9,9,8,
 };
+
 __device__ const int __align__(16) kPanelTable[] = {
     0,64,128,192,-1,-129,-257,-385,0,0,0,32,64,160,192,-33,
     -65,-161,-289,-417,-545,-801,64,96,192,224,-97,-193,-225,-353,-481,-609,
@@ -312,6 +317,7 @@ __device__ __forceinline__ void store(const Sums& sums, int count, float* __rest
         }
     }
 }
+
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
 bsgen_wgrad_b32_bfloat16_hopper_8bd202088863656e(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap dy_map, float* __restrict__ partials, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
@@ -363,6 +369,7 @@ bsgen_wgrad_b32_bfloat16_hopper_8bd202088863656e(const __grid_constant__ TensorM
     wgmma_wait<0>();
     store(sums, count, partials + (static_cast<long long>(blockIdx.x) * kGroups + group) * (kUnits * 64 * kBlock));
 }
+
 // The splits' partial sums, added in order; a thread block for each unit.
 extern "C" __global__ void __launch_bounds__(256)
 bsgen_wgrad_b32_bfloat16_hopper_8bd202088863656e_reduce(const float* __restrict__ partials, Element* __restrict__ dw, int accumulate) {

@@ -20,6 +20,7 @@ constexpr int kStep = 16 * kRowBytes / 16;  // from a multiply step to the next,
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
+
 // Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
 __device__ __forceinline__ void barrier_init(u32 barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -44,6 +45,7 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
         "again_%=: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
         "@!done bra again_%=; }" ::"r"(barrier), "r"(parity) : "memory");
 }
+
 // Copies by the tensor memory accelerator (PTX: cp.async.bulk, sm_90); `barrier` counts their bytes.
 struct alignas(64) TensorMap {
     unsigned long long words[16];
@@ -65,6 +67,7 @@ __device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 by
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
                  "l"(global), "r"(bytes), "r"(barrier) : "memory");
 }
+
 // The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
 __device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
 // The multiply step of a warpgroup, 64 rows x 64 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
@@ -88,6 +91,7 @@ __device__ __forceinline__ void wgmma(float (&sums)[32], u32 a, u32 b) {
         "}, a, b, 1, 1, 1, 1, 1; }"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),           "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15]),           "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]), "+f"(sums[22]), "+f"(sums[23]),           "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31])        : "r"(a), "r"(b), "n"(kWeightsHigh), "n"(kPanelHigh));
 }
+
 // Two neighbouring elements of a float32 dW.
 __device__ __forceinline__ float2 load_pair(const float* p) { return *reinterpret_cast<const float2*>(p); }
 __device__ __forceinline__ void store_pair(float* p, float2 v) { *reinterpret_cast<float2*>(p) = v; }
@@ -111,6 +115,7 @@ __device__ const int __align__(16) kPanelCounts[] = {
     2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,
     2,2,2,2,2,2,2,2,
 };
+
 __device__ const int __align__(16) kPanelTable[] = {
     0,-1,128,-1,256,-1,384,-1,64,-65,128,-65,64,-129,128,-129,
     320,-129,384,-129,128,-193,448,-193,0,-257,128,-257,256,-257,384,-257,
@@ -239,6 +244,7 @@ __device__ __forceinline__ void store(const Sums& sums, int count, const int* un
         }
     }
 }
+
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
 bsgen_wgrad_b64_bfloat16_hopper_0dd315799237382c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap dy_map, float* __restrict__ dw, int n, int accumulate) {
     extern __shared__ __align__(1024) unsigned char shared[];

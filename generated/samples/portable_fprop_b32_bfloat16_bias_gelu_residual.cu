@@ -18,8 +18,8 @@ constexpr int kTiles = 1;
 constexpr int kDepth = 32, kStep = 16;  // inputs of an operation, of a multiply step
 constexpr int kPieceChunks = 128, kPieceBytes = 2048;  // the weights of an operation
 constexpr int kPieceRows = 32, kPieceColumns = 4, kLine = 4;  // in chunks; matrices of kLine chunks a row
-constexpr int kPanel = 32, kPanelChunks = 4, kPanelBytes = 2048;  // elements, chunks of a row
-constexpr int kLoadRows = 64, kLoadPasses = 1;  // rows of a panel that the thread block loads at once
+constexpr int kPanel = 32, kPanelChunks = 4, kPanelBytes = 2048;  // elements, chunks of a line
+constexpr int kLoadLines = 64, kLoadPasses = 1;  // lines of a panel that the thread block loads at once
 constexpr int kPiecesAtOnce = 2;  // pieces that the thread block loads at once
 constexpr int kStages = 3, kStageBytes = 25600;
 constexpr int kRecordWords = 32, kRecordRing = 5;
@@ -29,6 +29,7 @@ constexpr int kSlotStarts = 2, kPanelIds = 11, kInputs = 14, kPieceStarts = 23;
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
+
 // Have the compiler keep a pointer in registers instead of computing it again at each use.
 template <class T>
 __device__ __forceinline__ void keep(const T*& pointer) {
@@ -38,8 +39,10 @@ __device__ __forceinline__ void keep(const T*& pointer) {
 // Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
 template <int Chunks>
 __device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
-    return (row * Chunks + (chunk ^ (row / (8 / Chunks) % Chunks))) * 16;
+    constexpr u32 kSpread = Chunks < 8 ? Chunks : 8;
+    return (row * Chunks + (chunk ^ (row / (8 / kSpread) % kSpread))) * 16;
 }
+
 // 16 bytes, past L1 (PTX: cp.async, sm_80).
 __device__ __forceinline__ void cp_async_16(u32 shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
@@ -57,6 +60,7 @@ template <int Pending>
 __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
+
 // Elements are bfloat16, kept as bits.
 using Element = unsigned short;
 
@@ -77,6 +81,7 @@ __device__ __forceinline__ float ex2(float v) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(v));
     return power;
 }
+
 __device__ __forceinline__ float activate(float v) {
     // v * cdf(v) of the normal distribution, as max(v, 0) - |v| * cdf(-|v|). A minimax polynomial gives log2 of that last factor within
     // 6e-6, relative, for |v| up to 6, and falls without end beyond.
@@ -101,9 +106,11 @@ __device__ __forceinline__ float2 finish(float2 v, const Element* __restrict__ b
     v.x += r.x, v.y += r.y;
     return v;
 }
+
 __device__ const int __align__(16) kTileStages[] = {
     0,3,
 };
+
 __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,4,5,6,7,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
@@ -125,26 +132,47 @@ __device__ __forceinline__ void load_record(u32 record, int stage) {
     }
 }
 
-// The loads of a stage, global -> shared. What depends on the thread alone is computed once.
-struct Loads {
+// The panels of a stage, global -> shared: a line is a row. What depends on the thread alone is computed once.
+struct Activations {
     const Element* rows[kLoadPasses];  // this thread's chunk of panel 0 in each row that it loads
-    const Element* piece;              // this thread's chunk of a piece at the start of W
-    u32 row, weights;                  // where they go, from the start of a panel and of the weights
+    u32 place;                         // where it goes, from the start of a panel
 
-    __device__ __forceinline__ Loads(const Element* __restrict__ activations, const Element* __restrict__ w, int row0, int n) {
-        const u32 thread = threadIdx.x, panel_row = thread / kPanelChunks, panel_column = thread % kPanelChunks;
+    __device__ __forceinline__ Activations(const Element* __restrict__ x, int row0, int n) {
+        const u32 line = threadIdx.x / kPanelChunks, column = threadIdx.x % kPanelChunks;
 #pragma unroll
         for (int pass = 0; pass < kLoadPasses; ++pass) {
             // Rows past the end are loads of the last one: their sums are never stored.
-            const int r = min(row0 + static_cast<int>(panel_row) + pass * kLoadRows, n - 1);
-            rows[pass] = activations + static_cast<long long>(r) * kFeaturesIn + panel_column * kChunk;
+            const int r = min(row0 + static_cast<int>(line) + pass * kLoadLines, n - 1);
+            rows[pass] = x + static_cast<long long>(r) * kFeaturesIn + column * kChunk;
             keep(rows[pass]);
         }
-        row = swizzled<kPanelChunks>(panel_row, panel_column);
-        const u32 inside = thread % kPieceChunks;
+        place = swizzled<kPanelChunks>(line, column);
+    }
+
+    __device__ __forceinline__ void issue(u32 stage, const int* record) const {
+        const int panels = record[0];
+        u32 to = stage + place;
+#pragma unroll 2
+        for (int p = 0; p < panels; ++p, to += kPanelBytes) {
+            const int panel = record[kPanelIds + p];
+#pragma unroll
+            for (int pass = 0; pass < kLoadPasses; ++pass)
+                if (kRows % kLoadLines == 0 || static_cast<int>(threadIdx.x) / kPanelChunks + pass * kLoadLines < kRows)
+                    cp_async_16(to + pass * (kLoadLines * kPanelChunks * 16), rows[pass] + panel * kPanel);
+        }
+    }
+};
+
+// The pieces of W of a stage, after its panels, global -> shared.
+struct Weights {
+    const Element* piece;  // this thread's chunk of a piece at the start of W
+    u32 place;             // where it goes, from the start of the pieces
+
+    __device__ __forceinline__ explicit Weights(const Element* __restrict__ w) {
+        const u32 inside = threadIdx.x % kPieceChunks;
         piece = w + (inside / kPieceColumns * (kBlock / kChunk) + inside % kPieceColumns) * kChunk;
         keep(piece);
-        weights = piece_offset(inside) + thread / kPieceChunks * kPieceBytes;
+        place = piece_offset(inside) + threadIdx.x / kPieceChunks * kPieceBytes;
     }
 
     static __device__ __forceinline__ u32 piece_offset(u32 inside) {
@@ -153,17 +181,8 @@ struct Loads {
     }
 
     __device__ __forceinline__ void issue(u32 stage, const int* record) const {
-        const int panels = record[0], operations = record[1];
-        u32 to = stage + row;
-#pragma unroll 2
-        for (int p = 0; p < panels; ++p, to += kPanelBytes) {
-            const int panel = record[kPanelIds + p];
-#pragma unroll
-            for (int pass = 0; pass < kLoadPasses; ++pass)
-                if (kRows % kLoadRows == 0 || static_cast<int>(threadIdx.x) / kPanelChunks + pass * kLoadRows < kRows)
-                    cp_async_16(to + pass * (kLoadRows * kPanelChunks * 16), rows[pass] + panel * kPanel);
-        }
-        to = stage + panels * kPanelBytes + weights;
+        const int operations = record[1];
+        u32 to = stage + record[0] * kPanelBytes + place;
 #pragma unroll 2
         for (int p = threadIdx.x / kPieceChunks; p < operations; p += kPiecesAtOnce, to += kPiecesAtOnce * kPieceBytes)
             cp_async_16(to, piece + static_cast<long long>(record[kPieceStarts + p]) * kChunk);
@@ -176,15 +195,18 @@ __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u3
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
 // 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
 __device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
+
 __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
+
 // One operation: this warp's rows of kDepth inputs, at a, times one output block of weights, at b. Both are this lane's
 // addresses; the swizzle turns a step along the chunks of a row into an exclusive or.
 __device__ __forceinline__ void multiply(float (&sums)[kMTiles][kNTiles][4], u32 a, u32 b) {
@@ -205,6 +227,7 @@ __device__ __forceinline__ void multiply(float (&sums)[kMTiles][kNTiles][4], u32
         }
     }
 }
+
 // The operations of a stage that fall to this warp.
 __device__ __forceinline__ void multiply_stage(float (&sums)[kWarpSlots][kMTiles][kNTiles][4], u32 stage, const int* record, int warp_m, int warp_n) {
     const int lane = threadIdx.x % 32;
@@ -227,6 +250,7 @@ __device__ __forceinline__ void multiply_stage(float (&sums)[kWarpSlots][kMTiles
         }
     }
 }
+
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
 __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][kNTiles][4], const int* targets, int row0, int n,
                                       Element* __restrict__ y, const Element* __restrict__ bias, const Element* __restrict__ residual) {
@@ -258,12 +282,17 @@ bsgen_fprop_b32_bfloat16_portable_677c38ef38d1729a(const Element* __restrict__ x
     const int first = kTileStages[tile], stages = kTileStages[tile + 1] - first;
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), warp_m = warp / kWarpsN, warp_n = warp % kWarpsN;
 
-    const Loads loads(x, w, row0, n);
+    const Activations activations(x, row0, n);
+    const Weights weights(w);
 
     // Issue the loads of stage i, and of the record that will be needed when it has arrived. Slots of the two rings go round.
     int stage_slot = 0, record_slot = 0, next_record = kStages - 1;
     const auto fetch = [&](int i) {
-        if (i < stages) loads.issue(stages_base + stage_slot * kStageBytes, records + record_slot * kRecordWords);
+        if (i < stages) {
+            const u32 stage = stages_base + stage_slot * kStageBytes;
+            activations.issue(stage, records + record_slot * kRecordWords);
+            weights.issue(stage, records + record_slot * kRecordWords);
+        }
         if (i + kStages - 1 < stages) load_record(records_base + next_record * (kRecordWords * 4), first + i + kStages - 1);
         cp_async_commit();
         stage_slot = stage_slot + 1 == kStages ? 0 : stage_slot + 1;

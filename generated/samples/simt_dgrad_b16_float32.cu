@@ -18,8 +18,8 @@ constexpr int kTiles = 2;
 constexpr int kDepth = 16;  // inputs of an operation
 constexpr int kPieceChunks = 64, kPieceBytes = 1024;  // the weights of an operation
 constexpr int kPieceRows = 16, kPieceColumns = 4, kLine = 4;  // in chunks; matrices of kLine chunks a row
-constexpr int kPanel = 32, kPanelChunks = 8, kPanelBytes = 8192;  // elements, chunks of a row
-constexpr int kLoadRows = 16, kLoadPasses = 4;  // rows of a panel that the thread block loads at once
+constexpr int kPanel = 32, kPanelChunks = 8, kPanelBytes = 8192;  // elements, chunks of a line
+constexpr int kLoadLines = 16, kLoadPasses = 4;  // lines of a panel that the thread block loads at once
 constexpr int kPiecesAtOnce = 2;  // pieces that the thread block loads at once
 constexpr int kStages = 3, kStageBytes = 25600;
 constexpr int kRecordWords = 28, kRecordRing = 5;
@@ -29,6 +29,7 @@ constexpr int kSlotStarts = 2, kPanelIds = 11, kInputs = 13, kPieceStarts = 20;
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
+
 // Have the compiler keep a pointer in registers instead of computing it again at each use.
 template <class T>
 __device__ __forceinline__ void keep(const T*& pointer) {
@@ -38,8 +39,10 @@ __device__ __forceinline__ void keep(const T*& pointer) {
 // Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
 template <int Chunks>
 __device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
-    return (row * Chunks + (chunk ^ (row / (8 / Chunks) % Chunks))) * 16;
+    constexpr u32 kSpread = Chunks < 8 ? Chunks : 8;
+    return (row * Chunks + (chunk ^ (row / (8 / kSpread) % kSpread))) * 16;
 }
+
 // 16 bytes, past L1 (PTX: cp.async, sm_80).
 __device__ __forceinline__ void cp_async_16(u32 shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
@@ -57,6 +60,7 @@ template <int Pending>
 __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
+
 using Element = float;
 
 __device__ __forceinline__ float2 load_pair(const Element* p) { return *reinterpret_cast<const float2*>(p); }
@@ -65,9 +69,11 @@ __device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_
 __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
+
 __device__ const int __align__(16) kTileStages[] = {
     0,2,4,
 };
+
 __device__ const int __align__(16) kTargets[] = {
     -1,6,3,5,-2147483647,-2147483647,-2147483647,-2147483647,-2,0,1,4,7,-2147483647,-2147483647,-2147483647,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
@@ -90,26 +96,47 @@ __device__ __forceinline__ void load_record(u32 record, int stage) {
     }
 }
 
-// The loads of a stage, global -> shared. What depends on the thread alone is computed once.
-struct Loads {
+// The panels of a stage, global -> shared: a line is a row. What depends on the thread alone is computed once.
+struct Activations {
     const Element* rows[kLoadPasses];  // this thread's chunk of panel 0 in each row that it loads
-    const Element* piece;              // this thread's chunk of a piece at the start of W
-    u32 row, weights;                  // where they go, from the start of a panel and of the weights
+    u32 place;                         // where it goes, from the start of a panel
 
-    __device__ __forceinline__ Loads(const Element* __restrict__ activations, const Element* __restrict__ w, int row0, int n) {
-        const u32 thread = threadIdx.x, panel_row = thread / kPanelChunks, panel_column = thread % kPanelChunks;
+    __device__ __forceinline__ Activations(const Element* __restrict__ dy, int row0, int n) {
+        const u32 line = threadIdx.x / kPanelChunks, column = threadIdx.x % kPanelChunks;
 #pragma unroll
         for (int pass = 0; pass < kLoadPasses; ++pass) {
             // Rows past the end are loads of the last one: their sums are never stored.
-            const int r = min(row0 + static_cast<int>(panel_row) + pass * kLoadRows, n - 1);
-            rows[pass] = activations + static_cast<long long>(r) * kFeaturesIn + panel_column * kChunk;
+            const int r = min(row0 + static_cast<int>(line) + pass * kLoadLines, n - 1);
+            rows[pass] = dy + static_cast<long long>(r) * kFeaturesIn + column * kChunk;
             keep(rows[pass]);
         }
-        row = swizzled<kPanelChunks>(panel_row, panel_column);
-        const u32 inside = thread % kPieceChunks;
+        place = swizzled<kPanelChunks>(line, column);
+    }
+
+    __device__ __forceinline__ void issue(u32 stage, const int* record) const {
+        const int panels = record[0];
+        u32 to = stage + place;
+#pragma unroll 2
+        for (int p = 0; p < panels; ++p, to += kPanelBytes) {
+            const int panel = record[kPanelIds + p];
+#pragma unroll
+            for (int pass = 0; pass < kLoadPasses; ++pass)
+                if (kRows % kLoadLines == 0 || static_cast<int>(threadIdx.x) / kPanelChunks + pass * kLoadLines < kRows)
+                    cp_async_16(to + pass * (kLoadLines * kPanelChunks * 16), rows[pass] + panel * kPanel);
+        }
+    }
+};
+
+// The pieces of W of a stage, after its panels, global -> shared.
+struct Weights {
+    const Element* piece;  // this thread's chunk of a piece at the start of W
+    u32 place;             // where it goes, from the start of the pieces
+
+    __device__ __forceinline__ explicit Weights(const Element* __restrict__ w) {
+        const u32 inside = threadIdx.x % kPieceChunks;
         piece = w + (inside / kPieceColumns * (kBlock / kChunk) + inside % kPieceColumns) * kChunk;
         keep(piece);
-        weights = piece_offset(inside) + thread / kPieceChunks * kPieceBytes;
+        place = piece_offset(inside) + threadIdx.x / kPieceChunks * kPieceBytes;
     }
 
     static __device__ __forceinline__ u32 piece_offset(u32 inside) {
@@ -118,17 +145,8 @@ struct Loads {
     }
 
     __device__ __forceinline__ void issue(u32 stage, const int* record) const {
-        const int panels = record[0], operations = record[1];
-        u32 to = stage + row;
-#pragma unroll 2
-        for (int p = 0; p < panels; ++p, to += kPanelBytes) {
-            const int panel = record[kPanelIds + p];
-#pragma unroll
-            for (int pass = 0; pass < kLoadPasses; ++pass)
-                if (kRows % kLoadRows == 0 || static_cast<int>(threadIdx.x) / kPanelChunks + pass * kLoadRows < kRows)
-                    cp_async_16(to + pass * (kLoadRows * kPanelChunks * 16), rows[pass] + panel * kPanel);
-        }
-        to = stage + panels * kPanelBytes + weights;
+        const int operations = record[1];
+        u32 to = stage + record[0] * kPanelBytes + place;
 #pragma unroll 2
         for (int p = threadIdx.x / kPieceChunks; p < operations; p += kPiecesAtOnce, to += kPiecesAtOnce * kPieceBytes)
             cp_async_16(to, piece + static_cast<long long>(record[kPieceStarts + p]) * kChunk);
@@ -154,6 +172,7 @@ __device__ __forceinline__ float4 load_shared_4(u32 address) {
                  : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w) : "r"(address) : "memory");
     return value;
 }
+
 // One operation on CUDA cores, its sums spread over the lanes as mma.sync spreads them: a lane owns rows g and g + 8 and
 // columns 2t and 2t + 1 of each 16 x 8 step. a points at row g of the inputs, b at the start of the weights.
 __device__ __forceinline__ void multiply(float (&sums)[kMTiles][kNTiles][4], u32 a, u32 b) {
@@ -203,6 +222,7 @@ __device__ __forceinline__ void multiply_stage(float (&sums)[kWarpSlots][kMTiles
             multiply(sums[s], rows + record[kInputs + operation] * 16 ^ swizzle, weights + operation * kPieceBytes);
     }
 }
+
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
 __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][kNTiles][4], const int* targets, int row0, int n,
                                       Element* __restrict__ dx, float* __restrict__ workspace) {
@@ -241,12 +261,17 @@ bsgen_dgrad_b16_float32_simt_0dd315799237382c(const Element* __restrict__ dy, co
     const int first = kTileStages[tile], stages = kTileStages[tile + 1] - first;
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), warp_m = warp / kWarpsN, warp_n = warp % kWarpsN;
 
-    const Loads loads(dy, w, row0, n);
+    const Activations activations(dy, row0, n);
+    const Weights weights(w);
 
     // Issue the loads of stage i, and of the record that will be needed when it has arrived. Slots of the two rings go round.
     int stage_slot = 0, record_slot = 0, next_record = kStages - 1;
     const auto fetch = [&](int i) {
-        if (i < stages) loads.issue(stages_base + stage_slot * kStageBytes, records + record_slot * kRecordWords);
+        if (i < stages) {
+            const u32 stage = stages_base + stage_slot * kStageBytes;
+            activations.issue(stage, records + record_slot * kRecordWords);
+            weights.issue(stage, records + record_slot * kRecordWords);
+        }
         if (i + kStages - 1 < stages) load_record(records_base + next_record * (kRecordWords * 4), first + i + kStages - 1);
         cp_async_commit();
         stage_slot = stage_slot + 1 == kStages ? 0 : stage_slot + 1;
@@ -280,6 +305,7 @@ bsgen_dgrad_b16_float32_simt_0dd315799237382c(const Element* __restrict__ dy, co
 __device__ const int __align__(16) kReductions[] = {
     2,0,2,
 };
+
 constexpr int kSplits = 1, kReduceRows = 32, kReduceThreads = 256;
 
 extern "C" __global__ void __launch_bounds__(kReduceThreads)

@@ -14,15 +14,16 @@ constexpr int kWarps = 8, kThreads = 256, kUnits = 2;  // units of a warp
 constexpr int kMTiles = 2, kNTiles = 4;  // 16-row and 8-column steps of a unit
 constexpr int kTiles = 4, kSplits = 32;
 constexpr int kStageRows = 32, kStages = 3, kStageBytes = 28672;
-constexpr int kPanels = 7, kPanel = 32, kPanelChunks = 8;  // panels of a tile, elements and chunks of a row
+constexpr int kPanels = 7, kPanel = 32, kPanelChunks = 8;  // panels of a tile, elements and chunks of a line
 constexpr int kPanelBytes = 4096;
-constexpr int kLoadRows = 32, kPanelsAtOnce = 1;
+constexpr int kLoadLines = 32, kPanelsAtOnce = 1;
 constexpr int kUnitWords = 5;
 
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
+
 // Have the compiler keep a pointer in registers instead of computing it again at each use.
 template <class T>
 __device__ __forceinline__ void keep(const T*& pointer) {
@@ -32,8 +33,10 @@ __device__ __forceinline__ void keep(const T*& pointer) {
 // Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
 template <int Chunks>
 __device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
-    return (row * Chunks + (chunk ^ (row / (8 / Chunks) % Chunks))) * 16;
+    constexpr u32 kSpread = Chunks < 8 ? Chunks : 8;
+    return (row * Chunks + (chunk ^ (row / (8 / kSpread) % kSpread))) * 16;
 }
+
 // 16 bytes, past L1 (PTX: cp.async, sm_80).
 __device__ __forceinline__ void cp_async_16(u32 shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
@@ -51,6 +54,7 @@ template <int Pending>
 __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
+
 using Element = float;
 
 __device__ __forceinline__ float2 load_pair(const Element* p) { return *reinterpret_cast<const float2*>(p); }
@@ -58,6 +62,7 @@ __device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_
 __device__ const int __align__(16) kPanelCounts[] = {
     7,7,7,6,
 };
+
 __device__ const int __align__(16) kPanelIds[] = {
     0,-1,1,-2,2,4,6,1,-3,2,-4,5,6,7,0,-5,
     2,-6,4,5,6,2,-7,-8,3,6,7,0,
@@ -95,27 +100,27 @@ struct Loads {
     int left;  // rows from this thread's first to the end
 
     __device__ __forceinline__ Loads(const Element* __restrict__ x_, const Element* __restrict__ dy_, int row0, int n) {
-        const u32 column = threadIdx.x % kPanelChunks, row = threadIdx.x / kPanelChunks % kLoadRows;
+        const u32 column = threadIdx.x % kPanelChunks, row = threadIdx.x / kPanelChunks % kLoadLines;
         x = x_ + static_cast<long long>(row0 + row) * kFeaturesX + column * kChunk;
         dy = dy_ + static_cast<long long>(row0 + row) * kFeaturesY + column * kChunk;
         start = x_;
-        to = swizzled<kPanelChunks>(row, column) + threadIdx.x / (kPanelChunks * kLoadRows) * kPanelBytes;
+        to = swizzled<kPanelChunks>(row, column) + threadIdx.x / (kPanelChunks * kLoadLines) * kPanelBytes;
         left = n - row0 - static_cast<int>(row);
     }
 
     __device__ __forceinline__ void issue(u32 stage, const int* panels, int count) {
         stage += to;
 #pragma unroll 2
-        for (int p = threadIdx.x / (kPanelChunks * kLoadRows); p < count; p += kPanelsAtOnce, stage += kPanelsAtOnce * kPanelBytes) {
+        for (int p = threadIdx.x / (kPanelChunks * kLoadLines); p < count; p += kPanelsAtOnce, stage += kPanelsAtOnce * kPanelBytes) {
             const int id = panels[p];
             const bool of_x = id >= 0;
             const Element* from = (of_x ? x : dy) + (of_x ? id : ~id) * kPanel;
 #pragma unroll
-            for (int pass = 0; pass < kStageRows / kLoadRows; ++pass) {
+            for (int pass = 0; pass < kStageRows / kLoadLines; ++pass) {
                 // Rows past the end are zeros; `start` stands in for their address.
-                const bool valid = pass * kLoadRows < left;
-                cp_async_16_or_zeros(stage + pass * (kLoadRows * kPanelChunks * 16), valid ? from : start, valid);
-                from += kLoadRows * (of_x ? kFeaturesX : kFeaturesY);
+                const bool valid = pass * kLoadLines < left;
+                cp_async_16_or_zeros(stage + pass * (kLoadLines * kPanelChunks * 16), valid ? from : start, valid);
+                from += kLoadLines * (of_x ? kFeaturesX : kFeaturesY);
             }
         }
         x += static_cast<long long>(kStageRows) * kFeaturesX;
@@ -143,6 +148,7 @@ __device__ __forceinline__ float4 load_shared_4(u32 address) {
                  : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w) : "r"(address) : "memory");
     return value;
 }
+
 constexpr int kRowBytes = kPanelChunks * 16;
 
 // One stage of one unit on CUDA cores, its sums spread over the lanes as mma.sync spreads them: a lane owns x features g and
@@ -178,6 +184,7 @@ __device__ __forceinline__ void multiply(float (&sums)[kMTiles][kNTiles][4], u32
         }
     }
 }
+
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
 bsgen_wgrad_b32_float32_simt_0dd315799237382c(const Element* __restrict__ x, const Element* __restrict__ dy, float* __restrict__ partials, int n) {
     extern __shared__ __align__(128) unsigned char shared[];
@@ -240,6 +247,7 @@ bsgen_wgrad_b32_float32_simt_0dd315799237382c(const Element* __restrict__ x, con
                 }
             }
 }
+
 // The splits' partial sums, added in order.
 extern "C" __global__ void __launch_bounds__(256)
 bsgen_wgrad_b32_float32_simt_0dd315799237382c_reduce(const float* __restrict__ partials, Element* __restrict__ dw, int accumulate) {

@@ -205,6 +205,7 @@ inline u32 ld_word(u32 address) { u32 v; std::memcpy(&v, at(address, 4), 4); ret
 inline u32 load_word(u32 address) { return ld_word(address); }
 inline uint2 load_shared_pair(u32 address) { uint2 v; std::memcpy(&v, at(address, 8), 8); return v; }
 inline uint4 load_shared_chunk(u32 address) { uint4 v; std::memcpy(&v, at(address, 16), 16); return v; }
+inline void store_chunk(u32 address, uint4 v) { std::memcpy(at(address, 16), &v, 16); }
 inline float2 load_shared_2(u32 address) { float2 v; std::memcpy(&v, at(address, 8), 8); return v; }
 inline float4 load_shared_4(u32 address) { float4 v; std::memcpy(&v, at(address, 16), 16); return v; }
 inline float ex2(float v) { return std::exp2(v); }
@@ -373,6 +374,12 @@ inline void ldmatrix_x2(u32 (&r)[2], u32 address) { ldmatrix<2>(r, address, fals
 inline void ldmatrix_x2_trans(u32 (&r)[2], u32 address) { ldmatrix<2>(r, address, true); }
 inline u32 ldmatrix_x1(u32 address) { u32 r; ldmatrix<1>(&r, address, false); return r; }
 inline u32 ldmatrix_x1_trans(u32 address) { u32 r; ldmatrix<1>(&r, address, true); return r; }
+inline u32 transposed(u32 r) {
+    const u32* all = exchange(r);
+    const unsigned lane = lane_id(), row = lane / 4, shift = row % 2 * 16;
+    const auto element = [&](unsigned line) { return all[line * 4 + row / 2] >> shift & 0xffff; };
+    return element(lane % 4 * 2) | element(lane % 4 * 2 + 1) << 16;
+}
 inline void stmatrix_x4(u32 address, const u32 (&r)[4]) {
     const u32* all = exchange(address);
     const unsigned lane = lane_id();

@@ -1,0 +1,342 @@
+// dx = W @ dy for one block-sparse W [256, 256], float32.
+// Layout 0dd315799237382c: 24 of 64 blocks of 32 x 32 (37.50 %).
+// Plan: portable, mma_tf32, tile 32 x 256, 2 x 4 warps, 3 stages of 25 KiB, panels of 32, contiguous groups.
+//
+// A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
+// activation panels and the pieces of W that its record names, then every warp multiplies, slot by slot.
+// Shared memory holds matrices of up to 128 bytes a row, their 16-byte chunks swizzled by row.
+
+using u32 = unsigned int;
+
+constexpr int kFeaturesIn = 256, kFeaturesOut = 256;  // of a row of dy and of dx
+constexpr int kBlock = 32, kChunk = 4;  // elements of a block's side, of a chunk
+constexpr int kThreads = 256, kWarpsN = 4;  // 2 x kWarpsN warps
+constexpr int kMTiles = 1, kNTiles = 4, kRows = 32;  // 16-row and 8-column steps of a warp
+constexpr int kSlots = 8, kWarpSlots = 2;  // output blocks of the tile, of a warp
+constexpr int kNoOutput = -2147483647;
+constexpr int kTiles = 1;
+constexpr int kDepth = 32, kStep = 8;  // inputs of an operation, of a multiply step
+constexpr int kPieceChunks = 256, kPieceBytes = 4096;  // the weights of an operation
+constexpr int kPieceRows = 32, kPieceColumns = 8, kLine = 8;  // in chunks; matrices of kLine chunks a row
+constexpr int kPanel = 32, kPanelChunks = 8, kPanelBytes = 4096;  // elements, chunks of a line
+constexpr int kLoadLines = 32, kLoadPasses = 1;  // lines of a panel that the thread block loads at once
+constexpr int kPiecesAtOnce = 1;  // pieces that the thread block loads at once
+constexpr int kStages = 3, kStageBytes = 25600;
+constexpr int kRecordWords = 24, kRecordRing = 5;
+constexpr int kSlotStarts = 2, kPanelIds = 11, kInputs = 13, kPieceStarts = 17;
+
+// The address of shared memory as PTX instructions take it.
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
+
+// Have the compiler keep a pointer in registers instead of computing it again at each use.
+template <class T>
+__device__ __forceinline__ void keep(const T*& pointer) {
+    asm volatile("" : "+l"(pointer));
+}
+
+// Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
+template <int Chunks>
+__device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
+    constexpr u32 kSpread = Chunks < 8 ? Chunks : 8;
+    return (row * Chunks + (chunk ^ (row / (8 / kSpread) % kSpread))) * 16;
+}
+
+// 16 bytes, past L1 (PTX: cp.async, sm_80).
+__device__ __forceinline__ void cp_async_16(u32 shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
+
+// 16 bytes, or 16 zeros when `valid` is false.
+__device__ __forceinline__ void cp_async_16_or_zeros(u32 shared, const void* global, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0) : "memory");
+}
+
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Wait until at most `Pending` of this thread's newest groups are still on their way.
+template <int Pending>
+__device__ __forceinline__ void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+using Element = float;
+
+__device__ __forceinline__ float2 load_pair(const Element* p) { return *reinterpret_cast<const float2*>(p); }
+__device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_cast<float2*>(p) = v; }
+// Two neighbouring sums of a row -> two outputs.
+__device__ __forceinline__ float2 finish(float2 v) {
+    return v;
+}
+
+__device__ const int __align__(16) kTileStages[] = {
+    0,7,
+};
+
+__device__ const int __align__(16) kTargets[] = {
+    0,1,2,3,4,5,6,7,
+};  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
+__device__ const int __align__(16) kRecords[] = {
+    1,4,0,1,1,2,2,3,3,4,4,0,0,0,0,0,
+    0,0,1024,3584,4608,0,0,0,1,4,0,0,1,2,2,2,
+    3,4,4,2,0,0,0,0,0,768,1536,4096,4864,0,0,0,
+    1,4,0,1,1,2,2,3,3,4,4,4,0,0,0,0,
+    0,256,2048,3840,5120,0,0,0,2,4,0,0,1,3,3,3,
+    3,3,4,1,3,0,0,256,256,512,1280,1792,5632,0,0,0,
+    1,2,0,0,0,1,1,1,2,2,2,5,0,0,0,0,
+    0,2304,4352,0,0,0,0,0,1,4,0,0,0,1,2,2,
+    2,3,4,6,0,0,0,0,0,2560,3072,5376,5888,0,0,0,
+    1,2,0,0,0,1,2,2,2,2,2,7,0,0,0,0,
+    0,2816,3328,0,0,0,0,0,
+};
+
+// The record of a stage, global -> shared.
+__device__ __forceinline__ void load_record(u32 record, int stage) {
+#pragma unroll
+    for (int i = 0; i < kRecordWords / 4; i += kThreads) {
+        const int chunk = i + threadIdx.x;
+        if (chunk < kRecordWords / 4) cp_async_16(record + chunk * 16, kRecords + static_cast<long long>(stage) * kRecordWords + chunk * 4);
+    }
+}
+
+// 16 bytes into shared memory.
+__device__ __forceinline__ void store_chunk(u32 address, uint4 v) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
+// A chunk of a line that does not begin at a multiple of 16 bytes, global -> shared; zeros past the line's end.
+__device__ __forceinline__ void copy_elements(u32 to, const Element* __restrict__ from, int left) {
+    u32 words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        words[i] = i < left ? __float_as_uint(from[i]) : 0;
+    }
+    store_chunk(to, make_uint4(words[0], words[1], words[2], words[3]));
+}
+
+constexpr int kPanelsAtOnce = 1;  // panels that the thread block loads at once
+
+// The panels of a stage, global -> shared: a line is a feature of kRows rows. What depends on the thread alone is computed once.
+struct Activations {
+    const Element* start;  // this thread's chunk of feature 0, or the first of the tile where N ends before it
+    u32 place;             // where it goes, from the start of a panel
+    int feature, left, n;  // its first feature of a panel, rows from its chunk to the end
+
+    __device__ __forceinline__ Activations(const Element* __restrict__ dy, int row0, int n_) {
+        const u32 line = threadIdx.x / kPanelChunks, column = threadIdx.x % kPanelChunks;
+        n = n_, feature = line % kPanel, left = n - row0 - static_cast<int>(column) * kChunk;
+        // Rows past the end are loads of others: their sums are never stored.
+        start = dy + row0 + (left > 0 ? column * kChunk : 0);
+        keep(start);
+        place = swizzled<kPanelChunks>(feature, column) + line / kPanel * kPanelBytes;
+    }
+
+    __device__ __forceinline__ void issue(u32 stage, const int* record) const {
+        if (n % kChunk == 0)
+            each_chunk(stage, record, [](u32 to, const Element* from) { cp_async_16(to, from); });
+        else
+            each_chunk(stage, record, [this](u32 to, const Element* from) { copy_elements(to, from, left); });
+    }
+
+    template <class Copy>
+    __device__ __forceinline__ void each_chunk(u32 stage, const int* record, Copy copy) const {
+        const int panels = record[0];
+        u32 to = stage + place;
+#pragma unroll 2
+        for (int p = 0; p < panels; p += kPanelsAtOnce, to += kPanelsAtOnce * kPanelBytes) {
+            const int first = record[kPanelIds + p] * kPanel + feature;
+#pragma unroll
+            for (int pass = 0; pass < kLoadPasses; ++pass) {
+                const u32 there = kLoadLines % 8 == 0 ? to + pass * (kLoadLines * kPanelChunks * 16)
+                                                      : to - place + swizzled<kPanelChunks>(feature + pass * kLoadLines, threadIdx.x % kPanelChunks);
+                copy(there, start + static_cast<long long>(first + pass * kLoadLines) * n);
+            }
+        }
+    }
+};
+
+// The pieces of W of a stage, after its panels, global -> shared.
+struct Weights {
+    const Element* piece;  // this thread's chunk of a piece at the start of W
+    u32 place;             // where it goes, from the start of the pieces
+
+    __device__ __forceinline__ explicit Weights(const Element* __restrict__ w) {
+        const u32 inside = threadIdx.x % kPieceChunks;
+        piece = w + (inside / kPieceColumns * (kBlock / kChunk) + inside % kPieceColumns) * kChunk;
+        keep(piece);
+        place = piece_offset(inside) + threadIdx.x / kPieceChunks * kPieceBytes;
+    }
+
+    static __device__ __forceinline__ u32 piece_offset(u32 inside) {
+        const u32 piece_row = inside / kPieceColumns, column = inside % kPieceColumns;
+        return column / kLine * (kPieceRows * kLine * 16) + swizzled<kLine>(piece_row, column % kLine);
+    }
+
+    __device__ __forceinline__ void issue(u32 stage, const int* record) const {
+        const int operations = record[1];
+        u32 to = stage + record[0] * kPanelBytes + place;
+#pragma unroll 2
+        for (int p = threadIdx.x / kPieceChunks; p < operations; p += kPiecesAtOnce, to += kPiecesAtOnce * kPieceBytes)
+            cp_async_16(to, piece + static_cast<long long>(record[kPieceStarts + p]) * kChunk);
+    }
+};
+
+// Round to TF32 (to nearest, ties away from zero); the tensor core alone would cut the bits off.
+__device__ __forceinline__ u32 tf32(u32 bits) {
+    u32 rounded;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
+    return rounded;
+}
+
+// d += a * b on tensor cores, 16 x 8 x 8, TF32 in, float32 sums (PTX: mma.sync.m16n8k8).
+__device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// A plain load from shared memory by 32-bit address (PTX: ld.shared).
+__device__ __forceinline__ u32 load_word(u32 address) {
+    u32 bits;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(bits) : "r"(address) : "memory");
+    return bits;
+}
+
+// 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
+__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+
+constexpr u32 kFourLines = 64;  // what the swizzle changes four lines further
+
+// One operation: this warp's rows of kDepth inputs, at a, times one output block of weights, at b. Both are this lane's
+// addresses; the swizzle turns a step along the chunks of a line into an exclusive or.
+__device__ __forceinline__ void multiply(float (&sums)[kMTiles][kNTiles][4], u32 a, u32 b) {
+#pragma unroll 4
+    for (int k = 0; k < kDepth / kStep; ++k) {
+        u32 inputs[kMTiles][4];
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m) {
+            // Rows g and g + 8 of inputs t and t + 4.
+            const u32 at = (a ^ m % 2 * 64) + m / 2 * 128 + k * (8 * kPanelChunks * 16), further = (at ^ kFourLines) + 4 * kPanelChunks * 16;
+            inputs[m][0] = load_word(at), inputs[m][1] = load_word(at ^ 32);
+            inputs[m][2] = load_word(further), inputs[m][3] = load_word(further ^ 32);
+        }
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m)
+#pragma unroll
+            for (int r = 0; r < 4; ++r) inputs[m][r] = tf32(inputs[m][r]);
+#pragma unroll
+        for (int j = 0; j < kNTiles; j += 2) {
+            u32 weights[4];
+            ldmatrix_x4(weights, (b ^ k * 32) + j * (8 * kLine * 16));
+#pragma unroll
+            for (int r = 0; r < 4; ++r) weights[r] = tf32(weights[r]);
+#pragma unroll
+            for (int m = 0; m < kMTiles; ++m) {
+                mma(sums[m][j], inputs[m], weights[0], weights[1]);
+                mma(sums[m][j + 1], inputs[m], weights[2], weights[3]);
+            }
+        }
+    }
+}
+
+constexpr u32 kSwizzled = 128;  // bytes of a line that the swizzle permutes
+
+// The operations of a stage that fall to this warp.
+__device__ __forceinline__ void multiply_stage(float (&sums)[kWarpSlots][kMTiles][kNTiles][4], u32 stage, const int* record, int warp_m, int warp_n) {
+    const int lane = threadIdx.x % 32;
+    // A lane owns rows g and g + 8 and inputs t and t + 4 of each step.
+    const u32 first = swizzled<kPanelChunks>(lane % 4, warp_m * (kMTiles * 4) + lane / 16);
+    const u32 rows = stage + first / kSwizzled * kSwizzled, swizzle = first % kSwizzled + lane / 4 % 4 * 4;
+    const u32 weights = stage + record[0] * kPanelBytes + swizzled<kLine>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    const int* starts = record + kSlotStarts + warp_n * kWarpSlots;
+    const int* inputs = record + kInputs;
+    int operation = starts[0];
+    u32 ahead = inputs[operation];  // read one round ahead, to keep its latency out of the chain
+#pragma unroll
+    for (int s = 0; s < kWarpSlots; ++s) {
+        const int end = starts[s + 1];
+#pragma unroll 1
+        while (operation < end) {
+            const u32 a = rows + ahead * 16 ^ swizzle, b = weights + operation * kPieceBytes;
+            ahead = inputs[++operation];
+            multiply(sums[s], a, b);
+        }
+    }
+}
+
+// Accumulators -> global: the epilogue for finished outputs, float32 for partial sums. A line of either is a feature.
+__device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][kNTiles][4], const int* targets, int row0, int n,
+                                      Element* __restrict__ dx) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int half = 0; half < 2 * kMTiles; ++half) {
+        const int m = half / 2, i = half % 2 * 2, first = row0 + half * 8, row = first + lane / 4;
+        if (first >= n) return;
+#pragma unroll
+        for (int s = 0; s < kWarpSlots; ++s) {
+            const int target = targets[s];
+            if (target == kNoOutput) continue;
+#pragma unroll
+            for (int j = 0; j < kNTiles; ++j) {
+                const int column = target * kBlock + j * 8 + lane % 4 * 2;
+                if (row >= n) continue;
+                const long long place = static_cast<long long>(column) * n + row;
+                const float2 v = finish(make_float2(sums[s][m][j][i], sums[s][m][j][i + 1]));
+                dx[place] = v.x, dx[place + n] = v.y;
+            }
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 2)
+bsgen_dgrad_b32_float32_portable_0dd315799237382c(const Element* __restrict__ dy, const Element* __restrict__ w, Element* __restrict__ dx, int n) {
+    extern __shared__ __align__(128) unsigned char shared[];
+    const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;
+    const int* records = reinterpret_cast<const int*>(shared + kStages * kStageBytes);
+    const int tile = blockIdx.x % kTiles, row0 = blockIdx.x / kTiles * kRows;
+    const int first = kTileStages[tile], stages = kTileStages[tile + 1] - first;
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), warp_m = warp / kWarpsN, warp_n = warp % kWarpsN;
+
+    const Activations activations(dy, row0, n);
+    const Weights weights(w);
+
+    // Issue the loads of stage i, and of the record that will be needed when it has arrived. Slots of the two rings go round.
+    int stage_slot = 0, record_slot = 0, next_record = kStages - 1;
+    const auto fetch = [&](int i) {
+        if (i < stages) {
+            const u32 stage = stages_base + stage_slot * kStageBytes;
+            activations.issue(stage, records + record_slot * kRecordWords);
+            weights.issue(stage, records + record_slot * kRecordWords);
+        }
+        if (i + kStages - 1 < stages) load_record(records_base + next_record * (kRecordWords * 4), first + i + kStages - 1);
+        cp_async_commit();
+        stage_slot = stage_slot + 1 == kStages ? 0 : stage_slot + 1;
+        record_slot = record_slot + 1 == kRecordRing ? 0 : record_slot + 1;
+        next_record = next_record + 1 == kRecordRing ? 0 : next_record + 1;
+    };
+
+    // Prologue: the first records, then the first stages.
+    for (int i = 0; i < kStages - 1 && i < stages; ++i) load_record(records_base + i * kRecordWords * 4, first + i);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+    for (int i = 0; i < kStages - 1; ++i) fetch(i);
+
+    // Main loop: stage i has arrived and stage i - 1 has been consumed when all pass the barrier.
+    float sums[kWarpSlots][kMTiles][kNTiles][4] = {};
+    int slot = 0, record = 0;
+    for (int i = 0; i < stages; ++i) {
+        cp_async_wait<kStages - 2>();
+        __syncthreads();
+        fetch(i + kStages - 1);
+        multiply_stage(sums, stages_base + slot * kStageBytes, records + record * kRecordWords, warp_m, warp_n);
+        slot = slot + 1 == kStages ? 0 : slot + 1;
+        record = record + 1 == kRecordRing ? 0 : record + 1;
+    }
+
+    store(sums, kTargets + tile * kSlots + warp_n * kWarpSlots, row0 + warp_m * (kMTiles * 16), n, dx);
+}

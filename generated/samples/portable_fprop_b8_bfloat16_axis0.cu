@@ -1,0 +1,366 @@
+// y = W.T @ x for one block-sparse W [96, 96], bfloat16.
+// Layout 19c45f6d87e1fe7c: 57 of 144 blocks of 8 x 8 (39.58 %).
+// Plan: portable, mma_bf16, tile 64 x 256, 1 x 8 warps, 3 stages of 25 KiB, panels of 8, contiguous groups.
+//
+// A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
+// activation panels and the pieces of W that its record names, then every warp multiplies, slot by slot.
+// Shared memory holds matrices of up to 128 bytes a row, their 16-byte chunks swizzled by row.
+
+using u32 = unsigned int;
+
+constexpr int kFeaturesIn = 96, kFeaturesOut = 96;  // of a row of x and of y
+constexpr int kBlock = 8, kChunk = 8;  // elements of a block's side, of a chunk
+constexpr int kThreads = 256, kWarpsN = 8;  // 1 x kWarpsN warps
+constexpr int kMTiles = 4, kNTiles = 1, kRows = 64;  // 16-row and 8-column steps of a warp
+constexpr int kSlots = 32, kWarpSlots = 4;  // output blocks of the tile, of a warp
+constexpr int kNoOutput = -2147483647;
+constexpr int kTiles = 1;
+constexpr int kPieceChunks = 8, kPieceBytes = 128;  // the weights of an operation
+constexpr int kPieceRows = 8, kPieceColumns = 1, kLine = 1;  // in chunks; matrices of kLine chunks a row
+constexpr int kPanel = 8, kPanelChunks = 8, kPanelBytes = 1024;  // elements, chunks of a line
+constexpr int kLoadLines = 32, kLoadPasses = 1;  // lines of a panel that the thread block loads at once
+constexpr int kPiecesAtOnce = 32;  // pieces that the thread block loads at once
+constexpr int kStages = 3, kStageBytes = 25600;
+constexpr int kRecordWords = 164, kRecordRing = 5;
+constexpr int kSlotStarts = 2, kPanelIds = 35, kInputs = 47, kPieceStarts = 104;
+
+// The address of shared memory as PTX instructions take it.
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
+
+// Have the compiler keep a pointer in registers instead of computing it again at each use.
+template <class T>
+__device__ __forceinline__ void keep(const T*& pointer) {
+    asm volatile("" : "+l"(pointer));
+}
+
+// Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
+template <int Chunks>
+__device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
+    constexpr u32 kSpread = Chunks < 8 ? Chunks : 8;
+    return (row * Chunks + (chunk ^ (row / (8 / kSpread) % kSpread))) * 16;
+}
+
+// 16 bytes, past L1 (PTX: cp.async, sm_80).
+__device__ __forceinline__ void cp_async_16(u32 shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
+
+// 16 bytes, or 16 zeros when `valid` is false.
+__device__ __forceinline__ void cp_async_16_or_zeros(u32 shared, const void* global, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0) : "memory");
+}
+
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Wait until at most `Pending` of this thread's newest groups are still on their way.
+template <int Pending>
+__device__ __forceinline__ void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+// Elements are bfloat16, kept as bits.
+using Element = unsigned short;
+
+__device__ __forceinline__ u32 pack(float low, float high) {
+    u32 bits;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+
+__device__ __forceinline__ float2 unpack(u32 bits) {
+    return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
+}
+
+__device__ __forceinline__ float2 load_pair(const Element* p) { return unpack(*reinterpret_cast<const u32*>(p)); }
+__device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_cast<u32*>(p) = pack(v.x, v.y); }
+// Two neighbouring sums of a row -> two outputs.
+__device__ __forceinline__ float2 finish(float2 v) {
+    return v;
+}
+
+__device__ const int __align__(16) kTileStages[] = {
+    0,1,
+};
+
+__device__ const int __align__(16) kTargets[] = {
+    0,1,2,3,4,5,6,7,8,9,10,11,-2147483647,-2147483647,-2147483647,-2147483647,
+    -2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,
+};  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
+__device__ const int __align__(16) kRecords[] = {
+    12,57,0,6,10,16,19,25,28,34,38,44,48,54,57,57,
+    57,57,57,57,57,57,57,57,57,57,57,57,57,57,57,57,
+    57,57,57,0,2,4,5,6,7,8,10,1,3,9,11,0,
+    64,128,256,384,448,64,448,512,640,64,192,256,448,512,640,64,
+    320,448,0,64,128,256,384,448,64,192,448,64,256,320,448,576,
+    704,64,448,576,704,0,64,128,256,384,448,64,448,512,640,64,
+    192,256,448,512,640,64,320,448,0,56,168,216,288,344,64,352,
+    24,312,72,192,224,360,32,320,80,264,368,8,88,176,232,296,
+    376,96,200,384,104,240,272,392,152,440,112,400,160,448,16,120,
+    184,248,304,408,128,416,40,328,136,208,256,424,48,336,144,280,
+    432,0,0,0,
+};
+
+// The record of a stage, global -> shared.
+__device__ __forceinline__ void load_record(u32 record, int stage) {
+#pragma unroll
+    for (int i = 0; i < kRecordWords / 4; i += kThreads) {
+        const int chunk = i + threadIdx.x;
+        if (chunk < kRecordWords / 4) cp_async_16(record + chunk * 16, kRecords + static_cast<long long>(stage) * kRecordWords + chunk * 4);
+    }
+}
+
+// 16 bytes into shared memory.
+__device__ __forceinline__ void store_chunk(u32 address, uint4 v) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
+// A chunk of a line that does not begin at a multiple of 16 bytes, global -> shared; zeros past the line's end.
+__device__ __forceinline__ void copy_elements(u32 to, const Element* __restrict__ from, int left) {
+    u32 words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        words[i] = (2 * i < left ? from[2 * i] : 0) | (2 * i + 1 < left ? static_cast<u32>(from[2 * i + 1]) << 16 : 0);
+    }
+    store_chunk(to, make_uint4(words[0], words[1], words[2], words[3]));
+}
+
+constexpr int kPanelsAtOnce = 4;  // panels that the thread block loads at once
+
+// The panels of a stage, global -> shared: a line is a feature of kRows rows. What depends on the thread alone is computed once.
+struct Activations {
+    const Element* start;  // this thread's chunk of feature 0, or the first of the tile where N ends before it
+    u32 place;             // where it goes, from the start of a panel
+    int feature, left, n;  // its first feature of a panel, rows from its chunk to the end
+
+    __device__ __forceinline__ Activations(const Element* __restrict__ x, int row0, int n_) {
+        const u32 line = threadIdx.x / kPanelChunks, column = threadIdx.x % kPanelChunks;
+        n = n_, feature = line % kPanel, left = n - row0 - static_cast<int>(column) * kChunk;
+        // Rows past the end are loads of others: their sums are never stored.
+        start = x + row0 + (left > 0 ? column * kChunk : 0);
+        keep(start);
+        place = swizzled<kPanelChunks>(feature, column) + line / kPanel * kPanelBytes;
+    }
+
+    __device__ __forceinline__ void issue(u32 stage, const int* record) const {
+        if (n % kChunk == 0)
+            each_chunk(stage, record, [](u32 to, const Element* from) { cp_async_16(to, from); });
+        else
+            each_chunk(stage, record, [this](u32 to, const Element* from) { copy_elements(to, from, left); });
+    }
+
+    template <class Copy>
+    __device__ __forceinline__ void each_chunk(u32 stage, const int* record, Copy copy) const {
+        const int panels = record[0];
+        u32 to = stage + place;
+#pragma unroll 2
+        for (int p = threadIdx.x / (kPanelChunks * kPanel); p < panels; p += kPanelsAtOnce, to += kPanelsAtOnce * kPanelBytes) {
+            const int first = record[kPanelIds + p] * kPanel + feature;
+#pragma unroll
+            for (int pass = 0; pass < kLoadPasses; ++pass) {
+                const u32 there = kLoadLines % 8 == 0 ? to + pass * (kLoadLines * kPanelChunks * 16)
+                                                      : to - place + swizzled<kPanelChunks>(feature + pass * kLoadLines, threadIdx.x % kPanelChunks);
+                copy(there, start + static_cast<long long>(first + pass * kLoadLines) * n);
+            }
+        }
+    }
+};
+
+// The pieces of W of a stage, after its panels, global -> shared.
+struct Weights {
+    const Element* piece;  // this thread's chunk of a piece at the start of W
+    u32 place;             // where it goes, from the start of the pieces
+
+    __device__ __forceinline__ explicit Weights(const Element* __restrict__ w) {
+        const u32 inside = threadIdx.x % kPieceChunks;
+        piece = w + (inside / kPieceColumns * (kBlock / kChunk) + inside % kPieceColumns) * kChunk;
+        keep(piece);
+        place = piece_offset(inside) + threadIdx.x / kPieceChunks * kPieceBytes;
+    }
+
+    static __device__ __forceinline__ u32 piece_offset(u32 inside) {
+        const u32 piece_row = inside / kPieceColumns, column = inside % kPieceColumns;
+        return column / kLine * (kPieceRows * kLine * 16) + swizzled<kLine>(piece_row, column % kLine);
+    }
+
+    __device__ __forceinline__ void issue(u32 stage, const int* record) const {
+        const int operations = record[1];
+        u32 to = stage + record[0] * kPanelBytes + place;
+#pragma unroll 2
+        for (int p = threadIdx.x / kPieceChunks; p < operations; p += kPiecesAtOnce, to += kPiecesAtOnce * kPieceBytes)
+            cp_async_16(to, piece + static_cast<long long>(record[kPieceStarts + p]) * kChunk);
+    }
+};
+
+// d += a * b on tensor cores, 16 x 8 x 16, bfloat16 in, float32 sums (PTX: mma.sync.m16n8k16).
+__device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The same, 16 x 8 x 8 (PTX: mma.sync.m16n8k8).
+__device__ __forceinline__ void mma_half(float (&d)[4], const u32 (&a)[2], u32 b) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+
+__device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+
+__device__ __forceinline__ void ldmatrix_x2_trans(u32 (&r)[2], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1]) : "r"(address) : "memory");
+}
+
+__device__ __forceinline__ u32 ldmatrix_x1_trans(u32 address) {
+    u32 r;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(r) : "r"(address) : "memory");
+    return r;
+}
+
+// Two operations, any two blocks of one block column: their 8 inputs each make one multiply step. This lane's addresses: lanes
+// 0-15 point at the 8 inputs of the first block, in two chunks of 8 rows, lanes 16-31 at those of the second; lanes 0-7 and 8-15 at their weights.
+__device__ __forceinline__ void multiply_pair(float (&sums)[kMTiles][kNTiles][4], u32 a, u32 b) {
+    u32 inputs[kMTiles][4], weights[2];
+    ldmatrix_x2_trans(weights, b);
+#pragma unroll
+    for (int m = 0; m < kMTiles; ++m) ldmatrix_x4_trans(inputs[m], a ^ m * 32);
+#pragma unroll
+    for (int m = 0; m < kMTiles; ++m) mma(sums[m][0], inputs[m], weights[0], weights[1]);
+}
+
+// The operation that is left over.
+__device__ __forceinline__ void multiply(float (&sums)[kMTiles][kNTiles][4], u32 a, u32 b) {
+    const u32 weights = ldmatrix_x1_trans(b);
+#pragma unroll
+    for (int m = 0; m < kMTiles; ++m) {
+        u32 inputs[2];
+        ldmatrix_x2_trans(inputs, a ^ m * 32);
+        mma_half(sums[m][0], inputs, weights);
+    }
+}
+
+constexpr u32 kSwizzled = 128;  // bytes of a line that the swizzle permutes
+
+// The operations of a stage that fall to this warp.
+__device__ __forceinline__ void multiply_stage(float (&sums)[kWarpSlots][kMTiles][kNTiles][4], u32 stage, const int* record, int warp_m, int warp_n) {
+    const int lane = threadIdx.x % 32;
+    // Lanes 0-7 point at 8 inputs of 8 rows, 8-15 at those of the next 8 rows, 16-31 at 8 inputs of another block.
+    const u32 first = swizzled<kPanelChunks>(lane % 8, warp_m * (kMTiles * 2) + lane / 8 % 2);
+    const u32 rows = stage + first / kSwizzled * kSwizzled, swizzle = first % kSwizzled;
+    const u32 weights = stage + record[0] * kPanelBytes + lane % 16 * 16;
+    const int* starts = record + kSlotStarts + warp_n * kWarpSlots;
+    const int* inputs = record + kInputs + lane / 16;
+    int operation = starts[0];
+    u32 ahead = inputs[operation];  // read one round ahead, to keep its latency out of the chain
+#pragma unroll
+    for (int s = 0; s < kWarpSlots; ++s) {
+        const int end = starts[s + 1];
+#pragma unroll 1
+        while (operation + 1 < end) {
+            const u32 a = rows + ahead * 16 ^ swizzle, b = weights + operation * kPieceBytes;
+            operation += 2;
+            ahead = inputs[operation];
+            multiply_pair(sums[s], a, b);
+        }
+        if (operation < end) {
+            // Lanes 0-15 hold the left-over block's offset already; the other half has no block, and its addresses are not read.
+            multiply(sums[s], rows + (lane < 16 ? ahead : 0) * 16 ^ swizzle, weights + operation * kPieceBytes);
+            ahead = inputs[++operation];
+        }
+    }
+}
+
+// The 8 x 8 matrix of 16-bit elements that a warp holds as mma.sync's results, two of a row a lane, transposed (PTX: movmatrix, sm_75).
+__device__ __forceinline__ u32 transposed(u32 r) {
+    u32 t;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(t) : "r"(r));
+    return t;
+}
+
+// Two rows of a feature, as far as there are any left; both in one word where N is even.
+__device__ __forceinline__ void store_two(Element* p, u32 v, int left, int n) {
+    if (n % 2 == 0) {
+        if (left > 0) *reinterpret_cast<u32*>(p) = v;
+    } else {
+        if (left > 0) p[0] = static_cast<Element>(v);
+        if (left > 1) p[1] = static_cast<Element>(v >> 16);
+    }
+}
+
+// Accumulators -> global: the epilogue for finished outputs, float32 for partial sums. A line of either is a feature.
+__device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][kNTiles][4], const int* targets, int row0, int n,
+                                      Element* __restrict__ y) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int half = 0; half < 2 * kMTiles; ++half) {
+        const int m = half / 2, i = half % 2 * 2, first = row0 + half * 8;
+        if (first >= n) return;
+#pragma unroll
+        for (int s = 0; s < kWarpSlots; ++s) {
+            const int target = targets[s];
+            if (target == kNoOutput) continue;
+#pragma unroll
+            for (int j = 0; j < kNTiles; ++j) {
+                // A lane has two features of a row; turned, it has two rows of a feature.
+                const long long place = static_cast<long long>(target * kBlock + j * 8 + lane / 4) * n + first + lane % 4 * 2;
+                const int left = n - first - lane % 4 * 2;
+                const float2 v = finish(make_float2(sums[s][m][j][i], sums[s][m][j][i + 1]));
+                store_two(y + place, transposed(pack(v.x, v.y)), left, n);
+            }
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 2)
+bsgen_fprop_b8_bfloat16_portable_19c45f6d87e1fe7c(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int n) {
+    extern __shared__ __align__(128) unsigned char shared[];
+    const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;
+    const int* records = reinterpret_cast<const int*>(shared + kStages * kStageBytes);
+    const int tile = blockIdx.x % kTiles, row0 = blockIdx.x / kTiles * kRows;
+    const int first = kTileStages[tile], stages = kTileStages[tile + 1] - first;
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), warp_m = warp / kWarpsN, warp_n = warp % kWarpsN;
+
+    const Activations activations(x, row0, n);
+    const Weights weights(w);
+
+    // Issue the loads of stage i, and of the record that will be needed when it has arrived. Slots of the two rings go round.
+    int stage_slot = 0, record_slot = 0, next_record = kStages - 1;
+    const auto fetch = [&](int i) {
+        if (i < stages) {
+            const u32 stage = stages_base + stage_slot * kStageBytes;
+            activations.issue(stage, records + record_slot * kRecordWords);
+            weights.issue(stage, records + record_slot * kRecordWords);
+        }
+        if (i + kStages - 1 < stages) load_record(records_base + next_record * (kRecordWords * 4), first + i + kStages - 1);
+        cp_async_commit();
+        stage_slot = stage_slot + 1 == kStages ? 0 : stage_slot + 1;
+        record_slot = record_slot + 1 == kRecordRing ? 0 : record_slot + 1;
+        next_record = next_record + 1 == kRecordRing ? 0 : next_record + 1;
+    };
+
+    // Prologue: the first records, then the first stages.
+    for (int i = 0; i < kStages - 1 && i < stages; ++i) load_record(records_base + i * kRecordWords * 4, first + i);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+    for (int i = 0; i < kStages - 1; ++i) fetch(i);
+
+    // Main loop: stage i has arrived and stage i - 1 has been consumed when all pass the barrier.
+    float sums[kWarpSlots][kMTiles][kNTiles][4] = {};
+    int slot = 0, record = 0;
+    for (int i = 0; i < stages; ++i) {
+        cp_async_wait<kStages - 2>();
+        __syncthreads();
+        fetch(i + kStages - 1);
+        multiply_stage(sums, stages_base + slot * kStageBytes, records + record * kRecordWords, warp_m, warp_n);
+        slot = slot + 1 == kStages ? 0 : slot + 1;
+        record = record + 1 == kRecordRing ? 0 : record + 1;
+    }
+
+    store(sums, kTargets + tile * kSlots + warp_n * kWarpSlots, row0 + warp_m * (kMTiles * 16), n, y);
+}

@@ -1,0 +1,429 @@
+// dW = x @ dy.T at the stored blocks of W [128, 128], bfloat16.
+// Layout 0dd315799237382c: 24 of 64 blocks of 16 x 16 (37.50 %).
+// Plan: portable, mma_bf16, 64 units of 16 x 16 on 8 warps, bands of 1, 3 stages of 64 rows, 5 panels of 16, 16 splits of N.
+//
+// A thread block reduces one split of the N rows for the blocks of its tile. Each stage loads kStageRows rows of the panels
+// of x and dy that the tile needs; every warp then adds to its units: blocks, 64 x 64 parts of blocks, or pairs of 8 x 8 blocks.
+// Shared memory holds panels of kStageRows rows a feature, their 16-byte chunks swizzled by feature.
+
+using u32 = unsigned int;
+
+constexpr int kFeaturesX = 128, kFeaturesY = 128;
+constexpr int kBlock = 16, kChunk = 8;  // elements of a block's side, of a chunk
+constexpr int kWarps = 8, kThreads = 256, kUnits = 8;  // units of a warp
+constexpr int kMTiles = 1, kNTiles = 2, kStep = 16;  // 16-row and 8-column steps of a unit, rows of N a step
+constexpr int kTiles = 8, kSplits = 16;
+constexpr int kStageRows = 64, kStages = 3, kStageBytes = 10240;
+constexpr int kPanels = 5, kPanel = 16, kPanelChunks = 8;  // panels of a tile, elements and chunks of a line
+constexpr int kPanelBytes = 2048;
+constexpr int kLoadLines = 16, kPanelsAtOnce = 2;
+constexpr int kUnitWords = 5;
+
+// The address of shared memory as PTX instructions take it.
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
+
+// Have the compiler keep a pointer in registers instead of computing it again at each use.
+template <class T>
+__device__ __forceinline__ void keep(const T*& pointer) {
+    asm volatile("" : "+l"(pointer));
+}
+
+// Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
+template <int Chunks>
+__device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
+    constexpr u32 kSpread = Chunks < 8 ? Chunks : 8;
+    return (row * Chunks + (chunk ^ (row / (8 / kSpread) % kSpread))) * 16;
+}
+
+// 16 bytes, past L1 (PTX: cp.async, sm_80).
+__device__ __forceinline__ void cp_async_16(u32 shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
+
+// 16 bytes, or 16 zeros when `valid` is false.
+__device__ __forceinline__ void cp_async_16_or_zeros(u32 shared, const void* global, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0) : "memory");
+}
+
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Wait until at most `Pending` of this thread's newest groups are still on their way.
+template <int Pending>
+__device__ __forceinline__ void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+// Elements are bfloat16, kept as bits.
+using Element = unsigned short;
+
+__device__ __forceinline__ u32 pack(float low, float high) {
+    u32 bits;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+
+__device__ __forceinline__ float2 unpack(u32 bits) {
+    return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
+}
+
+__device__ __forceinline__ float2 load_pair(const Element* p) { return unpack(*reinterpret_cast<const u32*>(p)); }
+__device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_cast<u32*>(p) = pack(v.x, v.y); }
+__device__ const int __align__(16) kPanelCounts[] = {
+    5,3,5,3,5,3,5,3,
+};
+
+__device__ const int __align__(16) kPanelIds[] = {
+    0,-1,2,4,6,1,-2,2,0,0,1,-3,2,5,6,2,
+    -4,7,0,0,0,-5,2,4,6,2,-6,5,0,0,2,-7,
+    3,6,7,2,-8,3,0,0,
+};  // [kTiles, kPanels]: p is panel p of x, ~p panel p of dy
+// [kTiles, kWarps, kUnits, kUnitWords]: chunks from the stage's start to x, to the second block's x, to dy; chunk of dW, of the second block; -1 for none
+__device__ const int __align__(16) kUnitTable[] = {
+    0,0,128,0,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,256,256,128,128,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    384,384,128,448,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,512,512,128,576,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,128,64,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,256,256,128,160,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,128,96,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,256,256,128,192,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    384,384,128,512,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,512,512,128,608,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,128,224,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,256,256,128,704,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,128,32,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,256,256,128,256,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    384,384,128,480,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,512,512,128,640,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,128,288,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,256,256,128,544,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,128,320,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,256,256,128,384,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    384,384,128,672,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,512,512,128,736,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,128,352,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,256,256,128,416,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+};
+
+// 16 bytes into shared memory.
+__device__ __forceinline__ void store_chunk(u32 address, uint4 v) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
+// A chunk of a line that does not begin at a multiple of 16 bytes, global -> shared; zeros past the line's end.
+__device__ __forceinline__ void copy_elements(u32 to, const Element* __restrict__ from, int left) {
+    u32 words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        words[i] = (2 * i < left ? from[2 * i] : 0) | (2 * i + 1 < left ? static_cast<u32>(from[2 * i + 1]) << 16 : 0);
+    }
+    store_chunk(to, make_uint4(words[0], words[1], words[2], words[3]));
+}
+
+// The loads of a stage, kStageRows rows of the features of the tile's panels, global -> shared: a line is a feature. What depends on
+// the thread alone is computed once.
+struct Loads {
+    const Element* x;  // this thread's chunk of feature 0 in the next stage
+    const Element* dy;
+    const Element* start;
+    u32 to;  // where it goes, from the start of a panel
+    int feature, left, n;  // its first feature of a panel, rows from its chunk to the end
+
+    __device__ __forceinline__ Loads(const Element* __restrict__ x_, const Element* __restrict__ dy_, int row0, int n_) {
+        const u32 column = threadIdx.x % kPanelChunks, line = threadIdx.x / kPanelChunks % kLoadLines;
+        const int row = row0 + static_cast<int>(column) * kChunk;
+        start = x_, x = x_ + row, dy = dy_ + row;
+        to = swizzled<kPanelChunks>(line, column) + threadIdx.x / (kPanelChunks * kLoadLines) * kPanelBytes;
+        feature = line, left = n_ - row, n = n_;
+    }
+
+    __device__ __forceinline__ void issue(u32 stage, const int* panels, int count) {
+        if (n % kChunk == 0)
+            // Rows past the end are zeros; `start` stands in for their address.
+            each_chunk(stage, panels, count, [this](u32 there, const Element* from) { cp_async_16_or_zeros(there, left > 0 ? from : start, left > 0); });
+        else
+            each_chunk(stage, panels, count, [this](u32 there, const Element* from) { copy_elements(there, from, left); });
+        x += kStageRows, dy += kStageRows, left -= kStageRows;
+    }
+
+    template <class Copy>
+    __device__ __forceinline__ void each_chunk(u32 stage, const int* panels, int count, Copy copy) const {
+        stage += to;
+#pragma unroll 2
+        for (int p = threadIdx.x / (kPanelChunks * kLoadLines); p < count; p += kPanelsAtOnce, stage += kPanelsAtOnce * kPanelBytes) {
+            const int id = panels[p];
+            const bool of_x = id >= 0;
+            const Element* from = (of_x ? x : dy) + static_cast<long long>((of_x ? id : ~id) * kPanel + feature) * n;
+#pragma unroll
+            for (int pass = 0; pass < kPanel / kLoadLines; ++pass) {
+                copy(stage + pass * (kLoadLines * kPanelChunks * 16), from);
+                from += static_cast<long long>(kLoadLines) * n;
+            }
+        }
+    }
+};
+
+// d += a * b on tensor cores, 16 x 8 x 16, bfloat16 in, float32 sums (PTX: mma.sync.m16n8k16).
+__device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
+__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+
+constexpr int kLineBytes = kPanelChunks * 16;
+
+// One stage of one unit. Both operands lie with the reduced rows of a feature side by side, as fragments want them.
+__device__ __forceinline__ void multiply(float (&sums)[kMTiles][kNTiles][4], u32 stage, const int* unit) {
+    const int lane = threadIdx.x % 32;
+    // Lanes 0-15 point at the first chunk of 16 features of x, lanes 16-31 at the next.
+    const u32 a = stage + unit[0] * 16 + swizzled<kPanelChunks>(lane % 16, lane / 16);
+    // For dy, lanes 0-7 point at the first chunk of 8 features, 8-15 at the next; lanes 16-31 at those of 8 features more.
+    const u32 b = stage + unit[2] * 16 + swizzled<kPanelChunks>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+#pragma unroll 2
+    for (int k = 0; k < kStageRows / kStep; ++k) {
+        // A step is two chunks: inside 8 of them the swizzle makes that an exclusive or.
+        const u32 change = k % 4 * 32, beyond = k / 4 * 128;
+        u32 inputs[kMTiles][4];
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m) {
+            ldmatrix_x4(inputs[m], (a ^ change) + beyond + m * (16 * kLineBytes));
+        }
+#pragma unroll
+        for (int j = 0; j < kNTiles; j += 2) {
+            u32 gradients[4];
+            ldmatrix_x4(gradients, (b ^ change) + beyond + j * (8 * kLineBytes));
+#pragma unroll
+            for (int m = 0; m < kMTiles; ++m) {
+                mma(sums[m][j], inputs[m], gradients[0], gradients[1]);
+                mma(sums[m][j + 1], inputs[m], gradients[2], gradients[3]);
+            }
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 2)
+bsgen_wgrad_b16_bfloat16_portable_0dd315799237382c(const Element* __restrict__ x, const Element* __restrict__ dy, float* __restrict__ partials, int n) {
+    extern __shared__ __align__(128) unsigned char shared[];
+    const u32 stages_base = shared_address(shared);
+    int* panels = reinterpret_cast<int*>(shared + kStages * kStageBytes);
+    int* units = panels + kPanels;
+    const int tile = blockIdx.x % kTiles, split = blockIdx.x / kTiles;
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
+    const int count = kPanelCounts[tile];
+
+    // This split's rows: whole stages, shared out evenly.
+    const int all_stages = (n + kStageRows - 1) / kStageRows;
+    const int first = static_cast<int>(static_cast<long long>(all_stages) * split / kSplits);
+    const int stages = static_cast<int>(static_cast<long long>(all_stages) * (split + 1) / kSplits) - first;
+
+    for (int i = threadIdx.x; i < kPanels; i += kThreads) panels[i] = kPanelIds[tile * kPanels + i];
+    for (int i = threadIdx.x; i < kWarps * kUnits * kUnitWords; i += kThreads)
+        units[i] = kUnitTable[static_cast<long long>(tile) * (kWarps * kUnits * kUnitWords) + i];
+    __syncthreads();
+    const int* mine = units + warp * (kUnits * kUnitWords);
+
+    Loads loads(x, dy, first * kStageRows, n);
+    int stage_slot = 0;
+    const auto fetch = [&](int i) {
+        if (i < stages) loads.issue(stages_base + stage_slot * kStageBytes, panels, count);
+        cp_async_commit();
+        stage_slot = stage_slot + 1 == kStages ? 0 : stage_slot + 1;
+    };
+    for (int i = 0; i < kStages - 1; ++i) fetch(i);
+
+    // Main loop: stage i has arrived and stage i - 1 has been consumed when all pass the barrier.
+    float sums[kUnits][kMTiles][kNTiles][4] = {};
+    int slot = 0;
+    for (int i = 0; i < stages; ++i) {
+        cp_async_wait<kStages - 2>();
+        __syncthreads();
+        fetch(i + kStages - 1);
+        const u32 stage = stages_base + slot * kStageBytes;
+#pragma unroll
+        for (int u = 0; u < kUnits; ++u)
+            if (mine[u * kUnitWords] >= 0) multiply(sums[u], stage, mine + u * kUnitWords);
+        slot = slot + 1 == kStages ? 0 : slot + 1;
+    }
+
+    // Accumulators -> global.
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u)
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int place = mine[u * kUnitWords + 3];
+                if (place < 0) continue;
+                const int row = m * 16 + lane / 4 + half * 8;
+                const long long start = static_cast<long long>(place) * kChunk + row * kBlock + lane % 4 * 2;
+#pragma unroll
+                for (int j = 0; j < kNTiles; ++j) {
+                    float2 v = make_float2(sums[u][m][j][half * 2], sums[u][m][j][half * 2 + 1]);
+                    *reinterpret_cast<float2*>(partials + static_cast<long long>(split) * 6144ll + start + j * 8) = v;
+                }
+            }
+}
+
+// The splits' partial sums, added in order.
+extern "C" __global__ void __launch_bounds__(256)
+bsgen_wgrad_b16_bfloat16_portable_0dd315799237382c_reduce(const float* __restrict__ partials, Element* __restrict__ dw, int accumulate) {
+    constexpr long long kElements = 6144;
+    const long long i = (static_cast<long long>(blockIdx.x) * 256 + threadIdx.x) * 4;
+    if (i >= kElements) return;
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int s = 0; s < kSplits; ++s) {
+        const float4 v = *reinterpret_cast<const float4*>(partials + s * kElements + i);
+        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+    }
+    if (accumulate) {
+        const float2 low = load_pair(dw + i), high = load_pair(dw + i + 2);
+        sum.x += low.x, sum.y += low.y, sum.z += high.x, sum.w += high.y;
+    }
+    store_pair(dw + i, make_float2(sum.x, sum.y));
+    store_pair(dw + i + 2, make_float2(sum.z, sum.w));
+}

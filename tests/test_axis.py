@@ -1,0 +1,231 @@
+"""Features first, x [C, N]: kernels, calls, packs, and what refuses them."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from emulator import COMPILER
+from problems import ARITHMETIC, BIG, bernoulli, hub, sample, some_of
+from test_emulated import check as check_kernels
+from test_kernels_compile import EPILOGUES, compiled_plan, named
+from test_reference import check as check_tables
+
+import bsgen
+from bsgen import compiled
+from bsgen.errors import ArgumentError
+from bsgen.packs import building, c_export, load_pack
+from bsgen.packs.spec import read_spec
+from bsgen.plan import Plan, choose, hopper, hopper_narrow, hopper_narrow_wgrad, hopper_wgrad, matmul, wgrad
+from bsgen.problem import BLOCK_SIZES, TARGETS, DType, Op, Precision, Problem
+
+MATRIX = list(product(Op, BLOCK_SIZES, ARITHMETIC))
+LAYOUT = bernoulli(5, 6, 0.5, seed=2)
+ROWS = (37, 1, 64, 8, 3, 150, 16, 33)  # multiples of 8, of 4, of 2, and none
+
+
+def plans(problem: Problem, count: int) -> list[Plan]:
+    """Portable plans of turning shapes."""
+    if problem.op is Op.WGRAD:
+        return sample(list(wgrad.candidates(problem, BIG)), count)
+    drafts = sample(list(matmul.drafts(problem, BIG)), 2 * count)
+    return [plan for draft in drafts if (plan := matmul.assemble(problem, BIG, draft))][:count]
+
+
+@pytest.mark.skipif(COMPILER is None, reason="there is no g++")
+@pytest.mark.parametrize(("op", "block", "kind"), some_of(MATRIX, 7), ids=named)
+def test_kernels_on_the_host(op: Op, block: int, kind: tuple[DType, Precision]) -> None:
+    layouts = bernoulli(5, 6, 0.5), hub(70, 3) if block < 64 else hub(9, 3)
+    for turn, layout in enumerate(layouts):
+        problem = Problem(op, layout, block, *kind, batch=200, axis=0)
+        for at, plan in enumerate(plans(problem, 2)):
+            n = ROWS[(MATRIX.index((op, block, kind)) + 2 * turn + at) % len(ROWS)]
+            check_tables(plan, n)
+            check_kernels(plan, n)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="there is no g++")
+@pytest.mark.parametrize("kind", [(DType.BFLOAT16, Precision.TENSOR), (DType.FLOAT32, Precision.TENSOR)], ids=named)
+def test_epilogues_of_whole_and_split_outputs_on_the_host(kind: tuple[DType, Precision]) -> None:
+    for n, layout in zip((21, 40), (bernoulli(6, 5, 0.5), hub(150, 3)), strict=True):
+        problem = Problem(Op.FPROP, layout, 16, *kind, EPILOGUES[0], axis=0)
+        plan = next(plan for plan in matmul.candidates(problem, BIG) if bool(plan.reductions) == (n == 40))
+        check_tables(plan, n)
+        check_kernels(plan, n)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="there is no g++")
+def test_gates_on_the_host() -> None:
+    for op in Op:
+        problem = Problem(op, bernoulli(6, 5, 0.5), 16, DType.FLOAT16, gate=True, axis=0)
+        check_kernels(choose(problem, BIG), 24)
+
+
+@pytest.mark.parametrize(("op", "block", "kind"), some_of(MATRIX, 3), ids=named)
+def test_kernels_compile(op: Op, block: int, kind: tuple[DType, Precision]) -> None:
+    """Nothing spills, for one architecture or another, with splits and without."""
+    arches = ("sm_80", "sm_90a", "sm_120a")
+    for turn, layout in enumerate((LAYOUT, bernoulli(64, 64, 0.1), hub(300, 5))):
+        target = TARGETS[arches[(turn + block.bit_length()) % 3]]
+        compiled_plan(choose(Problem(op, layout, block, *kind, axis=0), target))
+
+
+@pytest.mark.parametrize("kind", ARITHMETIC, ids=named)
+def test_epilogues_compile(kind: tuple[DType, Precision]) -> None:
+    for layout in (LAYOUT, hub(300, 5)):
+        compiled_plan(choose(Problem(Op.FPROP, layout, 16, *kind, EPILOGUES[0], axis=0), BIG))
+
+
+def test_families_that_read_rows_of_features_step_aside() -> None:
+    for op, block in product(Op, BLOCK_SIZES):
+        problem = Problem(op, LAYOUT, block, DType.BFLOAT16, axis=0)
+        for family in (hopper, hopper_wgrad, hopper_narrow, hopper_narrow_wgrad):
+            assert list(family.shortlist(problem, BIG)) == []
+        assert choose(problem, BIG).family == "portable"
+
+
+def test_the_axis_is_part_of_the_key() -> None:
+    for op in Op:
+        problem = Problem(op, LAYOUT, 32, DType.BFLOAT16)
+        keys = {compiled.key(replace(problem, axis=axis), BIG, "nvrtc") for axis in (0, 1)}
+        assert len(keys) == 2
+
+
+def callable_and_arrays(axis: int, n: tuple[int, ...] = (9,), **options: Any) -> tuple[bsgen.MatMul, dict[str, Any]]:
+    """A callable for `axis`, and random arrays of features last."""
+    mm = bsgen.compile(LAYOUT, 16, "float32", precision="ieee", arch="sm_80", axis=axis, **options)
+    rng = np.random.default_rng(3)
+    shapes = {"x": (*n, mm.in_features), "dy": (*n, mm.out_features), "w": mm.weight_shape}
+    return mm, {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def first(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Features moved to the front."""
+    return np.ascontiguousarray(np.moveaxis(array, -1, 0))
+
+
+def test_products_of_arrays_with_features_first() -> None:
+    for n in ((9,), (2, 3, 4), (), (0,)):
+        last, a = callable_and_arrays(1, n)
+        mm, _ = callable_and_arrays(0, n)
+        assert (mm.axis, last.axis) == (0, 1)
+        y, dx = mm(first(a["x"]), a["w"]), mm.dgrad(first(a["dy"]), a["w"])
+        dw = mm.wgrad(first(a["x"]), first(a["dy"]))
+        assert y.shape == (mm.out_features, *n)
+        np.testing.assert_allclose(y, first(last(a["x"], a["w"])), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(dx, first(last.dgrad(a["dy"], a["w"])), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(dw, last.wgrad(a["x"], a["dy"]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_call_may_say_another_axis(axis: int) -> None:
+    mm, a = callable_and_arrays(axis)
+    turned = {name: first(a[name]) for name in ("x", "dy")}
+    dy, x, w = a["dy"], a["x"], a["w"]
+    np.testing.assert_allclose(mm(turned["x"], w, axis=0), first(mm(x, w, axis=1)), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(mm.dgrad(turned["dy"], w, axis=0), first(mm.dgrad(dy, w, axis=1)), rtol=1e-4, atol=1e-4)
+    dw = mm.wgrad(x, dy, axis=1)
+    np.testing.assert_allclose(mm.wgrad(turned["x"], turned["dy"], axis=0), dw, rtol=1e-4, atol=1e-4)
+    lists = (
+        [turned["x"][:, :4].copy(), turned["x"][:, 4:].copy()],
+        [turned["dy"][:, :4].copy(), turned["dy"][:, 4:].copy()],
+    )
+    np.testing.assert_allclose(mm.wgrad(*lists, axis=0), dw, rtol=1e-4, atol=1e-4)
+    out = np.ones(mm.weight_shape, np.float32)
+    assert mm.wgrad(turned["x"], turned["dy"], out=out, accumulate=True, axis=0) is out
+    np.testing.assert_allclose(out, dw + 1, rtol=1e-4, atol=1e-4)
+    assert mm.operation("fprop", 1 - axis) is mm.operation("fprop", 1 - axis)
+    assert mm.operation("fprop", axis) is mm.operation("fprop")
+
+
+def test_epilogue_and_gates() -> None:
+    options: dict[str, Any] = {"bias": True, "activation": "silu", "residual": True, "gate": True}
+    mm, a = callable_and_arrays(0, **options)
+    last, _ = callable_and_arrays(1, **options)
+    rng = np.random.default_rng(4)
+    bias, gate = rng.standard_normal(mm.out_features, np.float32), rng.standard_normal(mm.nnz, np.float32)
+    residual = rng.standard_normal((9, mm.out_features), np.float32)
+    got = mm(first(a["x"]), a["w"], bias, first(residual), gate=gate)
+    np.testing.assert_allclose(got, first(last(a["x"], a["w"], bias, residual, gate=gate)), rtol=1e-4, atol=1e-4)
+    for one, other in zip(
+        mm.gate_grad(first(a["x"]), first(a["dy"]), a["w"], gate),
+        last.gate_grad(a["x"], a["dy"], a["w"], gate),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_what_it_says_of_itself() -> None:
+    mm, _ = callable_and_arrays(0)
+    again = pickle.loads(pickle.dumps(mm))
+    assert again.axis == 0
+    assert again.source("fprop") == mm.source("fprop")
+    assert mm.source("fprop").startswith("// y = W.T @ x ")
+    assert mm.source("wgrad").startswith("// dW = x @ dy.T ")
+
+
+@pytest.mark.parametrize(
+    ("axis", "change", "words"),
+    [
+        (0, lambda a: {"x": a["x"]}, ("x:", "first dimension of 80", "axis=1")),
+        (1, lambda a: {"x": first(a["x"])}, ("x:", "last dimension of 80", "axis=0")),
+        (0, lambda a: {"x": first(a["x"])[:-1].copy()}, ("x:", "(79, 9)", "first dimension of 80")),
+        (0, lambda a: {"x": np.array(1, np.float32)}, ("x:", "rank 0", "[80, ...]")),
+        (0, lambda a: {"x": a["x"].T}, ("x:", "not contiguous")),
+    ],
+    ids=["last for first", "first for last", "too few", "rank 0", "a view"],
+)
+def test_arrays_that_do_not_fit(axis: int, change: Any, words: tuple[str, ...]) -> None:
+    mm, a = callable_and_arrays(axis)
+    with pytest.raises(ArgumentError) as caught:
+        mm(**{"w": a["w"], **change(a)})
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("axis", [2, -1, True, "0", 0.0])
+def test_no_such_axis(axis: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"axis: got .*, expected 0 .* or 1"):
+        bsgen.compile(LAYOUT, 16, axis=axis, arch="sm_80")
+    mm, a = callable_and_arrays(1)
+    with pytest.raises(ArgumentError, match=r"axis: got "):
+        mm(a["x"], a["w"], axis=axis)
+
+
+SPEC = """
+arch = "sm_80"
+rows = [64]
+[[module]]
+name = "first"
+layout = "layout.npy"
+block_size = 16
+axis = 0
+ops = ["fprop", "wgrad"]
+"""
+
+
+def test_in_packs(tmp_path: Path) -> None:
+    LAYOUT.save(tmp_path / "layout.npy")
+    (tmp_path / "spec.toml").write_text(SPEC)
+    building.build(read_spec(tmp_path / "spec.toml"), tmp_path / "a.bsp", processes=1)
+    pack = load_pack(tmp_path / "a.bsp")
+    mm = pack.get_for("first", "sm_80")
+    assert mm.axis == 0
+    wanted = Problem(Op.FPROP, LAYOUT, 16, DType.BFLOAT16, batch=64, axis=0)
+    assert pack.find(wanted, "sm_80") is not None
+    assert pack.find(replace(wanted, axis=1), "sm_80") is None
+    x = np.ones((5, mm.in_features), mm.dtype.numpy)
+    with pytest.raises(ArgumentError, match="axis: got 1, but the pack has 'first' for axis 0 alone"):
+        mm(x, np.ones(mm.weight_shape, mm.dtype.numpy), axis=1)
+    c_export.export(pack, tmp_path / "c")
+    header = (tmp_path / "c" / "bsgen_kernels.h").read_text()
+    assert "y = W.T @ x for layout" in header
+    assert f"x [{mm.in_features}, n], w" in header
+    (tmp_path / "spec.toml").write_text(SPEC.replace("axis = 0", "axis = 2"))
+    with pytest.raises(ArgumentError, match="module 'first': axis: got 2"):
+        read_spec(tmp_path / "spec.toml")
