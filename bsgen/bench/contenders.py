@@ -58,9 +58,9 @@ def _cusparse(format_name: str) -> Callable[[Operands], Any]:
         elements = operands.problem.layout.nnz * operands.problem.block_size**2
         if format_name == "csr" and elements > MOST_CSR_ELEMENTS:
             raise LeftOut(f"{elements} stored elements, at most {MOST_CSR_ELEMENTS} are tried as CSR")
-        call = Product(format_name, operands.block_rows, operands.activations.T.contiguous())
+        call = Product(format_name, operands.block_rows, operands.columns)
         try:
-            yield call, lambda: call.out.T
+            yield call, lambda: call.out if operands.problem.feature_first else call.out.T
         finally:
             call.close()
 
@@ -72,6 +72,8 @@ def _torch_bsr(tuned: bool) -> Callable[[Operands], Any]:
     def product(operands: Operands) -> Iterator[Work]:
         """torch.nn.functional.linear with a weight [K, C] in BSR, which is how PyTorch offers its Triton kernel."""
         _require_product(operands)
+        if operands.problem.feature_first:
+            raise LeftOut("takes features last")
         if operands.problem.block_size < SMALLEST_TRITON_BLOCK:
             raise LeftOut(f"its kernel needs blocks of at least {SMALLEST_TRITON_BLOCK}")
         a = operands.block_rows

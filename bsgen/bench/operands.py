@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bsgen.problem import DType, Op, Problem
+from bsgen.operands import contract_of
+from bsgen.problem import DType, Epilogue, Op, Problem
 
 Tensor: TypeAlias = Any  # a torch.Tensor
 SEED = 7
@@ -51,7 +52,7 @@ class BlockRows:
 
 
 class Operands:
-    """Normally distributed x, dy and w of a problem with N = `n` rows, and what each op must give."""
+    """Normally distributed x, dy and w of a problem with N = `n` rows, features where its axis says, and what each op must give."""
 
     def __init__(self, problem: Problem, n: int) -> None:
         self.problem, self.n, self.op = problem, n, problem.op
@@ -61,7 +62,8 @@ class Operands:
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, device="cuda", generator=generator).to(self.dtype)
 
-        self.x, self.dy = normal(n, problem.in_features), normal(n, problem.out_features)
+        contract = contract_of(replace(problem, op=Op.WGRAD, epilogue=Epilogue()))
+        self.x, self.dy = (normal(*contract.shape((n,), contract.rows[name])) for name in ("x", "dy"))
         self.w = normal(problem.layout.nnz, problem.block_size, problem.block_size)
         self.blocks = torch.as_tensor(np.argwhere(problem.layout.mask)).cuda()
 
@@ -79,6 +81,11 @@ class Operands:
         return self.x if self.op is Op.FPROP else self.dy
 
     @property
+    def columns(self) -> Tensor:
+        """The same as a matrix [features, N]."""
+        return self.activations if self.problem.feature_first else self.activations.T.contiguous()
+
+    @property
     def result_shape(self) -> tuple[int, ...]:
         """Of the op's result."""
         return tuple({Op.FPROP: self.dy.shape, Op.DGRAD: self.x.shape, Op.WGRAD: self.w.shape}[self.op])
@@ -86,6 +93,12 @@ class Operands:
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
         """The dense product that the op stands for."""
+        if self.problem.feature_first:
+            return {
+                Op.FPROP: (self.dense.T, self.x),
+                Op.DGRAD: (self.dense, self.dy),
+                Op.WGRAD: (self.x, self.dy.T),
+            }[self.op]
         return {
             Op.FPROP: (self.x, self.dense),
             Op.DGRAD: (self.dy, self.dense.T),

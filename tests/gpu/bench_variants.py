@@ -1,9 +1,9 @@
 """Times plans that are not in the planner's choice yet beside the one that it takes, cuBLAS and Blocked-ELL.
 
-    PYTHONPATH=. python3 tests/gpu/bench_variants.py [narrow] [wgrad] [staged] [--json FILE]
+    PYTHONPATH=. python3 tests/gpu/bench_variants.py [narrow] [wgrad] [staged] [axis] [--json FILE]
 
-*narrow*, *wgrad*: the Hopper kernels for blocks of 8 and 16. *staged*: results that TMA stores. Each plan is checked before it is
-timed; one that is wrong is said and left out.
+*narrow*, *wgrad*: the Hopper kernels for blocks of 8 and 16. *staged*: results that TMA stores. *axis*: features first, for which
+the cost model has not been fitted. Each plan is checked before it is timed; one that is wrong is said and left out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bsgen.bench.contenders import PEERS, compiled_plan
 from bsgen.bench.operands import Operands
 from bsgen.bench.timing import Clock
 from bsgen.compiled import Compiled, assemble
-from bsgen.plan import Plan, choose, hopper, hopper_narrow, hopper_narrow_wgrad
+from bsgen.plan import FAMILIES, Plan, choose, hopper, hopper_narrow, hopper_narrow_wgrad
 from bsgen.problem import TARGETS, DType, Op, Problem
 
 TARGET, CLOCK, SIZE = TARGETS["sm_90a"], Clock(), 4096
@@ -75,6 +75,18 @@ def staged() -> Iterator[Case]:
         yield f"fprop b32 {name} N=16384 {SIZE}", problem, list(plans)
 
 
+def axis() -> Iterator[Case]:
+    """Features first: the cheapest plans by the model, of each op and of densities where reading no more than a block pays."""
+    kinds = [(Op.FPROP, b, density) for b in (8, 16, 32) for density in (0.01, 0.1)]
+    kinds += [(op, b, 0.1) for op in (Op.DGRAD, Op.WGRAD) for b in (8, 32)]
+    for op, b, density in kinds:
+        layout = topology.random(SIZE // b, SIZE // b, density=density, seed=1)
+        problem = Problem(op, layout, b, DType.BFLOAT16, batch=16384, axis=0)
+        plans = (plan for family in FAMILIES[op] for plan in family.candidates(problem, TARGET))
+        ranked = sorted(plans, key=lambda plan: plan.cost.seconds)
+        yield f"{op} b{b} {density:.0%} N=16384 {SIZE} axis 0", problem, ranked[:MOST]
+
+
 def measure(case: Case, peers: Sequence[str]) -> dict[str, Any]:
     """Times of the peers, of the planner's choice, and of the variants."""
     name, problem, plans = case
@@ -114,7 +126,7 @@ def _timed(operands: Operands, made: Compiled) -> dict[str, Any]:
         return {**said, "seconds": CLOCK.time(call).seconds}
 
 
-SUITES: dict[str, Callable[[], Iterator[Case]]] = {"narrow": narrow, "wgrad": wgrad, "staged": staged}
+SUITES: dict[str, Callable[[], Iterator[Case]]] = {"narrow": narrow, "wgrad": wgrad, "staged": staged, "axis": axis}
 
 
 def main() -> None:

@@ -47,8 +47,16 @@ def run(block: int, dtype: str, precision: str) -> None:
     kept += gated.gate_grad(x, dy, w, gate)
     widened = bsgen.compile(mask, block, dtype, "wgrad", precision=precision, wgrad_dtype="float32")
     kept += [widened.wgrad(x, dy, out=widened.wgrad(x, dy), accumulate=True)]
+    first = bsgen.compile(mask, block, dtype, precision=precision, axis=0, bias=True, residual=True)
+    for n in (N - 1, N + 4):  # lines that begin anywhere, and at multiples of 16 bytes
+        x, dy = normal(mm.in_features, n), normal(mm.out_features, n)
+        kept += [
+            first(x, w, normal(mm.out_features), normal(mm.out_features, n)),
+            first.dgrad(dy, w),
+            first.wgrad(x, dy),
+        ]
     context.wait(0, driver.DEFAULT_STREAM)
-    assert len(kept) == 9
+    assert len(kept) == 15
 
 
 def hopper_plans(problem: Problem, target: Target) -> list[Plan]:

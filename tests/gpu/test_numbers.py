@@ -38,6 +38,45 @@ def test_products(case: Case) -> None:
         assert_close(dw, gathered(mm, x.double().T @ dy.double()), case.tolerance)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [Case(name, b, *kind) for name in ("random10", "hub", "holes") for b in BLOCK_SIZES for kind in ARITHMETIC],
+    ids=str,
+)
+def test_features_first(case: Case) -> None:
+    """axis=0, on N of whole chunks of 16 bytes and on others, whose lines begin anywhere."""
+    mm = compile_case(case, axis=0)
+    w = normal(*mm.weight_shape, dtype=case.dtype, seed=1)
+    dense = mm.to_dense(w).double()
+    for n in (*BATCHES, 2, 1024):
+        x = normal(mm.in_features, n, dtype=case.dtype, seed=n)
+        dy = normal(mm.out_features, n, dtype=case.dtype, seed=n + 1)
+        y, dx = (poison(*a.shape, dtype=case.dtype) for a in (dy, x))
+        dw = poison(*mm.weight_shape, dtype=case.dtype)
+        mm(x, w, out=y)
+        mm.dgrad(dy, w, out=dx)
+        mm.wgrad(x, dy, out=dw)
+        assert_close(y, dense.T @ x.double(), case.tolerance)
+        assert_close(dx, dense @ dy.double(), case.tolerance)
+        assert_close(dw, gathered(mm, x.double() @ dy.double().T), case.tolerance)
+        again = poison(*y.shape, dtype=case.dtype)
+        assert torch.equal(mm(x, w, out=again), y)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("n", [33, 34, 64])
+def test_epilogue_with_features_first(dtype: str, n: int) -> None:
+    case = Case("hub", 32, dtype)
+    mm = compile_case(case, axis=0, bias=True, activation="gelu", residual=True, gate=True, ops="fprop")
+    w, bias = normal(*mm.weight_shape, dtype=dtype), normal(mm.out_features, dtype=dtype, seed=2)
+    x, residual = (normal(f, n, dtype=dtype, seed=f) for f in (mm.in_features, mm.out_features))
+    gate, y = normal(mm.nnz, dtype="float32", seed=4), poison(mm.out_features, n, dtype=dtype)
+    mm(x, w, bias, residual, out=y, gate=gate)
+    gated = (gate[:, None, None] * w.float()).to(w.dtype)
+    product = mm.to_dense(gated).double().T @ x.double() + bias.double()[:, None]
+    assert_close(y, torch.nn.functional.gelu(product) + residual.double(), case.tolerance)
+
+
 @pytest.mark.parametrize("arithmetic", ARITHMETIC, ids="-".join)
 @pytest.mark.parametrize("n", [0, 100, 1000])
 def test_wgrad_accumulates(arithmetic: tuple[str, str], n: int) -> None:
