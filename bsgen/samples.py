@@ -45,6 +45,12 @@ def narrow(problem: Problem, target: Target) -> Plan:
     return next(hopper_narrow.shortlist(problem, target))
 
 
+def joint(problem: Problem, target: Target) -> Plan:
+    """Inputs that warpgroups share out, which are not in the choice yet."""
+    drafts = hopper.drafts(problem, target, hopper.JOINT_SHAPES)
+    return hopper.assemble(problem, target, min(drafts, key=lambda draft: draft.cost.seconds))
+
+
 def staged(problem: Problem, target: Target) -> Plan:
     """Results that TMA stores, which are not in the choice yet."""
     return next(hopper.staged_plans(problem, target, 2))
@@ -105,6 +111,16 @@ SAMPLES = (
         batch=MANY,
         arch=HOPPER,
         planner=staged,
+    ),
+    Sample(
+        "hopper_fprop_b32_bfloat16_joint",
+        Op.FPROP,
+        lambda: scattered(32, 16),
+        32,
+        DType.BFLOAT16,
+        batch=FEW,
+        arch=HOPPER,
+        planner=joint,
     ),
     Sample("hopper_fprop_b32_float16_split", Op.FPROP, lambda: hub(256, 12), 32, DType.FLOAT16, batch=FEW, arch=HOPPER),
     Sample("hopper_dgrad_b32_float32", Op.DGRAD, lambda: scattered(16, 16), 32, DType.FLOAT32, batch=MANY, arch=HOPPER),

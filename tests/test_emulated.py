@@ -61,6 +61,20 @@ def test_results_that_tma_stores(op: Op, block: int) -> None:
     check(plan, 150 if block < 128 else 20, seed=block)
 
 
+@pytest.mark.parametrize(("op", "block"), [(Op.FPROP, 32), (Op.DGRAD, 64)])
+def test_inputs_that_warpgroups_share_out(op: Op, block: int) -> None:
+    """Every shape, on several tiles a thread block: sums that pass through shared memory twice."""
+    layout = bernoulli(20, 7, 0.4) if op is Op.FPROP else bernoulli(7, 9, 0.4)
+    problem = Problem(op, layout, block, DType.BFLOAT16, batch=64)
+    seen: dict[object, hopper.Draft] = {}
+    for draft in hopper.drafts(problem, BIG, hopper.JOINT_SHAPES):
+        shape = draft.geometry.shape
+        seen.setdefault((shape.columns, shape.joint, shape.cluster), draft)
+    assert len(seen) > 3
+    for seed, draft in enumerate(seen.values()):
+        check(hopper.assemble(problem, BIG, draft), 150, seed=seed)
+
+
 def test_gradients_of_weights() -> None:
     problem = Problem(Op.WGRAD, bernoulli(6, 5, 0.5), 32, DType.FLOAT16, batch=1000)
     for n, plan in zip((5, 200), sample(list(hopper_wgrad.candidates(problem, BIG)), 2), strict=True):

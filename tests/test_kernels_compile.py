@@ -103,7 +103,7 @@ def test_hopper_kernels_of_every_shape(op: Op, block: int, dtype: DType) -> None
     drafts: dict[tuple[WarpgroupShape, bool], tuple[Problem, hopper.Draft]] = {}
     for layout in (SMALL, SKEWED if op is Op.FPROP else SKEWED.transpose()):
         problem = Problem(op, layout, block, dtype)
-        for draft in hopper.drafts(problem, BIG):
+        for draft in hopper.drafts(problem, BIG, hopper.SHAPES + hopper.JOINT_SHAPES):
             shape = replace(draft.geometry.shape, stages=0, stage_bytes=0)
             drafts.setdefault((shape, bool(draft.reductions)), (problem, draft))
     assert {split for _, split in drafts} == {False, True}

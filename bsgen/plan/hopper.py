@@ -104,6 +104,7 @@ class HopperPlan(ProductPlan):
         return (
             f"wgmma_{geo.math.ptx}, tile {shape.rows} x {shape.tile_slots * geo.block}, "
             f"{shape.row_groups} x {shape.columns} warpgroups of {64 * shape.m_tiles} x {shape.slots * geo.block}, "
+            f"{f'{shape.joint} of them for the same outputs, ' * (shape.joint > 1)}"
             f"{f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}"
             f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, "
             f"{f'{shape.staging // 1024} KiB of results a warp, ' * bool(shape.staging)}{self.grouping} groups"
@@ -122,34 +123,49 @@ def serves(problem: Problem, target: Target) -> bool:
     return True
 
 
-# Warpgroups down and across, 64-row tiles and columns of each: those that were best for some layout or N on an H200.
-SHAPES = (
-    (1, 4, 2, 64),
-    (2, 2, 2, 64),
-    (1, 2, 2, 128),
-    (2, 2, 1, 128),
-    (1, 4, 1, 128),
-    (2, 2, 1, 64),
-    (1, 4, 1, 64),
-    (1, 4, 1, 32),
-    (1, 2, 1, 32),
-    (1, 1, 1, 32),
-    (1, 2, 1, 64),
-    (1, 1, 1, 64),
-    (1, 2, 1, 128),
-    (1, 1, 1, 128),
+Form = tuple[int, int, int, int, int]
+# Warpgroups down and across, 64-row tiles and columns of each, warpgroups across that share output blocks: those that were best
+# for some layout or N on an H200, and (1, 3, 1, 32), of which 384 output blocks of 32 make 128 tiles.
+SHAPES: tuple[Form, ...] = (
+    (1, 4, 2, 64, 1),
+    (2, 2, 2, 64, 1),
+    (1, 2, 2, 128, 1),
+    (2, 2, 1, 128, 1),
+    (1, 4, 1, 128, 1),
+    (2, 2, 1, 64, 1),
+    (1, 4, 1, 64, 1),
+    (1, 4, 1, 32, 1),
+    (1, 3, 1, 32, 1),
+    (1, 2, 1, 32, 1),
+    (1, 1, 1, 32, 1),
+    (1, 2, 1, 64, 1),
+    (1, 1, 1, 64, 1),
+    (1, 2, 1, 128, 1),
+    (1, 1, 1, 128, 1),
+)
+# For few rows, where a tile's chain of visits takes longest. No candidates before they have been timed.
+JOINT_SHAPES: tuple[Form, ...] = (
+    (1, 4, 1, 32, 4),
+    (1, 2, 1, 32, 2),
+    (1, 4, 1, 32, 2),
+    (1, 6, 1, 32, 2),
+    (1, 2, 1, 64, 2),
+    (1, 4, 1, 64, 4),
+    (1, 2, 1, 128, 2),
 )
 
 
-def shapes(problem: Problem, target: Target) -> Iterator[WarpgroupShape]:
+def shapes(problem: Problem, target: Target, forms: Sequence[Form] = SHAPES) -> Iterator[WarpgroupShape]:
     """Every shape whose accumulators fit the registers, alone and in clusters, with every ring."""
     most = MAXIMUM_SLOTS[problem.dtype is DType.FLOAT32]
-    for row_groups, columns, m_tiles, width in SHAPES:
+    for row_groups, columns, m_tiles, width, joint in forms:
         slots = width // problem.block_size
         if width % problem.block_size or slots > most:
             continue
+        exchange = (columns - columns // joint) * row_groups * m_tiles * WARPGROUP_ROWS * width * 4
         for cluster, few, stages in product(CLUSTERS, _few(problem, row_groups * m_tiles), STAGES):
-            shape = _with_ring(WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, few, stages), target)
+            shape = WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, few, stages)
+            shape = _with_ring(replace(shape, joint=joint, exchange=exchange), target)
             geo = warpgroup_geometry(problem, shape)
             if geo.registers(1) <= shape.consumer_registers and room(geo) >= geo.panel_bytes + 2 * geo.piece_bytes:
                 yield shape
@@ -170,7 +186,7 @@ def staged(shape: WarpgroupShape, boxes: int, problem: Problem, target: Target) 
     """The shape with `boxes` places for results that TMA stores, a smaller ring, and the same everything else; None where that
     cannot be: boxes must be a part of a tile's, and rows past `few` belong to the next tile."""
     geo = warpgroup_geometry(problem, shape)
-    if shape.few or problem.dtype is DType.FLOAT32 or geo.tile_boxes % boxes:
+    if shape.few or shape.joint > 1 or problem.dtype is DType.FLOAT32 or geo.tile_boxes % boxes:
         return None
     wanted = _with_ring(replace(shape, staging=boxes * geo.store_bytes), target)
     geo = warpgroup_geometry(problem, wanted)
@@ -189,15 +205,15 @@ class Draft:
     cost: Cost
 
 
-def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
+def drafts(problem: Problem, target: Target, forms: Sequence[Form] = SHAPES) -> Iterator[Draft]:
     """Every shape with every grouping."""
     if not serves(problem, target):
         return
     view = output_blocks(problem)
     ways: dict[tuple[int, int], list[Grouping]] = {}
     counted: dict[tuple[int, int, int], Counts] = {}
-    for shape in shapes(problem, target):
-        geo, key = warpgroup_geometry(problem, shape), (shape.columns, shape.slots)
+    for shape in shapes(problem, target, forms):
+        geo, key = warpgroup_geometry(problem, shape), (shape.output_columns, shape.slots)
         if key not in ways:
             ways[key] = [*groupings(view, *key, target), *similar(view, shape.tile_slots)]
         for index, (grouping, tiles, reductions) in enumerate(ways[key]):

@@ -42,6 +42,12 @@ class ProductPlan:
         return len(self.targets)
 
     @property
+    def stages_a_tile(self) -> int:
+        """How many stages each tile has, where all have as many; else 0."""
+        counts = set(np.diff(self.tile_stages).tolist())
+        return counts.pop() if len(counts) == 1 else 0
+
+    @property
     def partials(self) -> int:
         """Partial sums of split output blocks."""
         return sum(reduction.count for reduction in self.reductions)

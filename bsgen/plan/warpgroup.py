@@ -31,6 +31,8 @@ class WarpgroupShape:
     Thread blocks of a cluster have the same output blocks and neighbouring rows: each piece of W is loaded once for all.
     A tile of `few` rows (a multiple of 8, 0: none) loads no more of the 64 that are multiplied; the others are never stored.
     With `staging` bytes, results of a warp go there, for TMA to store while the next tile is multiplied; 0: the warp stores them.
+    `joint` neighbouring columns of warpgroups have the same output blocks and share out the panels; their sums pass through
+    `exchange` bytes to the first of them.
     """
 
     row_groups: int
@@ -42,6 +44,8 @@ class WarpgroupShape:
     stages: int = 0
     stage_bytes: int = 0
     staging: int = 0
+    joint: int = 1
+    exchange: int = 0
 
     @property
     def groups(self) -> int:
@@ -50,8 +54,8 @@ class WarpgroupShape:
 
     @property
     def scratch_bytes(self) -> int:
-        """Shared memory through which results are stored."""
-        return (self.staging or SCRATCH_BYTES) * 4 * self.groups
+        """Shared memory through which results are stored, and sums passed on."""
+        return (self.staging or SCRATCH_BYTES) * 4 * self.groups + self.exchange
 
     @property
     def rows(self) -> int:
@@ -66,7 +70,12 @@ class WarpgroupShape:
     @property
     def tile_slots(self) -> int:
         """Output blocks of a tile."""
-        return self.columns * self.slots
+        return self.output_columns * self.slots
+
+    @property
+    def output_columns(self) -> int:
+        """Columns of warpgroups with output blocks of their own."""
+        return self.columns // self.joint
 
     @property
     def threads(self) -> int:

@@ -350,7 +350,7 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows,
 }
 
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
-__device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int* targets, int row0, int n,
+__device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int (&targets)[kSlots], int row0, int n,
                                       Element* __restrict__ dx, u32 scratch) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -407,6 +407,12 @@ bsgen_dgrad_b128_bfloat16_hopper_0dd315799237382c(const __grid_constant__ Tensor
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
             const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
+            int targets[kSlots];  // read long before they are needed
+#pragma unroll
+            for (int s = 0; s < kSlots; ++s) {
+                targets[s] = kTargets[(tile_group * kColumns + column) * kSlots + s];
+                asm volatile("" : "+r"(targets[s]));
+            }
             Sums sums = {};
             for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
@@ -419,7 +425,7 @@ bsgen_dgrad_b128_bfloat16_hopper_0dd315799237382c(const __grid_constant__ Tensor
             }
 #pragma unroll
             for (int m = 0; m < kMTiles; ++m)
-                store(sums[m], kTargets + (tile_group * kColumns + column) * kSlots, row0 + row + m * 64, n, dx, scratch);
+                store(sums[m], targets, row0 + row + m * 64, n, dx, scratch);
         }
     }
     cluster_sync();  // neighbours still write to this thread block's memory

@@ -156,10 +156,7 @@ __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
 
-__device__ const int __align__(16) kTileStages[] = {
-    0,8,16,
-};
-
+constexpr int kTileStages = 8;  // of each tile
 __device__ const int __align__(16) kTargets[] = {
     2,5,11,13,6,0,3,8,10,7,12,15,14,1,4,9,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
@@ -220,7 +217,7 @@ struct Walk {
     __device__ __forceinline__ bool more() const { return tile < tiles.count; }
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
-        next_stage = kTileStages[group], next_last = kTileStages[group + 1];
+        next_stage = group * kTileStages, next_last = next_stage + kTileStages;
     }
     __device__ __forceinline__ void skip() {
         while (stage == last && more()) {
@@ -330,7 +327,7 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows,
 }
 
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
-__device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int* targets, int row0, int n,
+__device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int (&targets)[kSlots], int row0, int n,
                                       Element* __restrict__ dx) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -381,8 +378,16 @@ bsgen_dgrad_b32_float32_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
             const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
+            int targets[kSlots];  // read long before they are needed
+#pragma unroll
+            for (int s = 0; s < kSlots; ++s) {
+                targets[s] = kTargets[(tile_group * kColumns + column) * kSlots + s];
+                asm volatile("" : "+r"(targets[s]));
+            }
             Sums sums = {};
-            for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
+            int last = kTileStages;
+            asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
+            for (int s = 0; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
                 multiply_stage(sums, stage + kRecord, stage + place, descriptor_low(stage), column);
@@ -393,7 +398,7 @@ bsgen_dgrad_b32_float32_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
             }
 #pragma unroll
             for (int m = 0; m < kMTiles; ++m)
-                store(sums[m], kTargets + (tile_group * kColumns + column) * kSlots, row0 + row + m * 64, n, dx);
+                store(sums[m], targets, row0 + row + m * 64, n, dx);
         }
     }
     cluster_sync();  // neighbours still write to this thread block's memory

@@ -180,10 +180,7 @@ __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
 
-__device__ const int __align__(16) kTileStages[] = {
-    0,1,2,3,4,5,6,7,8,9,
-};
-
+constexpr int kTileStages = 1;  // of each tile
 __device__ const int __align__(16) kTargets[] = {
     -1,-2,6,0,1,3,4,5,7,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
@@ -229,7 +226,7 @@ struct Walk {
     __device__ __forceinline__ bool more() const { return tile < tiles.count; }
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
-        next_stage = kTileStages[group], next_last = kTileStages[group + 1];
+        next_stage = group * kTileStages, next_last = next_stage + kTileStages;
     }
     __device__ __forceinline__ void skip() {
         while (stage == last && more()) {
@@ -331,7 +328,7 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows,
 }
 
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
-__device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int* targets, int row0, int n,
+__device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int (&targets)[kSlots], int row0, int n,
                                       Element* __restrict__ dx, float* __restrict__ workspace, u32 scratch) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -395,8 +392,16 @@ bsgen_dgrad_b64_bfloat16_hopper_0dd315799237382c(const __grid_constant__ TensorM
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
             const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
+            int targets[kSlots];  // read long before they are needed
+#pragma unroll
+            for (int s = 0; s < kSlots; ++s) {
+                targets[s] = kTargets[(tile_group * kColumns + column) * kSlots + s];
+                asm volatile("" : "+r"(targets[s]));
+            }
             Sums sums = {};
-            for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
+            int last = kTileStages;
+            asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
+            for (int s = 0; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
                 multiply_stage(sums, stage + kRecord, panel_low(stage) + group / kColumns * (kGroupRows * kRowBytes / 16), descriptor_low(stage), column);
@@ -407,7 +412,7 @@ bsgen_dgrad_b64_bfloat16_hopper_0dd315799237382c(const __grid_constant__ TensorM
             }
 #pragma unroll
             for (int m = 0; m < kMTiles; ++m)
-                store(sums[m], kTargets + (tile_group * kColumns + column) * kSlots, row0 + row + m * 64, n, dx, workspace + kGated, scratch);
+                store(sums[m], targets, row0 + row + m * 64, n, dx, workspace + kGated, scratch);
         }
     }
     cluster_sync();  // neighbours still write to this thread block's memory

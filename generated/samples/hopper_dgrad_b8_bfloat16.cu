@@ -157,10 +157,7 @@ __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
 
-__device__ const int __align__(16) kTileStages[] = {
-    0,1,2,
-};
-
+constexpr int kTileStages = 1;  // of each tile
 __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,
     16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31,
@@ -259,7 +256,7 @@ struct Walk {
     __device__ __forceinline__ bool more() const { return tile < tiles.count; }
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
-        next_stage = kTileStages[group], next_last = kTileStages[group + 1];
+        next_stage = group * kTileStages, next_last = next_stage + kTileStages;
     }
     __device__ __forceinline__ void skip() {
         while (stage == last && more()) {
@@ -386,7 +383,7 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, const Lane& lane, u32
 
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums. 16 rows of 16 outputs at a time: two 8-column steps,
 // of one output block or of two.
-__device__ __forceinline__ void store(const Sums& sums, const int* targets, int row0, int n, Element* __restrict__ dx, u32 scratch) {
+__device__ __forceinline__ void store(const Sums& sums, const int (&targets)[kSlots], int row0, int n, Element* __restrict__ dx, u32 scratch) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int u = 0; u < kSlots * kNTiles; u += 2) {
@@ -440,8 +437,16 @@ bsgen_dgrad_b8_bfloat16_hopper_de24d623f93223f9(const __grid_constant__ TensorMa
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
             const int group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
+            int targets[kSlots];  // read long before they are needed
+#pragma unroll
+            for (int s = 0; s < kSlots; ++s) {
+                targets[s] = kTargets[(group * kWarps + warp) * kSlots + s];
+                asm volatile("" : "+r"(targets[s]));
+            }
             Sums sums = {};
-            for (int s = kTileStages[group], last = kTileStages[group + 1]; s < last; ++s) {
+            int last = kTileStages;
+            asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
+            for (int s = 0; s < last; ++s) {
                 const u32 stage = stages_base + slot * kStageBytes;
                 barrier_wait(full + slot * 8, parity);
                 multiply_stage(sums, places, stage, stage + kBounds + warp * (kSlots * 4));
@@ -450,7 +455,7 @@ bsgen_dgrad_b8_bfloat16_hopper_de24d623f93223f9(const __grid_constant__ TensorMa
                     for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
                 if (++slot == kStages) slot = 0, parity ^= 1;
             }
-            store(sums, kTargets + (group * kWarps + warp) * kSlots, row0, n, dx, scratch);
+            store(sums, targets, row0, n, dx, scratch);
         }
     }
     cluster_sync();  // neighbours still write to this thread block's memory

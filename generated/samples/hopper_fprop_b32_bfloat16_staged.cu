@@ -464,7 +464,7 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows,
 
 // Accumulators -> shared memory, from where TMA stores finished outputs while the next tile is multiplied: box after box of 16 rows, each
 // where the one kBoxes before it was. float32 for partial sums, which a lane stores itself.
-__device__ __forceinline__ void store(const Sums& sums, const int* targets, int row0, int n, const TensorMap& map, u32 scratch) {
+__device__ __forceinline__ void store(const Sums& sums, const int (&targets)[kSlots], int row0, int n, const TensorMap& map, u32 scratch) {
     const int lane = threadIdx.x % 32;
     // This lane's chunk of the first 8 rows of a box (PTX: stmatrix), swizzled as TMA reads it.
     const u32 mine = lane % 8 * kRowBytes, swizzle = lane % 8 / 2 * 16;
@@ -532,6 +532,12 @@ bsgen_fprop_b32_bfloat16_hopper_8bd202088863656e(const __grid_constant__ TensorM
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
             const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
+            int targets[kSlots];  // read long before they are needed
+#pragma unroll
+            for (int s = 0; s < kSlots; ++s) {
+                targets[s] = kTargets[(tile_group * kColumns + column) * kSlots + s];
+                asm volatile("" : "+r"(targets[s]));
+            }
             Sums sums = {};
             for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
@@ -542,7 +548,7 @@ bsgen_fprop_b32_bfloat16_hopper_8bd202088863656e(const __grid_constant__ TensorM
                     for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
                 if (++slot == kStages) slot = 0, parity ^= 1;
             }
-            store(sums, kTargets + (tile_group * kColumns + column) * kSlots, row0 + row, n, y_map, scratch);
+            store(sums, targets, row0 + row, n, y_map, scratch);
         }
         if (lane == 0) bulk_wait_read<0>();  // what TMA still reads must not end with this thread block
     }

@@ -8,7 +8,6 @@
 
 using u32 = unsigned int;
 
-constexpr int kFeaturesIn = 256, kFeaturesOut = 256;  // of a row of dy and of dx
 constexpr int kBlock = 32, kChunk = 4;  // elements of a block's side, of a chunk
 constexpr int kThreads = 256, kWarpsN = 4;  // 2 x kWarpsN warps
 constexpr int kMTiles = 1, kNTiles = 4, kRows = 32;  // 16-row and 8-column steps of a warp

@@ -8,7 +8,6 @@
 
 using u32 = unsigned int;
 
-constexpr int kFeaturesIn = 8192, kFeaturesOut = 384;  // of a row of x and of y
 constexpr int kBlock = 32, kChunk = 8;  // elements of a block's side, of a chunk
 constexpr int kThreads = 256, kWarpsN = 2;  // 4 x kWarpsN warps
 constexpr int kMTiles = 2, kNTiles = 4, kRows = 128;  // 16-row and 8-column steps of a warp

@@ -8,7 +8,6 @@
 
 using u32 = unsigned int;
 
-constexpr int kFeaturesIn = 96, kFeaturesOut = 96;  // of a row of x and of y
 constexpr int kBlock = 8, kChunk = 8;  // elements of a block's side, of a chunk
 constexpr int kThreads = 256, kWarpsN = 8;  // 1 x kWarpsN warps
 constexpr int kMTiles = 4, kNTiles = 1, kRows = 64;  // 16-row and 8-column steps of a warp

@@ -8,7 +8,6 @@
 
 using u32 = unsigned int;
 
-constexpr int kFeaturesX = 128, kFeaturesY = 128;
 constexpr int kBlock = 16, kChunk = 8;  // elements of a block's side, of a chunk
 constexpr int kWarps = 8, kThreads = 256, kUnits = 8;  // units of a warp
 constexpr int kMTiles = 1, kNTiles = 2, kStep = 16;  // 16-row and 8-column steps of a unit, rows of N a step

@@ -242,6 +242,7 @@ inline void barrier_wait(u32 barrier, u32 parity) {
     while (b.phase == parity) yield();  // complete when the current phase is another than that of `parity`
     idle = 0;
 }
+inline void named_sync(int barrier, int threads) { meet(self->block->named[barrier], threads); }
 inline void producers_sync() { meet(self->block->named[1], 128); }
 inline void cluster_sync() { meet(cluster_meeting, static_cast<int>(fibers.size())); }
 inline void barrier_arrive_at(u32 barrier, u32 rank) {

@@ -1,9 +1,9 @@
 """Times plans that are not in the planner's choice yet beside the one that it takes, cuBLAS and Blocked-ELL.
 
-    PYTHONPATH=. python3 tests/gpu/bench_variants.py [narrow] [wgrad] [staged] [axis] [--json FILE]
+    PYTHONPATH=. python3 tests/gpu/bench_variants.py [narrow] [wgrad] [staged] [axis] [small] [--json FILE]
 
 *narrow*, *wgrad*: the Hopper kernels for blocks of 8 and 16. *staged*: results that TMA stores. *axis*: features first, for which
-the cost model has not been fitted. Each plan is checked before it is timed; one that is wrong is said and left out.
+the cost model has not been fitted. *small*: few rows, with inputs that warpgroups share out. Each plan is checked before it is timed; one that is wrong is said and left out.
 """
 
 from __future__ import annotations
@@ -87,6 +87,20 @@ def axis() -> Iterator[Case]:
         yield f"{op} b{b} {density:.0%} N=16384 {SIZE} axis 0", problem, ranked[:MOST]
 
 
+def small() -> Iterator[Case]:
+    """Few rows: for each shape, with inputs shared out among warpgroups or not, the cheapest plan by the model."""
+    kinds = [(64, size, density) for size in (SIZE, 3 * SIZE) for density in (0.01, 0.05, 0.1, 0.2)]
+    for n, size, density in [*kinds, (32, 3 * SIZE, 0.1), (8, 3 * SIZE, 0.2), (1, 3 * SIZE, 0.2)]:
+        layout = topology.random(size // 32, size // 32, density=density, seed=1)
+        problem = Problem(Op.FPROP, layout, 32, DType.BFLOAT16, batch=n)
+        best: dict[object, hopper.Draft] = {}
+        drafts = hopper.drafts(problem, TARGET, hopper.SHAPES + hopper.JOINT_SHAPES)
+        for draft in sorted(drafts, key=lambda draft: draft.cost.seconds):
+            best.setdefault(replace(draft.geometry.shape, stages=0, stage_bytes=0), draft)
+        plans = [hopper.assemble(problem, TARGET, draft) for draft in islice(best.values(), MOST)]
+        yield f"fprop b32 {density:.0%} N={n} {size}", problem, list(plans)
+
+
 def measure(case: Case, peers: Sequence[str]) -> dict[str, Any]:
     """Times of the peers, of the planner's choice, and of the variants."""
     name, problem, plans = case
@@ -126,7 +140,7 @@ def _timed(operands: Operands, made: Compiled) -> dict[str, Any]:
         return {**said, "seconds": CLOCK.time(call).seconds}
 
 
-SUITES: dict[str, Callable[[], Iterator[Case]]] = {"narrow": narrow, "wgrad": wgrad, "staged": staged, "axis": axis}
+SUITES: dict[str, Callable[[], Iterator[Case]]] = {"narrow": narrow, "wgrad": wgrad, "staged": staged, "axis": axis, "small": small}
 
 
 def main() -> None:

@@ -1,0 +1,574 @@
+// y = x @ W for one block-sparse W [1024, 512], bfloat16.
+// Layout d3eba872bdf0d0f7: 192 of 512 blocks of 32 x 32 (37.50 %).
+// Plan: hopper, wgmma_bf16, tile 64 x 32, 1 x 2 warpgroups of 64 x 32, 2 of them for the same outputs, clusters of 2, 3 stages of 71 KiB, contiguous groups.
+//
+// Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
+// of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
+// blocks; for each panel that it visits, it loads its rows into registers and multiplies them by the pieces of its slots.
+
+using u32 = unsigned int;
+
+constexpr int kFeaturesOut = 512;  // of a row of y
+constexpr int kBlock = 32, kSteps = 2;  // a block's side; multiply steps along the inputs of a panel
+constexpr int kRowGroups = 1, kColumns = 2;  // warpgroups down and across
+constexpr int kMTiles = 1, kSlots = 1;  // 64-row tiles and output blocks of each
+constexpr int kJoint = 2;  // warpgroups side by side that have the same output blocks and share out the panels
+constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
+constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
+constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
+constexpr int kTiles = 16, kNoOutput = -2147483647;
+constexpr int kStages = 3, kStageBytes = 72704, kRecordBytes = 208;  // a stage ends with its record
+constexpr int kRecord = kStageBytes - kRecordBytes;
+constexpr int kRowBytes = 64, kPanelBytes = 4096, kBoxBytes = 2048, kPieceBytes = 2048;
+constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
+constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
+constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
+constexpr int kLoads = 23;  // words of a stage in kLoadTable
+
+// The address of shared memory as PTX instructions take it.
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
+
+// One word, and two words, of shared memory.
+__device__ __forceinline__ u32 load_shared(u32 address) {
+    u32 word;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+    return word;
+}
+
+__device__ __forceinline__ uint2 load_shared_pair(u32 address) {
+    uint2 words;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(words.x), "=r"(words.y) : "r"(address) : "memory");
+    return words;
+}
+
+// Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
+template <int Chunks>
+__device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
+    constexpr u32 kSpread = Chunks < 8 ? Chunks : 8;
+    return (row * Chunks + (chunk ^ (row / (8 / kSpread) % kSpread))) * 16;
+}
+
+// Four 8 x 8 matrices of 16-bit elements into shared memory (PTX: stmatrix, sm_90); lane l gives row l % 8 of matrix l / 8.
+__device__ __forceinline__ void stmatrix_x4(u32 address, const u32 (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]),
+                 "r"(r[3]) : "memory");
+}
+
+// 16 bytes of shared memory.
+__device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+    return v;
+}
+
+// Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
+__device__ __forceinline__ void barrier_init(u32 barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+// Make initialised barriers visible to the copy engine.
+__device__ __forceinline__ void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+__device__ __forceinline__ void barrier_arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrive, and have the phase wait for `bytes` of copies as well.
+__device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// Wait until the phase of this parity is complete.
+__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
+    asm volatile(
+        "{ .reg .pred done;\n"
+        "again_%=: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again_%=; }" ::"r"(barrier), "r"(parity) : "memory");
+}
+
+// Copies by the tensor memory accelerator (PTX: cp.async.bulk, sm_90); `barrier` counts their bytes.
+struct alignas(64) TensorMap {
+    unsigned long long words[16];
+};
+
+__device__ __forceinline__ void tma_prefetch(const TensorMap& map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+// The box of a matrix that starts at (column, row), global -> shared; what lies outside the matrix becomes zeros.
+__device__ __forceinline__ void tma_load(u32 shared, const TensorMap& map, int column, int row, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(shared),
+        "l"(&map), "r"(column), "r"(row), "r"(barrier) : "memory");
+}
+
+// Consecutive bytes, a multiple of 16, global -> shared.
+__device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
+                 "l"(global), "r"(bytes), "r"(barrier) : "memory");
+}
+
+// The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
+__device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
+// Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
+
+// All threads of the cluster meet. Orders nothing else: barriers have a fence of their own, and no thread reads what another wrote.
+__device__ __forceinline__ void cluster_sync() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// Arrive on the barrier that lies where `barrier` does, in the thread block of that rank. Only reads of shared memory come before it,
+// so the scope of the thread block will do; that of the cluster would wait for the memory system at each arrival.
+__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
+    asm volatile(
+        "{ .reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(barrier), "r"(rank) : "memory");
+}
+
+// tma_load into every thread block whose bit is set in `ranks`, and their barriers.
+__device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned short ranks) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
+        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
+}
+
+// 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
+__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+
+// The multiply step of a warpgroup, 64 rows x 32 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
+// the first, commit after the last, wait before its registers or shared memory change.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Wait until at most `Pending` of the newest groups are still at work.
+template <int Pending>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+}
+
+// sums += a * B; a in registers, B [16, 32] where the low word of its descriptor, b, says.
+__device__ __forceinline__ void wgmma(float (&sums)[16], const u32 (&a)[4], u32 b) {
+    asm volatile(
+        "{ .reg .b64 b; mov.b64 b, {%20, %21};\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+        "}, {%16, %17, %18, %19}, b, 1, 1, 1, 1; }"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),           "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15])        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(kWeightsHigh));
+}
+
+// Elements are bfloat16, kept as bits.
+using Element = unsigned short;
+
+__device__ __forceinline__ u32 pack(float low, float high) {
+    u32 bits;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+
+__device__ __forceinline__ float2 unpack(u32 bits) {
+    return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
+}
+
+__device__ __forceinline__ float2 load_pair(const Element* p) { return unpack(*reinterpret_cast<const u32*>(p)); }
+__device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_cast<u32*>(p) = pack(v.x, v.y); }
+// Two neighbouring sums of a row -> two outputs.
+__device__ __forceinline__ float2 finish(float2 v) {
+    return v;
+}
+
+__device__ const int __align__(16) kTileStages[] = {
+    0,2,3,5,6,8,9,11,12,14,15,17,18,20,21,23,
+    24,
+};
+
+__device__ const int __align__(16) kTargets[] = {
+    0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,
+};  // [kTiles, kColumns / kJoint, kSlots]: output block, ~p for partial sum p, or kNoOutput
+__device__ const int __align__(16) kLoadTable[] = {
+    2827,0,64,128,192,256,320,384,448,512,576,640,0,256,896,1152,
+    1536,1792,2432,2688,3072,3328,3968,1285,704,768,832,896,960,4224,4608,4864,
+    5504,5760,0,0,0,0,0,0,0,0,0,0,0,0,2056,32,
+    64,288,320,544,576,800,832,128,288,1664,1824,3200,3360,4736,4896,0,
+    0,0,0,0,0,2827,32,64,160,192,288,320,416,448,544,576,
+    672,160,320,1024,1184,1696,1856,2560,2720,3232,3392,4096,1285,704,800,832,
+    928,960,4256,4768,4928,5632,5792,0,0,0,0,0,0,0,0,0,
+    0,0,0,2056,64,224,320,480,576,736,832,992,352,1408,1888,2944,
+    3424,4480,4960,6016,0,0,0,0,0,0,2827,0,64,128,192,256,
+    320,384,448,512,576,640,32,384,928,1216,1568,1920,2464,2752,3104,3456,
+    4000,1285,704,768,832,896,960,4288,4640,4992,5536,5824,0,0,0,0,
+    0,0,0,0,0,0,0,0,2056,64,160,320,416,576,672,832,
+    928,416,1056,1952,2592,3488,4128,5024,5664,0,0,0,0,0,0,2827,
+    64,96,192,224,320,352,448,480,576,608,704,448,768,1248,1440,1984,
+    2304,2784,2976,3520,3840,4320,1285,736,832,864,960,992,4512,5056,5376,5856,
+    6048,0,0,0,0,0,0,0,0,0,0,0,0,2056,64,96,
+    320,352,576,608,832,864,480,800,2016,2336,3552,3872,5088,5408,0,0,
+    0,0,0,0,2827,0,64,128,192,256,320,384,448,512,576,640,
+    64,512,960,1280,1600,2048,2496,2816,3136,3584,4032,1285,704,768,832,896,
+    960,4352,4672,5120,5568,5888,0,0,0,0,0,0,0,0,0,0,
+    0,0,2056,32,64,288,320,544,576,800,832,192,544,1728,2080,3264,
+    3616,4800,5152,0,0,0,0,0,0,2827,32,64,160,192,288,320,
+    416,448,544,576,672,224,576,1088,1312,1760,2112,2624,2848,3296,3648,4160,
+    1285,704,800,832,928,960,4384,4832,5184,5696,5920,0,0,0,0,0,
+    0,0,0,0,0,0,0,2056,64,224,320,480,576,736,832,992,
+    608,1472,2144,3008,3680,4544,5216,6080,0,0,0,0,0,0,2827,0,
+    64,128,192,256,320,384,448,512,576,640,96,640,992,1344,1632,2176,
+    2528,2880,3168,3712,4064,1285,704,768,832,896,960,4416,4704,5248,5600,5952,
+    0,0,0,0,0,0,0,0,0,0,0,0,2056,64,160,320,
+    416,576,672,832,928,672,1120,2208,2656,3744,4192,5280,5728,0,0,0,
+    0,0,0,2827,64,96,192,224,320,352,448,480,576,608,704,704,
+    832,1376,1504,2240,2368,2912,3040,3776,3904,4448,1285,736,832,864,960,992,
+    4576,5312,5440,5984,6112,0,0,0,0,0,0,0,0,0,0,0,
+    0,2056,64,96,320,352,576,608,832,864,736,864,2272,2400,3808,3936,
+    5344,5472,0,0,0,0,0,0,
+};  // [stages, kLoads]: panels | boxes << 8, first row of each panel's features, each box's place in W
+__device__ const int __align__(16) kRecords[] = {
+    393224,327736,0,184549377,8192,201326593,16384,218103809,24576,234881025,32768,251658241,40960,268435457,4096,192937985,
+    12288,209715201,20480,226492417,28672,243269633,36864,260046849,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,131080,196632,4096,92274689,12288,109051905,0,83886081,8192,100663297,16384,117440513,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,262152,262184,0,134217729,8192,150994945,16384,167772161,
+    24576,184549377,4096,142606337,12288,159383553,20480,176160769,28672,192937985,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,393224,327736,0,184549377,
+    8192,201326593,16384,218103809,24576,234881025,32768,251658241,40960,268435457,4096,192937985,12288,209715201,20480,226492417,
+    28672,243269633,36864,260046849,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131080,196632,4096,92274689,12288,109051905,0,83886081,8192,100663297,16384,117440513,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,262152,262184,0,134217729,8192,150994945,16384,167772161,24576,184549377,4096,142606337,
+    12288,159383553,20480,176160769,28672,192937985,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,393224,327736,0,184549377,8192,201326593,16384,218103809,
+    24576,234881025,32768,251658241,40960,268435457,4096,192937985,12288,209715201,20480,226492417,28672,243269633,36864,260046849,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,131080,196632,4096,92274689,
+    12288,109051905,0,83886081,8192,100663297,16384,117440513,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    262152,262184,0,134217729,8192,150994945,16384,167772161,24576,184549377,4096,142606337,12288,159383553,20480,176160769,
+    28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,393224,327736,0,184549377,8192,201326593,16384,218103809,24576,234881025,32768,251658241,
+    40960,268435457,4096,192937985,12288,209715201,20480,226492417,28672,243269633,36864,260046849,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,131080,196632,4096,92274689,12288,109051905,0,83886081,
+    8192,100663297,16384,117440513,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,262152,262184,0,134217729,
+    8192,150994945,16384,167772161,24576,184549377,4096,142606337,12288,159383553,20480,176160769,28672,192937985,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    393224,327736,0,184549377,8192,201326593,16384,218103809,24576,234881025,32768,251658241,40960,268435457,4096,192937985,
+    12288,209715201,20480,226492417,28672,243269633,36864,260046849,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,131080,196632,4096,92274689,12288,109051905,0,83886081,8192,100663297,16384,117440513,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,262152,262184,0,134217729,8192,150994945,16384,167772161,
+    24576,184549377,4096,142606337,12288,159383553,20480,176160769,28672,192937985,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,393224,327736,0,184549377,
+    8192,201326593,16384,218103809,24576,234881025,32768,251658241,40960,268435457,4096,192937985,12288,209715201,20480,226492417,
+    28672,243269633,36864,260046849,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131080,196632,4096,92274689,12288,109051905,0,83886081,8192,100663297,16384,117440513,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,262152,262184,0,134217729,8192,150994945,16384,167772161,24576,184549377,4096,142606337,
+    12288,159383553,20480,176160769,28672,192937985,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,393224,327736,0,184549377,8192,201326593,16384,218103809,
+    24576,234881025,32768,251658241,40960,268435457,4096,192937985,12288,209715201,20480,226492417,28672,243269633,36864,260046849,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,131080,196632,4096,92274689,
+    12288,109051905,0,83886081,8192,100663297,16384,117440513,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    262152,262184,0,134217729,8192,150994945,16384,167772161,24576,184549377,4096,142606337,12288,159383553,20480,176160769,
+    28672,192937985,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,393224,327736,0,184549377,8192,201326593,16384,218103809,24576,234881025,32768,251658241,
+    40960,268435457,4096,192937985,12288,209715201,20480,226492417,28672,243269633,36864,260046849,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,131080,196632,4096,92274689,12288,109051905,0,83886081,
+    8192,100663297,16384,117440513,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,262152,262184,0,134217729,
+    8192,150994945,16384,167772161,24576,184549377,4096,142606337,12288,159383553,20480,176160769,28672,192937985,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
+
+// The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
+struct Tiles {
+    int rows, count;
+
+    __device__ __forceinline__ explicit Tiles(int n) : rows((n + kTileRows - 1) / kTileRows), count(rows * kTiles) {}
+    __device__ __forceinline__ int group(int tile) const { return tile % kTiles; }
+    __device__ __forceinline__ int row(int tile) const { return tile / kTiles; }
+};
+
+// The stages of this thread block's tiles, one after the other; the bounds of the next tile are read ahead.
+struct Walk {
+    const Tiles& tiles;
+    int tile, stride, stage, last, next_stage, next_last;
+
+    __device__ __forceinline__ Walk(const Tiles& tiles, int first, int stride) : tiles(tiles), tile(first - stride), stride(stride) {
+        stage = last = 0;
+        look_ahead();
+        skip();
+    }
+    __device__ __forceinline__ bool more() const { return tile < tiles.count; }
+    __device__ __forceinline__ void look_ahead() {
+        const int group = tiles.group(min(tile + stride, tiles.count - 1));
+        next_stage = kTileStages[group], next_last = kTileStages[group + 1];
+    }
+    __device__ __forceinline__ void skip() {
+        while (stage == last && more()) {
+            tile += stride, stage = next_stage, last = next_last;
+            look_ahead();
+        }
+    }
+    __device__ __forceinline__ void advance() { ++stage, skip(); }
+};
+
+// Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
+    const int lane = threadIdx.x % 32;
+    const bool mine = lane % 4 == threadIdx.x / 32 % 4;
+    const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
+    Walk walk(tiles, first_tile, stride);
+    int slot = 0, ahead = fetch(walk);
+    u32 parity = 1;
+    while (walk.more()) {
+        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows + rank * kRows;
+        walk.advance();
+        ahead = fetch(walk);  // arrives while the copies of this stage are issued
+        const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
+        const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
+        barrier_wait(empty + slot * 8, parity);
+        producers_sync();
+        if (lane == 0 && mine) {
+            barrier_expect(barrier, panels * kPanelBytes + boxes * kBoxBytes + kRecordBytes);
+            bulk_load(stage + kRecord, kRecords + s * (kRecordBytes / 4), kRecordBytes, barrier);
+        }
+        if (mine && lane > 0 && lane <= panels)
+            tma_load(stage + (lane - 1) * kPanelBytes, activations, load, row0, barrier);
+        else if (mine && lane > panels && lane <= panels + boxes && lane / 4 % kCluster == rank)
+            tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
+        if (++slot == kStages) slot = 0, parity ^= 1;
+    }
+}
+
+// A value that all threads of a warp read alike: keeps what depends on it in uniform registers.
+__device__ __forceinline__ u32 uniform(u32 value) { return __shfl_sync(~0u, value, 0); }
+
+using Sums = float[kMTiles][kSlots][kBlock / 2];
+using Fragments = u32[kMTiles][kSteps][4];
+
+// The rows of a panel that a warp multiplies, as fragments; rows are swizzled as TMA wrote them.
+__device__ __forceinline__ void load_fragments(Fragments& a, u32 from) {
+#pragma unroll
+    for (int m = 0; m < kMTiles; ++m)
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) {
+            ldmatrix_x4(a[m][k], (from ^ (k * 32)) + m * (64 * kRowBytes));
+        }
+}
+
+// Multiply a panel by the pieces of slots First (if Mask & 1) and First + 1 (if Mask & 2), which lie at b. One group of steps.
+template <int First, int Mask>
+__device__ __forceinline__ void multiply_slots(Sums& sums, const Fragments& a, u32 b) {
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k)
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m) {
+            if (Mask & 1) wgmma(sums[m][First], a[m][k], b + k * kWeightsStep);
+            if (Mask & 2) wgmma(sums[m][First + 1], a[m][k], b + k * kWeightsStep + (Mask & 1) * (kPieceBytes / 16));
+        }
+    wgmma_commit();
+}
+
+// Multiply a panel by the pieces of the slots in `mask` from First on, which lie one after the other from b on. Accumulators need fixed
+// registers, so each set of two slots has code of its own. A visit has at least one slot.
+template <int First = 0>
+__device__ __forceinline__ void multiply_panel(Sums& sums, const Fragments& a, u32 mask, u32 b) {
+    if constexpr (kSlots == 1) {
+        multiply_slots<0, 1>(sums, a, b);
+    } else {
+        const u32 pair = mask >> First & 3;
+        if (pair == 3)
+            multiply_slots<First, 3>(sums, a, b);
+        else if (pair == 1)
+            multiply_slots<First, 1>(sums, a, b);
+        else if (kSlots == 2 || pair == 2)
+            multiply_slots<First, 2>(sums, a, b);
+        if constexpr (First + 2 < kSlots) multiply_panel<First + 2>(sums, a, mask, b + (pair - (pair >> 1)) * (kPieceBytes / 16));
+    }
+}
+
+// The low word of the matrix descriptor of pieces at `shared`; an address has the rank in its cluster in bits above these.
+__device__ __forceinline__ u32 descriptor_low(u32 shared) { return (shared & 0x3ffff) / 16 + kWeightsLow; }
+
+// All visits of a stage. A visit is two words: where its panel is, in bytes; and the mask of the slots that use it, with the place of
+// their first piece in 16 bytes << 16. Past the last visit lies one that is safe to follow.
+__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows, u32 b, int column) {
+    const u32 bounds = uniform(load_shared(record + column * 4));
+    u32 count = bounds >> 16, at = record + (bounds & 0xffff);
+    if (count == 0) return;
+    uint2 visit = load_shared_pair(at);
+    // A panel's fragments load while the one before is multiplied, into registers that the one before that has left.
+    uint2 next = load_shared_pair(at + 8);
+    Fragments even, odd;
+    load_fragments(even, rows + visit.x);
+    const auto turn = [&](const Fragments& now, Fragments& then) {
+        const u32 word = uniform(visit.y);
+        visit = next, at += 8;
+        next = load_shared_pair(at + 8);
+        multiply_panel(sums, now, word & 255, b + (word >> 16));
+        wgmma_wait<1>();
+        load_fragments(then, rows + visit.x);
+    };
+    while (true) {
+        turn(even, odd);
+        if (--count == 0) break;
+        turn(odd, even);
+        if (--count == 0) break;
+    }
+    wgmma_wait<0>();
+}
+
+// So many threads meet, by the number of their barrier (PTX: bar.sync); 0 is __syncthreads, 1 the warps that load.
+__device__ __forceinline__ void named_sync(int barrier, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory"); }
+// The sums of kJoint warpgroups side by side, added up in the first of them, in order; the others pass theirs on through shared memory.
+// Whether this is the first.
+__device__ __forceinline__ bool join(Sums& sums, float4* exchange, int group) {
+    constexpr int kQuads = kBlock / 8, kPart = kMTiles * kSlots * kQuads * 128;  // of a block's sums of a thread, of a warpgroup's
+    const int member = group % kJoint, barrier = 2 + group / kJoint;
+    float4* place = exchange + group / kJoint * ((kJoint - 1) * kPart) + threadIdx.x % 128;
+    if (member > 0) {
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m)
+#pragma unroll
+            for (int s = 0; s < kSlots; ++s)
+#pragma unroll
+                for (int q = 0; q < kQuads; ++q) {
+                    const float* four = sums[m][s] + q * 4;
+                    place[(member - 1) * kPart + ((m * kSlots + s) * kQuads + q) * 128] = make_float4(four[0], four[1], four[2], four[3]);
+                }
+    }
+    named_sync(barrier, 128 * kJoint);
+    if (member == 0) {
+#pragma unroll 1
+        for (int other = 0; other < kJoint - 1; ++other, place += kPart)
+#pragma unroll
+            for (int m = 0; m < kMTiles; ++m)
+#pragma unroll
+                for (int s = 0; s < kSlots; ++s)
+#pragma unroll
+                    for (int q = 0; q < kQuads; ++q) {
+                        const float4 v = place[((m * kSlots + s) * kQuads + q) * 128];
+                        float* four = sums[m][s] + q * 4;
+                        four[0] += v.x, four[1] += v.y, four[2] += v.z, four[3] += v.w;
+                    }
+    }
+    named_sync(barrier, 128 * kJoint);  // the others may write again
+    return member == 0;
+}
+
+// Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
+__device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int (&targets)[kSlots], int row0, int n,
+                                      Element* __restrict__ y, u32 scratch) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+        const int target = targets[s];
+        if (target == kNoOutput) continue;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = row0 + half * 8 + lane / 4;
+            const long long start = static_cast<long long>(min(row, n - 1)) * kFeaturesOut;
+#pragma unroll
+            for (int j = 0; j < kBlock / 8; j += 4) {
+                u32 words[4];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const float2 v = finish(make_float2(sums[s][(j + i) * 4 + half * 2], sums[s][(j + i) * 4 + half * 2 + 1]));
+                    words[i] = pack(v.x, v.y);
+                }
+                // Through shared memory, so that each lane stores 16 bytes of a row.
+                stmatrix_x4(scratch + swizzled<4>(lane % 8, lane / 8), words);
+                __syncwarp();
+                const uint4 chunk = load_shared_chunk(scratch + swizzled<4>(lane / 4, lane % 4));
+                __syncwarp();
+                if (row < n) *reinterpret_cast<uint4*>(y + start + target * kBlock + (j + lane % 4) * 8) = chunk;
+            }
+        }
+    }
+}
+
+extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
+bsgen_fprop_b32_bfloat16_hopper_d3eba872bdf0d0f7(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, int n) {
+    extern __shared__ __align__(1024) unsigned char shared[];
+    const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
+    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
+    const Tiles tiles(n);
+
+    if (threadIdx.x == 0) {
+        tma_prefetch(x_map), tma_prefetch(w_map);
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
+        barrier_init_fence();
+    }
+    cluster_sync();
+
+    if (group == kGroups) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+        produce(x_map, w_map, stages_base, full, empty, tiles, first_tile, stride, rank);
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 176;");
+        const int column = group % kColumns, lane = threadIdx.x % 32;
+        const u32 scratch = empty + kStages * 8 + threadIdx.x / 32 * kScratchBytes;
+        float4* exchange = reinterpret_cast<float4*>(shared + kStages * (kStageBytes + 16) + kGroups * 4 * kScratchBytes);
+        const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
+        // Where this lane's chunk of a fragment lies in a panel (PTX: ldmatrix), swizzled.
+        const u32 r = row + lane % 16;
+        const u32 place = r * kRowBytes + ((lane / 16 ^ r / 2 % 4) * 16);
+        int slot = 0;
+        u32 parity = 0;
+        for (int tile = first_tile; tile < tiles.count; tile += stride) {
+            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
+            int targets[kSlots];  // read long before they are needed
+#pragma unroll
+            for (int s = 0; s < kSlots; ++s) {
+                targets[s] = kTargets[(tile_group * (kColumns / kJoint) + column / kJoint) * kSlots + s];
+                asm volatile("" : "+r"(targets[s]));
+            }
+            Sums sums = {};
+            for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
+                barrier_wait(full + slot * 8, parity);
+                const u32 stage = stages_base + slot * kStageBytes;
+                multiply_stage(sums, stage + kRecord, stage + place, descriptor_low(stage), column);
+                __syncwarp();  // every lane has read its last
+                if (lane == 0)
+                    for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
+                if (++slot == kStages) slot = 0, parity ^= 1;
+            }
+            if (!join(sums, exchange, group)) continue;
+#pragma unroll
+            for (int m = 0; m < kMTiles; ++m)
+                store(sums[m], targets, row0 + row + m * 64, n, y, scratch);
+        }
+    }
+    cluster_sync();  // neighbours still write to this thread block's memory
+}
