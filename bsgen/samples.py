@@ -103,6 +103,16 @@ SAMPLES = (
         arch=HOPPER,
     ),
     Sample(
+        "hopper_fprop_b32_float16_bias_gelu_residual",
+        Op.FPROP,
+        lambda: scattered(16, 16),
+        32,
+        DType.FLOAT16,
+        epilogue=Epilogue(bias=True, activation=Activation.GELU, residual=True),
+        batch=MANY,
+        arch=HOPPER,
+    ),
+    Sample(
         "hopper_fprop_b32_bfloat16_staged",
         Op.FPROP,
         lambda: scattered(32, 32),

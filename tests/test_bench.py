@@ -34,7 +34,17 @@ def row(contender: str, seconds: float, over_dense: float | None = None) -> Row:
 
 
 def test_names_are_unique_and_every_suite_is_there() -> None:
-    assert set(SUITES) == {"random", "small-world", "skewed", "structure", "paper", "floors", "small", "wgrad"}
+    assert set(SUITES) == {
+        "random",
+        "small-world",
+        "skewed",
+        "structure",
+        "paper",
+        "floors",
+        "small",
+        "wgrad",
+        "epilogue",
+    }
     for name in SUITES:
         cases = select(Selection((name,)))
         assert max(Counter(case.name for case in cases).values()) == 1
@@ -75,6 +85,17 @@ def test_skewed_layouts_have_twins_with_as_many_blocks() -> None:
 def test_structure_has_the_density_of_its_random_twin() -> None:
     for case in select(Selection(("structure",))):
         assert case.layout.density == pytest.approx(0.1, rel=0.05)
+
+
+def test_epilogues_are_compared_with_the_plain_product() -> None:
+    cases = {case.name: case for case in select(Selection(("epilogue",), rows=(16384,)))}
+    plain = next(case for case in cases.values() if not case.finish)
+    others = [case for case in cases.values() if case.finish]
+    assert [case.finish for case in others] == ["bias", "bias gelu", "bias gelu residual"]
+    assert {case.balanced for case in others} == {plain.name}
+    assert others[-1].problem.epilogue.residual
+    assert plain.problem == replace(others[-1].problem, epilogue=plain.problem.epilogue)
+    assert [case.finish for case in select(Selection(("epilogue",), rows=(64,), op=Op.DGRAD))] == [""]
 
 
 def test_paper_falls_by_a_quarter() -> None:

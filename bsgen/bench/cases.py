@@ -12,7 +12,7 @@ import numpy as np
 from bsgen import topology
 from bsgen.errors import ArgumentError
 from bsgen.layout import Layout
-from bsgen.problem import BLOCK_SIZES, DType, Op, Problem
+from bsgen.problem import BLOCK_SIZES, Activation, DType, Epilogue, Op, Problem
 
 DENSITIES = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
 ROWS = (64, 256, 1024, 4096, 16384)
@@ -37,11 +37,18 @@ class Case:
     dtype: DType = DType.BFLOAT16
     floors: Mapping[str, float] = field(default_factory=dict, hash=False)
     balanced: str | None = None
+    epilogue: Epilogue = field(default_factory=Epilogue)
 
     @property
     def name(self) -> str:
         """What tables call it: unique within a suite."""
-        return f"{self.layout_name} b{self.block_size} N={self.n} {self.op} {self.dtype}"
+        return f"{self.layout_name} b{self.block_size} N={self.n} {self.op} {self.dtype}{f' {self.finish}' * bool(self.finish)}"
+
+    @property
+    def finish(self) -> str:
+        """The parts of the epilogue."""
+        parts = ("bias" * self.epilogue.bias, self.epilogue.activation, "residual" * self.epilogue.residual)
+        return " ".join(str(part) for part in parts if part)
 
     @cached_property
     def layout(self) -> Layout:
@@ -51,7 +58,7 @@ class Case:
     @property
     def problem(self) -> Problem:
         """What is compiled, with N as the hint."""
-        return Problem(self.op, self.layout, self.block_size, self.dtype, batch=self.n)
+        return Problem(self.op, self.layout, self.block_size, self.dtype, epilogue=self.epilogue, batch=self.n)
 
 
 def random_layout(size: int, block: int, density: float) -> tuple[str, Callable[[], Layout]]:
@@ -101,6 +108,15 @@ def structure(block_sizes: Iterable[int]) -> Iterator[Case]:
         yield base
         yield Case("structure", "banded 4096", lambda: topology.banded(128, 128, 13), n, balanced=base.name)
         yield Case("structure", "watts-strogatz 4096", _ring(128, 12, 0.2), n, balanced=base.name)
+
+
+def epilogue(block_sizes: Iterable[int]) -> Iterator[Case]:
+    """What a bias, an activation and a residual add to a product, as they are in a transformer's feed-forward layers."""
+    for n in (64, 4096, 16384):
+        base = Case("epilogue", *random_layout(4096, 32, 0.1), n)
+        yield base
+        for finish in (Epilogue(bias=True), Epilogue(True, Activation.GELU), Epilogue(True, Activation.GELU, True)):
+            yield replace(base, epilogue=finish, balanced=base.name)
 
 
 def paper(block_sizes: Iterable[int]) -> Iterator[Case]:
@@ -171,6 +187,7 @@ SUITES: dict[str, Callable[[Iterable[int]], Iterator[Case]]] = {
     "floors": floors,
     "small": small,
     "wgrad": weight_gradient,
+    "epilogue": epilogue,
 }
 
 
@@ -200,9 +217,9 @@ def select(selection: Selection) -> list[Case]:
         if block not in BLOCK_SIZES:
             raise ArgumentError(f"block_size: got {block}, expected one of {', '.join(map(str, BLOCK_SIZES))}")
     made = (case for name in selection.suites for case in SUITES[name](selection.block_sizes or (32,)))
-    cases = [
-        replace(case, op=selection.op or case.op, dtype=selection.dtype) for case in made if _wanted(case, selection)
-    ]
+    asked = (case for case in made if _wanted(case, selection))
+    cases = [replace(case, op=selection.op or case.op, dtype=selection.dtype) for case in asked]
+    cases = [case for case in cases if case.op is Op.FPROP or not case.finish]  # only fprop has an epilogue
     if not cases:
         raise ArgumentError(f"filters: no case of {', '.join(selection.suites)} is left; see --list without filters")
     return [_follow(case, selection) for case in cases]

@@ -13,7 +13,7 @@ import torch
 from bsgen.bench.cusparse import Product
 from bsgen.bench.operands import Operands, Tensor
 from bsgen.compiled import Compiled
-from bsgen.problem import DType, Op
+from bsgen.problem import DType, Epilogue, Op
 from bsgen.runtime.launch import Kernels
 
 MOST_CSR_ELEMENTS = 1 << 25  # beyond, building the matrix and one product take seconds
@@ -40,13 +40,21 @@ def compiled_plan(operands: Operands, made: Compiled) -> Iterator[Work]:
 
 @contextmanager
 def dense(operands: Operands) -> Iterator[Work]:
-    """cuBLAS, through torch.matmul; float32 on TF32 tensor cores, as bsgen's."""
+    """cuBLAS, through torch.matmul; float32 on TF32 tensor cores, as bsgen's. An epilogue is PyTorch's, operation by operation."""
     left, right = operands.factors
     out = torch.empty(left.shape[0], right.shape[1], dtype=operands.dtype, device="cuda")
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        yield lambda: torch.matmul(left, right, out=out), lambda: operands.stored(out)
+        results: list[Tensor] = []
+
+        def finished() -> None:
+            results[:] = [operands.finished(torch.matmul(left, right))]
+
+        if operands.problem.epilogue == Epilogue():
+            yield lambda: torch.matmul(left, right, out=out), lambda: operands.stored(out)
+        else:
+            yield finished, lambda: results[0]
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
 
@@ -106,6 +114,8 @@ def _tune_torch(weight: Tensor, activations: Tensor) -> None:
 def _require_product(operands: Operands) -> None:
     if operands.op is Op.WGRAD:
         raise LeftOut("has no product sampled at blocks")
+    if operands.problem.epilogue != Epilogue():
+        raise LeftOut("has no epilogue")
 
 
 def _float16_only(contender: Callable[[Operands], Any]) -> Callable[[Operands], Any]:

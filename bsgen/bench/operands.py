@@ -64,6 +64,9 @@ class Operands:
 
         contract = contract_of(replace(problem, op=Op.WGRAD, epilogue=Epilogue()))
         self.x, self.dy = (normal(*contract.shape((n,), contract.rows[name])) for name in ("x", "dy"))
+        self.bias, self.residual = normal(problem.out_features), torch.empty(0)
+        if problem.epilogue.residual:
+            self.residual = normal(*contract.shape((n,), problem.out_features))
         self.w = normal(problem.layout.nnz, problem.block_size, problem.block_size)
         self.blocks = torch.as_tensor(np.argwhere(problem.layout.mask)).cuda()
 
@@ -110,7 +113,17 @@ class Operands:
         """The result in full float32."""
         with full_float32():
             left, right = self.factors
-            return self.stored(left.float() @ right.float())
+            return self.finished(self.stored(left.float() @ right.float()))
+
+    def finished(self, product: Tensor) -> Tensor:
+        """A product with the problem's epilogue, in the product's type."""
+        epilogue, functions = self.problem.epilogue, torch.nn.functional
+        if epilogue.bias:
+            bias = self.bias[:, None] if self.problem.feature_first else self.bias
+            product = product + bias.to(product.dtype)
+        if epilogue.activation:
+            product = getattr(functions, str(epilogue.activation))(product)
+        return product + self.residual.to(product.dtype) if epilogue.residual else product
 
     def stored(self, product: Tensor) -> Tensor:
         """Of a dense weight gradient the stored blocks; other products as they are."""
@@ -142,5 +155,5 @@ class Operands:
 
     def pointers(self, **more: Any) -> dict[str, int]:
         """Addresses by the names that launches use, and N."""
-        tensors = {"x": self.x, "dy": self.dy, "w": self.w, **more}
+        tensors = {"x": self.x, "dy": self.dy, "w": self.w, "bias": self.bias, "residual": self.residual, **more}
         return {name: tensor.data_ptr() for name, tensor in tensors.items()} | {"n": self.n, "accumulate": 0}

@@ -240,7 +240,7 @@ def _floor_table(asked: Sequence[Measured]) -> Table:
 
 
 def _rate_table(compared: Sequence[Measured], by_name: dict[str, Measured]) -> Table:
-    result = table("rates beside a random layout's", ("case", "TFLOP/s", "beside", "ratio"))
+    result = table("rates beside those of another case", ("case", "TFLOP/s", "beside", "ratio"))
     for measured in compared:
         twin = by_name.get(measured.balanced or "")
         own, other = measured.row("bsgen"), twin.row("bsgen") if twin else None

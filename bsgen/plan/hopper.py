@@ -31,6 +31,7 @@ MAXIMUM_SLOTS = {
 STAGES = (3, 4)
 WEIGHTS_BYTES, BAND_BYTES = 12 << 20, 16 << 20  # of W and of a band's activations that stay in the 50 MiB of L2
 CLUSTERS = (1, 2)
+HALVES_AHEAD_OUTPUTS, BIASES_AHEAD_OUTPUTS = 128, 64  # of residual and bias that registers hold at a tile's end
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +71,23 @@ class HopperPlan(ProductPlan):
         """Dynamic shared memory, bytes."""
         shape = self.geometry.shape
         return shape.stages * shape.stage_bytes + BARRIER_BYTES + shape.scratch_bytes
+
+    @property
+    def store(self) -> str:
+        """The template of what follows a tile's multiplies."""
+        if self.geometry.shape.staging:
+            return "store_staged"
+        return "store_residual" if self.problem.epilogue.residual else "store"
+
+    @property
+    def halves_ahead(self) -> int:
+        """8 rows of a slot whose residual is loaded before it is needed: four registers for each 32 outputs, 16 in all."""
+        return max(1, HALVES_AHEAD_OUTPUTS // self.geometry.block)
+
+    @property
+    def biases_ahead(self) -> bool:
+        """Whether there are registers for the bias of all slots at a tile's end."""
+        return self.geometry.shape.slots * self.geometry.block <= BIASES_AHEAD_OUTPUTS
 
     @property
     def blocks_per_sm(self) -> int:

@@ -174,12 +174,10 @@ __device__ __forceinline__ float activate(float v) {
 }
 
 // Two neighbouring sums of a row -> two outputs.
-__device__ __forceinline__ float2 finish(float2 v, const Element* __restrict__ bias, const Element* __restrict__ residual) {
-    const float2 b = load_pair(bias);
-    v.x += b.x, v.y += b.y;
+__device__ __forceinline__ float2 finish(float2 v, float2 bias, float2 residual) {
+    v.x += bias.x, v.y += bias.y;
     v.x = activate(v.x), v.y = activate(v.y);
-    const float2 r = load_pair(residual);
-    v.x += r.x, v.y += r.y;
+    v.x += residual.x, v.y += residual.y;
     return v;
 }
 
@@ -370,7 +368,7 @@ __device__ __forceinline__ void store(const Sums& sums, const int (&targets)[kSl
                 const float2 sum = make_float2(sums[s][m][j][half * 2], sums[s][m][j][half * 2 + 1]);
                 const int column = max(target[i / 2], 0) * kBlock + j * 8 + lane % 4 * 2;  // of what is not stored here, some other's
                 const long long place = static_cast<long long>(min(row, n - 1)) * kFeaturesOut + column;
-                const float2 v = finish(sum, bias + column, residual + place);
+                const float2 v = finish(sum, load_pair(bias + column), load_pair(residual + place));
                 words[i] = pack(v.x, v.y);
             }
             // Through shared memory, so that each lane stores 16 bytes of a row.

@@ -182,9 +182,8 @@ __device__ __forceinline__ float activate(float v) {
 }
 
 // Two neighbouring sums of a row -> two outputs.
-__device__ __forceinline__ float2 finish(float2 v, const Element* __restrict__ bias) {
-    const float2 b = load_pair(bias);
-    v.x += b.x, v.y += b.y;
+__device__ __forceinline__ float2 finish(float2 v, float2 bias) {
+    v.x += bias.x, v.y += bias.y;
     v.x = activate(v.x), v.y = activate(v.y);
     return v;
 }
@@ -402,7 +401,7 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     const int column = target * kBlock + (j + i) * 8 + lane % 4 * 2;
-                    const float2 v = finish(make_float2(sums[s][(j + i) * 4 + half * 2], sums[s][(j + i) * 4 + half * 2 + 1]), bias + column);
+                    const float2 v = finish(make_float2(sums[s][(j + i) * 4 + half * 2], sums[s][(j + i) * 4 + half * 2 + 1]), load_pair(bias + column));
                     words[i] = pack(v.x, v.y);
                 }
                 // Through shared memory, so that each lane stores 16 bytes of a row.

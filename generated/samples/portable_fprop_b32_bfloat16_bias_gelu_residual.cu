@@ -98,12 +98,10 @@ __device__ __forceinline__ float activate(float v) {
 }
 
 // Two neighbouring sums of a row -> two outputs.
-__device__ __forceinline__ float2 finish(float2 v, const Element* __restrict__ bias, const Element* __restrict__ residual) {
-    const float2 b = load_pair(bias);
-    v.x += b.x, v.y += b.y;
+__device__ __forceinline__ float2 finish(float2 v, float2 bias, float2 residual) {
+    v.x += bias.x, v.y += bias.y;
     v.x = activate(v.x), v.y = activate(v.y);
-    const float2 r = load_pair(residual);
-    v.x += r.x, v.y += r.y;
+    v.x += residual.x, v.y += residual.y;
     return v;
 }
 
@@ -267,7 +265,7 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
             for (int j = 0; j < kNTiles; ++j) {
                 const int column = target * kBlock + j * 8 + lane % 4 * 2;
                 const long long place = static_cast<long long>(row) * kFeaturesOut + column;
-                store_pair(y + place, finish(make_float2(sums[s][m][j][i], sums[s][m][j][i + 1]), bias + column, residual + place));
+                store_pair(y + place, finish(make_float2(sums[s][m][j][i], sums[s][m][j][i + 1]), load_pair(bias + column), load_pair(residual + place)));
             }
         }
     }

@@ -100,9 +100,8 @@ __device__ __forceinline__ float activate(float v) {
 }
 
 // Two neighbouring sums of a row -> two outputs.
-__device__ __forceinline__ float2 finish(float2 v, const Element* __restrict__ bias, float2 residual) {
-    const float2 b = load_pair(bias);
-    v.x += b.x, v.y += b.y;
+__device__ __forceinline__ float2 finish(float2 v, float2 bias, float2 residual) {
+    v.x += bias.x, v.y += bias.y;
     v.x = activate(v.x), v.y = activate(v.y);
     v.x += residual.x, v.y += residual.y;
     return v;
@@ -453,7 +452,7 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
                 const long long place = static_cast<long long>(target * kBlock + j * 8 + lane / 4) * n + first + lane % 4 * 2;
                 const int left = n - first - lane % 4 * 2;
                 const float2 r = unpack(transposed(load_two(residual + place, left, n)));
-                const float2 v = finish(make_float2(sums[s][m][j][i], sums[s][m][j][i + 1]), bias + column, r);
+                const float2 v = finish(make_float2(sums[s][m][j][i], sums[s][m][j][i + 1]), load_pair(bias + column), r);
                 store_two(y + place, transposed(pack(v.x, v.y)), left, n);
             }
         }
@@ -531,7 +530,7 @@ bsgen_fprop_b32_float16_portable_5734be5d2ec1f220_reduce(Element* __restrict__ y
         const int column = reduction[0] * kBlock + inside;
         const long long place = static_cast<long long>(column) * n + row;
         const float2 r = make_float2(load_one(residual + place), load_one(residual + place + n));
-        const float2 v = finish(sum, bias + column, r);
+        const float2 v = finish(sum, load_pair(bias + column), r);
         store_one(y + place, v.x), store_one(y + place + n, v.y);
     }
 }

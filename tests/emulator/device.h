@@ -242,6 +242,11 @@ inline void barrier_wait(u32 barrier, u32 parity) {
     while (b.phase == parity) yield();  // complete when the current phase is another than that of `parity`
     idle = 0;
 }
+inline void store_global_chunk(void* global, uint4 v) {
+    if (reinterpret_cast<uintptr_t>(global) % 16) fail("a store to a misaligned address");
+    std::memcpy(global, &v, 16);
+}
+inline void prefetch_l2(const void*) {}
 inline void named_sync(int barrier, int threads) { meet(self->block->named[barrier], threads); }
 inline void producers_sync() { meet(self->block->named[1], 128); }
 inline void cluster_sync() { meet(cluster_meeting, static_cast<int>(fibers.size())); }

@@ -3,7 +3,8 @@
     PYTHONPATH=. python3 tests/gpu/bench_variants.py [narrow] [wgrad] [staged] [axis] [small] [--json FILE]
 
 *narrow*, *wgrad*: the Hopper kernels for blocks of 8 and 16. *staged*: results that TMA stores. *axis*: features first, for which
-the cost model has not been fitted. *small*: few rows, with inputs that warpgroups share out. Each plan is checked before it is timed; one that is wrong is said and left out.
+the cost model has not been fitted. *small*: few rows, with inputs that warpgroups share out.
+Each plan is checked before it is timed; one that is wrong is said and left out.
 """
 
 from __future__ import annotations
@@ -140,7 +141,13 @@ def _timed(operands: Operands, made: Compiled) -> dict[str, Any]:
         return {**said, "seconds": CLOCK.time(call).seconds}
 
 
-SUITES: dict[str, Callable[[], Iterator[Case]]] = {"narrow": narrow, "wgrad": wgrad, "staged": staged, "axis": axis, "small": small}
+SUITES: dict[str, Callable[[], Iterator[Case]]] = {
+    "narrow": narrow,
+    "wgrad": wgrad,
+    "staged": staged,
+    "axis": axis,
+    "small": small,
+}
 
 
 def main() -> None:
