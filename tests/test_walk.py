@@ -39,7 +39,7 @@ int main(int count, char** given) {
             std::printf("p %d %d %d\\n", first, tiles.row(walk.tile), walk.stage);
         for (int tile = first; tile < tiles.count; tile += stride) {
             std::printf("t %d %d\\n", tiles.group(tile), tiles.row(tile));
-            for (int s = kTileStages[tiles.group(tile)]; s < kTileStages[tiles.group(tile) + 1]; ++s)
+            for (int s = begin(tiles.group(tile)); s < begin(tiles.group(tile) + 1); ++s)
                 std::printf("c %d %d %d\\n", first, tiles.row(tile), s);
         }
     }
@@ -48,15 +48,18 @@ int main(int count, char** given) {
 
 
 def program(plan: HopperPlan, folder: Path) -> Path:
-    """The constants, the table of stages and the structs of a kernel, with a main of their own."""
+    """The constants, the table of stages (if tiles differ in them) and the structs of a kernel, with a main of their own."""
     text = render(plan).text
     constants = re.findall(r"^constexpr .*", text, re.MULTILINE)
-    (table,) = re.findall(
+    tables = re.findall(
         r"^__device__ const int __align__\(16\) kTileStages\[\] = \{.*?\};", text, re.MULTILINE | re.DOTALL
     )
+    assert len(tables) == (plan.stages_a_tile == 0)
+    first = "group * kTileStages" if plan.stages_a_tile else "kTileStages[group]"
+    begin = f"int begin(int group) {{ return {first}; }}"
     structs = re.findall(r"^struct (?:Tiles|Walk) \{.*?^\};", text, re.MULTILINE | re.DOTALL)
     assert len(structs) == 2
-    (folder / "walk.cpp").write_text("\n".join([HOST, *constants, table, *structs, MAIN]))
+    (folder / "walk.cpp").write_text("\n".join([HOST, *constants, *tables, begin, *structs, MAIN]))
     subprocess.run([str(COMPILER), "-w", "-o", folder / "walk", folder / "walk.cpp"], check=True)
     return folder / "walk"
 
@@ -79,7 +82,9 @@ def empty_groups() -> Layout:
 
 @pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
 @pytest.mark.parametrize(
-    "layout", [bernoulli(6, 5, 0.4), bernoulli(40, 50, 0.2), empty_groups()], ids=["one group", "many", "empty"]
+    "layout",
+    [bernoulli(6, 5, 0.4), bernoulli(40, 50, 0.2), empty_groups(), Layout(np.eye(64, dtype=bool))],
+    ids=["one group", "many", "empty", "alike"],
 )
 def test_every_tile_once_and_the_same_stages_on_both_sides(layout: Layout, tmp_path: Path) -> None:
     for plan in plans(layout):
