@@ -32,7 +32,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class TensorMap:
-    """How TMA reads an operand: a matrix of `rows` (0: N) times `columns`, in boxes; a row of a box is one swizzle line.
+    """How TMA reads an operand: a matrix of `rows` times `columns` (0 of either: N), in boxes; a row of a box is one swizzle line.
 
     Encoded for each call by cuTensorMapEncodeTiled; the kernel takes it as the argument `<operand>_map`.
     """

@@ -77,6 +77,8 @@ class HopperPlan(ProductPlan):
         """The template of what follows a tile's multiplies."""
         if self.geometry.shape.staging:
             return "store_staged"
+        if self.problem.feature_first:
+            return "store_features"
         return "store_residual" if self.problem.epilogue.residual else "store"
 
     @property
@@ -98,7 +100,10 @@ class HopperPlan(ProductPlan):
     def maps(self) -> tuple[TensorMap, ...]:
         """How TMA sees the activations and W, and the result if it stores that."""
         geo, problem, dtype = self.geometry, self.problem, str(self.problem.dtype)
-        activations = TensorMap(self.activations, self.features[0], 0, geo.depth, geo.shape.rows, dtype)
+        if problem.feature_first:
+            activations = TensorMap(self.activations, 0, self.features[0], WARPGROUP_ROWS, geo.depth, dtype)
+        else:
+            activations = TensorMap(self.activations, self.features[0], 0, geo.depth, geo.shape.rows, dtype)
         rows = problem.layout.nnz * problem.block_size
         weights = TensorMap(self.weights, problem.block_size, rows, geo.box_columns, geo.box_rows, dtype)
         if not geo.shape.staging:
@@ -131,13 +136,11 @@ class HopperPlan(ProductPlan):
 
 
 def serves(problem: Problem, target: Target) -> bool:
-    """Whether this family can do it: wgmma takes TF32 only where inputs are contiguous in W, as in dgrad."""
+    """Whether this family can do it: wgmma takes TF32 only where inputs are contiguous in W, as in dgrad, and in activations."""
     if target.arch != "sm_90a" or problem.block_size not in BLOCK_SIZES or not problem.layout.nnz:
         return False
-    if problem.feature_first:
-        return False
     if problem.dtype is DType.FLOAT32:
-        return problem.precision is Precision.TENSOR and problem.op is Op.DGRAD
+        return problem.precision is Precision.TENSOR and problem.op is Op.DGRAD and not problem.feature_first
     return True
 
 
@@ -192,6 +195,8 @@ def shapes(problem: Problem, target: Target, forms: Sequence[Form] = SHAPES) -> 
 def _few(problem: Problem, height: int) -> tuple[int, ...]:
     """Rows to load where the hint for N asks for fewer than the 64 that a warpgroup multiplies; 0 for all."""
     n = problem.batch or DEFAULT_ROWS
+    if problem.feature_first:
+        return (0,)
     return (-(-n // ATOM_ROWS) * ATOM_ROWS,) if height == 1 and n <= WARPGROUP_ROWS - ATOM_ROWS else (0,)
 
 
@@ -204,7 +209,7 @@ def staged(shape: WarpgroupShape, boxes: int, problem: Problem, target: Target) 
     """The shape with `boxes` places for results that TMA stores, a smaller ring, and the same everything else; None where that
     cannot be: boxes must be a part of a tile's, and rows past `few` belong to the next tile."""
     geo = warpgroup_geometry(problem, shape)
-    if shape.few or shape.joint > 1 or problem.dtype is DType.FLOAT32 or geo.tile_boxes % boxes:
+    if shape.few or shape.joint > 1 or problem.dtype is DType.FLOAT32 or geo.tile_boxes % boxes or problem.feature_first:
         return None
     wanted = _with_ring(replace(shape, staging=boxes * geo.store_bytes), target)
     geo = warpgroup_geometry(problem, wanted)
@@ -244,13 +249,19 @@ def drafts(problem: Problem, target: Target, forms: Sequence[Form] = SHAPES) -> 
 
 def candidates(problem: Problem, target: Target) -> Iterator[HopperPlan]:
     """Plans of all drafts, to measure."""
-    for draft in drafts(problem, target):
+    for draft in drafts(problem, target) if chosen(problem) else ():
         yield assemble(problem, target, draft)
+
+
+def chosen(problem: Problem) -> bool:
+    """Whether plans take part in the choice: not where features come first, until calls whose N is no multiple of 8, of which TMA can
+    read nothing, go another way."""
+    return not problem.feature_first
 
 
 def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iterator[HopperPlan]:
     """The plan of the cheapest draft, if below `limit` seconds; of rings alike in cost the one that holds more bytes."""
-    ranked = sorted(drafts(problem, target), key=lambda draft: draft.cost.seconds)
+    ranked = sorted(drafts(problem, target) if chosen(problem) else (), key=lambda draft: draft.cost.seconds)
     if ranked and ranked[0].cost.seconds < limit:
         alike = [draft for draft in ranked if draft.cost.seconds <= ranked[0].cost.seconds]
         yield assemble(problem, target, max(alike, key=_buffered))

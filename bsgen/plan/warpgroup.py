@@ -1,7 +1,8 @@
 """Shapes of the Hopper kernels: warpgroups and their accumulators, and how TMA and wgmma lay matrices out in shared memory.
 
 A *panel* is the activations of one input block, or of a slice of it, for all rows of a tile; a *piece* is what of a stored block
-multiplies it. Both arrive by TMA in boxes of one swizzle line (64 or 128 bytes) a row. Matrix descriptors and fragments are
+multiplies it. Both arrive by TMA in boxes of one swizzle line (64 or 128 bytes) a row. Where features come first, a line of a panel
+is 64 rows of one feature, and a box as many lines as the panel has features. Matrix descriptors and fragments are
 those of the PTX ISA, section "Asynchronous warpgroup level matrix multiply-accumulate instructions".
 """
 
@@ -106,6 +107,7 @@ class WarpgroupGeometry:
     block: int
     math: Math
     shape: WarpgroupShape
+    axis: int = 1
 
     @cached_property
     def itemsize(self) -> int:
@@ -141,6 +143,21 @@ class WarpgroupGeometry:
     def panel_bytes(self) -> int:
         """Bytes of a panel."""
         return self.row_bytes * self.shape.rows
+
+    @cached_property
+    def panel_boxes(self) -> int:
+        """Boxes of a panel."""
+        return 1 if self.axis else self.shape.rows // WARPGROUP_ROWS
+
+    @cached_property
+    def panel_box_bytes(self) -> int:
+        """Bytes of a box of a panel."""
+        return self.panel_bytes // self.panel_boxes
+
+    @cached_property
+    def panel_step_bytes(self) -> int:
+        """From one multiply step to the next in a panel: along its rows, or to further features."""
+        return self.step * (self.itemsize if self.axis else LINE_BYTES)
 
     @cached_property
     def box_columns(self) -> int:
@@ -179,8 +196,8 @@ class WarpgroupGeometry:
 
     @cached_property
     def panel_transposed(self) -> int:
-        """Whether rows, not inputs, were contiguous in a panel: never for x and dy of fprop and dgrad."""
-        return 0
+        """Whether rows, not inputs, are contiguous in a panel (MN-major), as wgmma's immediate."""
+        return 1 - self.axis
 
     @cached_property
     def weights_high(self) -> int:
@@ -190,7 +207,7 @@ class WarpgroupGeometry:
 
     @cached_property
     def panel_high(self) -> int:
-        """High word of a panel's matrix descriptor, where panels are not loaded into registers."""
+        """High word of a panel's matrix descriptor, where panels are not loaded into registers: lines have 128 bytes there."""
         return self.weights_high
 
     @cached_property
@@ -242,4 +259,4 @@ class WarpgroupGeometry:
 
 def warpgroup_geometry(problem: Problem, shape: WarpgroupShape) -> WarpgroupGeometry:
     """The geometry of `problem` under `shape`."""
-    return WarpgroupGeometry(problem.op, problem.block_size, math_of(problem), shape)
+    return WarpgroupGeometry(problem.op, problem.block_size, math_of(problem), shape, problem.axis)

@@ -25,15 +25,15 @@ class Encoder:
         """The 128 bytes of the kernel's argument, for an operand at `address` in a call with N = `n`, which are kept."""
         if len(self.kept) >= _MAXIMUM_KEPT:
             self.kept.clear()
-        made = self.kept[address, n] = self._encode(address, self.spec.rows or n)
+        made = self.kept[address, n] = self._encode(address, self.spec.columns or n, self.spec.rows or n)
         return made
 
-    def _encode(self, address: int, rows: int) -> bytes:
+    def _encode(self, address: int, columns: int, rows: int) -> bytes:
         spec, item, cuda = self.spec, _ITEMSIZE[self.spec.dtype], driver.bindings()
         swizzle, kind = _enumerations(item * spec.box_columns, spec.dtype)
         size, stride, box, one = (
-            [cuda.cuuint64_t(spec.columns), cuda.cuuint64_t(rows)],
-            [cuda.cuuint64_t(spec.columns * item)],
+            [cuda.cuuint64_t(columns), cuda.cuuint64_t(rows)],
+            [cuda.cuuint64_t(columns * item)],
             [cuda.cuuint32_t(spec.box_columns), cuda.cuuint32_t(spec.box_rows)],
             [cuda.cuuint32_t(1), cuda.cuuint32_t(1)],
         )

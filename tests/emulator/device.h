@@ -386,6 +386,15 @@ inline u32 transposed(u32 r) {
     const auto element = [&](unsigned line) { return all[line * 4 + row / 2] >> shift & 0xffff; };
     return element(lane % 4 * 2) | element(lane % 4 * 2 + 1) << 16;
 }
+inline void stmatrix_x4_trans(u32 address, const u32 (&r)[4]) {
+    const u32* all = exchange(address);
+    const unsigned lane = lane_id();
+    for (unsigned i = 0; i < 4; ++i)
+        for (unsigned e = 0; e < 2; ++e) {
+            const uint16_t bits = static_cast<uint16_t>(r[i] >> e * 16);
+            std::memcpy(at(all[i * 8 + lane % 4 * 2 + e], 16) + lane / 4 * 2, &bits, 2);
+        }
+}
 inline void stmatrix_x4(u32 address, const u32 (&r)[4]) {
     const u32* all = exchange(address);
     const unsigned lane = lane_id();
