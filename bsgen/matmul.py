@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bsgen import dense as dense_weights
+from bsgen import ranges
 from bsgen.checks import integer
 from bsgen.errors import ArgumentError
 from bsgen.layout import Layout
@@ -31,7 +32,6 @@ from bsgen.problem import (
     parse_target,
     parse_wgrad_dtype,
 )
-from bsgen.ranges import BOUNDS
 from bsgen.runtime import driver
 from bsgen.runtime.arrays import framework_of
 
@@ -296,9 +296,10 @@ class MatMul:
         a call has used it.
         """
         ordinal = driver.current_device().ordinal if device is None else driver.device(device).ordinal
-        asked = (*BOUNDS, BOUNDS[-1] + 1) if rows is None else (rows,) if isinstance(rows, int) else tuple(rows)
+        asked = None if rows is None else (rows,) if isinstance(rows, int) else tuple(rows)
         for operation in (*self._operations.values(), *self._turned.values()):
-            operation.load(ordinal, (integer("rows", n, 0) for n in asked))
+            wanted = ranges.members(operation.problem.row_unit) if asked is None else asked
+            operation.load(ordinal, (integer("rows", n, 0) for n in wanted))
 
     def from_dense(self, dense: Any) -> Any:
         """Weights [nnz, b, b] of a dense matrix [C, K]; converts to the dtype, drops what is outside the layout."""

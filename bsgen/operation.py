@@ -67,11 +67,6 @@ class _Call(NamedTuple):
                 framework.arrive(self.arrays[name], self.device, stream)
 
 
-def _nearest(known: Iterable[int], index: int) -> int:
-    """The range there is that is closest; of two the one of more rows."""
-    return min(known, key=lambda each: (abs(each - index), -each))
-
-
 class Variant:
     """Plan -> Source -> Binary -> Kernels of one problem, each made when first asked for; or those that `load` gets."""
 
@@ -118,16 +113,26 @@ class Operation(Variant):
         self, problem: Problem, target: Target, packed: Mapping[int, Callable[[], Compiled]] | None = None
     ) -> None:
         self._packed, main = packed, ranges.main(problem)
-        super().__init__(problem, target, packed[_nearest(packed, main)] if packed else None)
+        if packed:
+            found = ranges.nearest(packed, main)
+            main = min(packed) if found is None else found
+        super().__init__(problem, target, packed[main] if packed else None)
         self.contract = contract_of(problem)
         self._express: Express | None = None
-        self._variants: dict[int, Variant] = {_nearest(packed, main) if packed else main: self}
+        self._variants: dict[int, Variant] = {main: self}
 
     def variant(self, n: int) -> Variant:
         """What runs a call of N = `n` rows: of kernels for all N, those for about as many."""
-        index = ranges.place(n)
+        unit = self.problem.row_unit
+        index = ranges.place(n, unit)
         if self._packed:
-            index = _nearest(self._packed, index)
+            nearest = ranges.nearest(self._packed, index)
+            if nearest is None:
+                raise ArgumentError(
+                    f"{self.contract.leading}: got N = {n}, but the pack has kernels for multiples of {unit} alone: "
+                    f"build it again, or add rows"
+                )
+            index = nearest
         found = self._variants.get(index)
         if found is None:  # of two threads that come here at once, both get the first one's
             load = self._packed[index] if self._packed else None

@@ -114,6 +114,11 @@ class Problem:
         return self.axis == 0
 
     @property
+    def row_unit(self) -> int:
+        """What N must be a multiple of for the fastest kernels."""
+        return row_unit(self.dtype, self.axis)
+
+    @property
     def in_features(self) -> int:
         """C: the rows of W."""
         return self.layout.shape[0] * self.block_size
@@ -194,6 +199,11 @@ def parse_precision(value: object) -> Precision:
     """`Precision` from its name."""
     member: Precision = _member(Precision, value, "precision")
     return member
+
+
+def row_unit(dtype: DType, axis: int) -> int:
+    """What N must be a multiple of for the fastest kernels: where features come first, elements of 16 bytes."""
+    return 1 if axis else 16 // dtype.itemsize
 
 
 def parse_axis(value: object) -> int:

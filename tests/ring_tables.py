@@ -66,7 +66,7 @@ def ring_uses(plan: HopperPlan) -> Iterator[RingUse]:
         yield RingUse(
             panels,
             boxes,
-            panels * _box_bytes(plan, 0) + boxes * _box_bytes(plan, 1),
+            panels * plan.geometry.panel_boxes * _box_bytes(plan, 0) + boxes * _box_bytes(plan, 1),
             tuple(visit.panel for visit in found),
             tuple(place for visit in found for _, place in visit.pieces),
             tuple(words[end // 4] for end in used),
@@ -117,11 +117,20 @@ def _memory(plan: HopperPlan, stage: int) -> tuple[np.ndarray, np.ndarray]:
     features, weights = np.full(size, NOTHING, np.int32), np.full(size, NOTHING, np.int32)
     at = 0
     for first in loads[1 : 1 + panels].tolist():
-        assert 0 <= first <= activations.columns - activations.box_columns, "a panel reaches past the features"
-        at = _fill(features, at, np.tile(np.arange(first, first + activations.box_columns), activations.box_rows))
+        at = _fill(features, at, _panel(plan, activations, first))
     for place in loads[1 + panels : 1 + panels + boxes].tolist():
         at = _fill(weights, at, _box(w, place).ravel())
     return features, weights
+
+
+def _panel(plan: HopperPlan, activations: TensorMap, first: int) -> np.ndarray:
+    """The feature of each element of a panel: of rows side by side, or of boxes of rows a line each."""
+    if plan.problem.feature_first:
+        assert 0 <= first <= activations.rows - activations.box_rows, "a panel reaches past the features"
+        box = np.repeat(np.arange(first, first + activations.box_rows), activations.box_columns)
+        return np.tile(box, plan.geometry.shape.rows // activations.box_columns)
+    assert 0 <= first <= activations.columns - activations.box_columns, "a panel reaches past the features"
+    return np.tile(np.arange(first, first + activations.box_columns), activations.box_rows)
 
 
 def _fill(memory: np.ndarray, at: int, values: np.ndarray) -> int:
@@ -142,7 +151,10 @@ def _box(w: TensorMap, place: int) -> np.ndarray:
 def _first_feature(plan: HopperPlan, features: np.ndarray, place: int) -> int:
     """The first feature of the panel at a byte of the stage; every row of the tile must hold the same."""
     item, depth, rows = plan.problem.dtype.itemsize, plan.geometry.depth, plan.geometry.shape.rows
-    panel = features[place // item : place // item + rows * depth].reshape(rows, depth)
+    panel = features[place // item : place // item + rows * depth]
+    if plan.problem.feature_first:
+        panel = panel.reshape(rows // 64, depth, 64).transpose(0, 2, 1)
+    panel = panel.reshape(rows, depth)
     begin = int(panel[0, 0])
     assert begin != NOTHING, "a visit reads what no panel fills"
     assert (panel == np.arange(begin, begin + depth)).all(), "a visit reads across panels"

@@ -13,16 +13,17 @@ import pytest
 from emulator import COMPILER
 from problems import ARITHMETIC, BIG, bernoulli, hub, sample, some_of
 from test_emulated import check as check_kernels
+from test_hopper import check as check_hopper
 from test_kernels_compile import EPILOGUES, compiled_plan, named
 from test_reference import check as check_tables
 
 import bsgen
-from bsgen import compiled
+from bsgen import compiled, ranges
 from bsgen.errors import ArgumentError
 from bsgen.packs import building, c_export, load_pack
 from bsgen.packs.spec import read_spec
 from bsgen.plan import Plan, choose, hopper, hopper_narrow, hopper_narrow_wgrad, hopper_wgrad, matmul, wgrad
-from bsgen.problem import BLOCK_SIZES, TARGETS, DType, Op, Precision, Problem
+from bsgen.problem import BLOCK_SIZES, TARGETS, DType, Epilogue, Op, Precision, Problem
 
 MATRIX = list(product(Op, BLOCK_SIZES, ARITHMETIC))
 LAYOUT = bernoulli(5, 6, 0.5, seed=2)
@@ -61,8 +62,8 @@ def test_epilogues_of_whole_and_split_outputs_on_the_host(kind: tuple[DType, Pre
 
 @pytest.mark.skipif(COMPILER is None, reason="there is no g++")
 def test_gates_on_the_host() -> None:
-    for op in Op:
-        problem = Problem(op, bernoulli(6, 5, 0.5), 16, DType.FLOAT16, gate=True, axis=0)
+    for op, block in product(Op, (16, 32)):
+        problem = Problem(op, bernoulli(6, 5, 0.5), block, DType.FLOAT16, gate=True, axis=0)
         check_kernels(choose(problem, BIG), 24)
 
 
@@ -81,12 +82,74 @@ def test_epilogues_compile(kind: tuple[DType, Precision]) -> None:
         compiled_plan(choose(Problem(Op.FPROP, layout, 16, *kind, EPILOGUES[0], axis=0), BIG))
 
 
-def test_families_that_read_rows_of_features_step_aside() -> None:
+def test_what_families_serve() -> None:
+    """Those that read rows of features step aside; Hopper's reads lines of N elements, if they are whole chunks of 16 bytes."""
     for op, block in product(Op, BLOCK_SIZES):
         problem = Problem(op, LAYOUT, block, DType.BFLOAT16, axis=0)
-        for family in (hopper, hopper_wgrad, hopper_narrow, hopper_narrow_wgrad):
+        for family in (hopper_wgrad, hopper_narrow, hopper_narrow_wgrad):
             assert list(family.shortlist(problem, BIG)) == []
-        assert choose(problem, BIG).family == "portable"
+        for batch, served in ((None, True), (8, True), (20, False), (63, False), (16384, True)):
+            wanted = replace(problem, batch=batch)
+            if op is not Op.WGRAD:
+                assert bool(list(hopper.shortlist(wanted, BIG))) == (served and block >= 32)
+                assert next(hopper.candidates(wanted, BIG), None) is None or served
+    assert choose(Problem(Op.FPROP, LAYOUT, 32, DType.BFLOAT16, batch=4096, axis=0), BIG).family == "hopper"
+    assert choose(Problem(Op.FPROP, LAYOUT, 32, DType.BFLOAT16, batch=4095, axis=0), BIG).family == "portable"
+    assert choose(Problem(Op.DGRAD, LAYOUT, 32, DType.FLOAT32, batch=4096, axis=0), BIG).family == "portable"
+
+
+def hopper_plans(problem: Problem, count: int) -> list[Plan]:
+    """Plans of turning shapes, one of them with split outputs if there are any."""
+    seen: dict[object, hopper.Draft] = {}
+    for draft in hopper.drafts(problem, BIG, hopper.SHAPES + hopper.JOINT_SHAPES):
+        shape = replace(draft.geometry.shape, stages=0, stage_bytes=0)
+        seen.setdefault((shape, bool(draft.reductions)), draft)
+    drafts = [draft for (_, split), draft in seen.items() if not split]
+    split = [draft for (_, split), draft in seen.items() if split]
+    return [hopper.assemble(problem, BIG, draft) for draft in [*sample(drafts, count), *sample(split, 1)]]
+
+
+@pytest.mark.parametrize(
+    ("op", "block"), some_of(list(product((Op.FPROP, Op.DGRAD), hopper.BLOCK_SIZES)), 2), ids=named
+)
+def test_hopper_kernels(op: Op, block: int) -> None:
+    """Tables, no spills, and on the host the exact result; with an epilogue where there is one."""
+    finish = EPILOGUES[0] if op is Op.FPROP else Epilogue()
+    for layout in (bernoulli(12, 7, 0.4), hub(60, 5) if op is Op.FPROP else hub(5, 60)):
+        problem = Problem(op, layout, block, DType.FLOAT16, epilogue=finish, batch=1000, axis=0)
+        for n, plan in zip((200, 24, 8), hopper_plans(problem, 2), strict=False):
+            check_hopper(plan)
+            compiled_plan(plan)
+            check_tables(plan, n)
+            if COMPILER:
+                check_kernels(plan, n, seed=n)
+
+
+def test_ranges_of_multiples_and_of_others() -> None:
+    for n, unit in product((1, 7, 8, 9, 63, 64, 100, 4096, 4097, 20000), (1, 4, 8)):
+        index = ranges.place(n, unit)
+        assert index % ranges.SIZES == ranges.place(n)
+        assert (index >= ranges.SIZES) == bool(n % unit)
+        assert index % ranges.SIZES in {each % ranges.SIZES for each in ranges.alike(n, unit)}
+    for unit in (1, 4, 8):
+        places = [ranges.place(n, unit) for n in ranges.members(unit)]
+        assert places == list(range(len(places)))
+    assert ranges.nearest([2, 5], 9) is None
+    assert ranges.nearest([2, 9], 9) == 9
+    assert ranges.nearest([2, 9], 2) == 2
+    assert ranges.nearest([9], 2) == 9
+    assert ranges.nearest([1, 3], 2) == 3
+
+
+def test_calls_go_where_n_is_served() -> None:
+    """Each N to kernels for its kind; the plan for any N takes multiples, too."""
+    mm = bsgen.compile(LAYOUT, 32, "bfloat16", "fprop", "sm_90a", axis=0)
+    families = {n: mm.plan("fprop", n).family for n in (8, 9, 64, 4096, 4097, 10000)}
+    assert families == {8: "hopper", 9: "portable", 64: "hopper", 4096: "hopper", 4097: "portable", 10000: "hopper"}
+    for n in (9, 16):
+        x, w = np.ones((mm.in_features, n), mm.dtype.numpy), np.ones(mm.weight_shape, mm.dtype.numpy)
+        exact = np.repeat(32 * LAYOUT.mask.sum(axis=0), 32)[:, None] * np.ones(n)
+        np.testing.assert_array_equal(mm(x, w).astype(np.float64), exact)
 
 
 def test_the_axis_is_part_of_the_key() -> None:

@@ -152,13 +152,14 @@ def check_maps(plan: HopperPlan) -> None:
     activations, w = plan.maps
     for tensor_map in plan.maps:
         assert 0 < tensor_map.box_rows <= 256
-        assert tensor_map.box_columns * item == geo.row_bytes
+        assert tensor_map.box_columns * item == (geo.row_bytes if tensor_map.columns else 128)
         assert geo.row_bytes in (64, 128)
         assert tensor_map.columns * item % 16 == 0
         assert tensor_map.dtype == str(problem.dtype)
-    assert (activations.operand, activations.columns, activations.rows) == (plan.activations, plan.features[0], 0)
+    sizes = (0, plan.features[0]) if problem.feature_first else (plan.features[0], 0)
+    assert (activations.operand, activations.columns, activations.rows) == (plan.activations, *sizes)
     assert (w.operand, w.columns, w.rows) == ("w", problem.block_size, problem.layout.nnz * problem.block_size)
-    assert activations.box_rows * geo.row_bytes == geo.panel_bytes
+    assert activations.box_rows * activations.box_columns * item * geo.panel_boxes == geo.panel_bytes
     assert w.box_rows * geo.row_bytes == geo.box_bytes
 
 
@@ -176,7 +177,7 @@ def check_grids(plan: HopperPlan) -> None:
         assert plan.workspace.elements(n) == plan.partials * n * block
     assert len(reduce) == bool(plan.reductions)
     for launch in reduce:
-        rows = launch.threads * 2 // block
+        rows = 32 if plan.problem.feature_first else launch.threads * 2 // block
         assert [launch.grid.size(n, 132) for n in BATCHES] == [len(plan.reductions) * -(-n // rows) for n in BATCHES]
 
 

@@ -240,7 +240,7 @@ def _ops(pack: Pack) -> tuple[list[COp], list[CArray]]:
         mm = pack.get_for(module.name, pack.arches(module.name)[0])
         for op in mm.ops:
             variants = [
-                _variant(made, arch, index, cubins)
+                _variant(made, arch, index, mm.operation(op).problem.row_unit, cubins)
                 for arch in pack.arches(module.name)
                 for index, made in _made(pack, module.name, op, arch).items()
             ]
@@ -254,14 +254,23 @@ def _made(pack: Pack, module: str, op: str, arch: str) -> Mapping[int, Compiled]
     return {index: load() for index, load in pack.loaders(module, op, arch).items()}
 
 
-def _variant(made: Compiled, arch: str, index: int, cubins: dict[bytes, CArray]) -> str:
-    """A Variant's initialiser."""
+def _variant(made: Compiled, arch: str, index: int, unit: int, cubins: dict[bytes, CArray]) -> str:
+    """A Variant's initialiser; `unit` is what N must be a multiple of where it is not for any."""
     cubin = cubins.setdefault(made.binary.cubin, CArray(f"cubin_{len(cubins)}", made.binary.cubin))
-    most = ranges.BOUNDS[index] if index < len(ranges.BOUNDS) else MOST_ROWS
+    size, any_rows = index % ranges.SIZES, index >= ranges.SIZES
+    most = ranges.BOUNDS[size] if size < len(ranges.BOUNDS) else MOST_ROWS
     exact = int(not arch[-1].isdigit())  # sm_90a code runs on no other GPU
     launches = ", ".join(map(_launch, made.outline.launches)) or "{0}"
     workspace = made.outline.workspace
-    numbers = (TARGETS[arch].capability, exact, most, len(made.outline.launches), workspace.fixed, workspace.per_row)
+    numbers = (
+        TARGETS[arch].capability,
+        exact,
+        most,
+        1 if any_rows else unit,
+        len(made.outline.launches),
+        workspace.fixed,
+        workspace.per_row,
+    )
     return f"{{{cubin.name}, {', '.join(map(str, numbers))}, {{{launches}}}}}"
 
 

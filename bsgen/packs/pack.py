@@ -19,7 +19,7 @@ from bsgen.files import reason
 from bsgen.layout import Layout
 from bsgen.packs import format as layout_of
 from bsgen.packs.format import DIGEST, PREFIX, TRAILER, Blob, Index, Module, PackedKernel
-from bsgen.problem import Op, Problem
+from bsgen.problem import DType, Op, Problem, row_unit
 from bsgen.runtime import driver
 
 if TYPE_CHECKING:
@@ -139,7 +139,9 @@ class Pack(Mapping[str, "MatMul"]):
                     "%s: passed over a kernel of %s for %s, unknown to this bsgen", self.path, kernel.op, kernel.arch
                 )
                 continue
-            found.setdefault((kernel.module, kernel.op, kernel.arch), {})[ranges.place(kernel.rows)] = kernel
+            module = self.index.modules[kernel.module]
+            index = ranges.place(kernel.rows, row_unit(DType(module.dtype), module.axis))
+            found.setdefault((kernel.module, kernel.op, kernel.arch), {})[index] = kernel
         return found
 
     @cached_property

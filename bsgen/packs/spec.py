@@ -81,7 +81,8 @@ class Wanted:
         """A problem for each op, architecture and range of N."""
         for problem in self.problems:
             for target in self.targets:
-                for index in dict.fromkeys(map(ranges.place, self.rows)):
+                wanted = (index for n in self.rows for index in ranges.alike(n, problem.row_unit))
+                for index in dict.fromkeys(wanted):
                     member = ranges.member(problem, index)
                     yield member, target, member.batch or ranges.DEFAULT_ROWS
 

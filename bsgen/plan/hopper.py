@@ -209,7 +209,13 @@ def staged(shape: WarpgroupShape, boxes: int, problem: Problem, target: Target) 
     """The shape with `boxes` places for results that TMA stores, a smaller ring, and the same everything else; None where that
     cannot be: boxes must be a part of a tile's, and rows past `few` belong to the next tile."""
     geo = warpgroup_geometry(problem, shape)
-    if shape.few or shape.joint > 1 or problem.dtype is DType.FLOAT32 or geo.tile_boxes % boxes or problem.feature_first:
+    if (
+        shape.few
+        or shape.joint > 1
+        or problem.dtype is DType.FLOAT32
+        or geo.tile_boxes % boxes
+        or problem.feature_first
+    ):
         return None
     wanted = _with_ring(replace(shape, staging=boxes * geo.store_bytes), target)
     geo = warpgroup_geometry(problem, wanted)
@@ -254,9 +260,8 @@ def candidates(problem: Problem, target: Target) -> Iterator[HopperPlan]:
 
 
 def chosen(problem: Problem) -> bool:
-    """Whether plans take part in the choice: not where features come first, until calls whose N is no multiple of 8, of which TMA can
-    read nothing, go another way."""
-    return not problem.feature_first
+    """Whether plans take part in the choice: TMA can read lines of N elements only where they are whole chunks of 16 bytes."""
+    return (problem.batch or DEFAULT_ROWS) % problem.row_unit == 0
 
 
 def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iterator[HopperPlan]:

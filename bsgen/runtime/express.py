@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bsgen.operands import ALIGNMENT, MAXIMUM_ROWS, Contract
-from bsgen.ranges import BOUNDS
+from bsgen.problem import row_unit
+from bsgen.ranges import BOUNDS, SIZES
 from bsgen.runtime.launch import Kernels
 from bsgen.runtime.torch_arrays import Torch
 
@@ -25,7 +26,7 @@ class Express:
         self._float32 = framework.dtypes["float32"]
         types = {name: framework.dtypes[contract.type_of(name).value] for name in (*contract.fixed, *contract.rows)}
         self._leading, self._width = contract.leading, contract.rows[contract.leading]
-        self._axis = contract.axis
+        self._axis, self._unit = contract.axis, row_unit(contract.dtype, contract.axis)
         # Name, shape, width and type of the others; one of shape and width is given. What may be left out is, here.
         self._others: list[tuple[str, tuple[int, ...] | None, int, Any]] = [
             (name, shape, 0, types[name]) for name, shape in contract.fixed.items() if name not in contract.optional
@@ -56,7 +57,7 @@ class Express:
         out = self._empty(first, shape, device)
         operands["out"] = out.data_ptr()
         n = operands["n"]
-        index = bisect_left(BOUNDS, n)
+        index = bisect_left(BOUNDS, n) + (SIZES if n % self._unit else 0)  # as ranges.place
         kernels = self._found.get(index)
         if kernels is None:
             kernels = self._found[index] = self._kernels(n)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bsgen.errors import ArgumentError
 from bsgen.layout import Layout
-from bsgen.ranges import BOUNDS
+from bsgen.ranges import members
 from bsgen.torch.functional import block_sparse_linear
 from bsgen.torch.kernels import ACTIVATIONS
 from bsgen.torch.products import register
@@ -154,7 +154,7 @@ class BlockSparseLinear(nn.Module):
         """
         if self.weight.is_cuda:
             kind, device = dtype or self.weight.dtype, self.weight.get_device()
-            asked = (*BOUNDS, BOUNDS[-1] + 1) if rows is None else tuple(rows)
+            asked = members(1) if rows is None else tuple(rows)
             for activation in {"", self.activation or ""}:
                 self.products.prepare(kind, device, self.bias is not None, activation, asked)
 

@@ -44,6 +44,14 @@ def spread(problem: Problem, target: Target) -> list[HopperPlan]:
     return [replace(plan, band=1 + turn % BANDS) for turn, plan in enumerate(plans)]
 
 
+def joint(problem: Problem, target: Target) -> list[HopperPlan]:
+    """A plan of each shape whose warpgroups share out inputs, alone and in clusters."""
+    found: dict[object, hopper.Draft] = {}
+    for draft in hopper.drafts(problem, target, hopper.JOINT_SHAPES):
+        found.setdefault(replace(draft.geometry.shape, stages=0, stage_bytes=0), draft)
+    return [hopper.assemble(problem, target, draft) for draft in found.values()]
+
+
 def narrow(problem: Problem, target: Target) -> list[HopperNarrowPlan]:
     """A plan for narrow blocks of each shape and cluster, taking turns at panels, groupings and rings; and two that are split."""
     by_shape: dict[object, list[hopper_narrow.Draft]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cases import BLOCKS, LAYOUTS, assert_close, normal, poison, torch
-from plans import launch, loaded, narrow, spread, staged
+from plans import joint, launch, loaded, narrow, spread, staged
 
 from bsgen.layout import Layout
 from bsgen.plan import Plan, hopper, hopper_narrow
@@ -22,11 +22,11 @@ RUNS = 20
 
 
 def plans_of(problem: Problem) -> list[Plan]:
-    """Plans of every shape: for narrow blocks those that are made for them, else with results stored either way."""
+    """Plans of every shape: for narrow blocks those that are made for them, else with results stored either way and inputs shared out."""
     target = TARGETS["sm_90a"]
     if problem.block_size in hopper_narrow.BLOCK_SIZES:
         return list(narrow(problem, target))
-    return [*spread(problem, target), *staged(problem, target)]
+    return [*spread(problem, target), *staged(problem, target), *joint(problem, target)]
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +51,23 @@ def test_products(name: str, kind: tuple[str, int, str]) -> None:
             x = normal(n, dense.shape[0], dtype=dtype, seed=n)
             out = _call(plan, kernels, x, w, dense.shape[1], n)
             assert_close(out, x.double() @ dense, 1e-3 if dtype == "float32" else 5e-3)
+
+
+@pytest.mark.parametrize("block", hopper.BLOCK_SIZES)
+@pytest.mark.parametrize("op", ["fprop", "dgrad"])
+@pytest.mark.parametrize("name", ["random10", "random50", "holes", "hub", "tall"])
+def test_features_first(name: str, op: str, block: int) -> None:
+    """N of whole chunks of 16 bytes."""
+    layout = Layout(LAYOUTS[name](BLOCKS[block]))
+    plans = plans_of(Problem(Op(op), layout, block, DType.BFLOAT16, axis=0))
+    w = normal(layout.nnz, block, block, dtype="bfloat16", seed=1)
+    dense = _dense(layout, w)
+    dense = dense.T if op == "fprop" else dense
+    for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
+        for n in (8, 64, 136, 1000, 4104):
+            x = normal(dense.shape[1], n, dtype="bfloat16", seed=n)
+            out = _call(plan, kernels, x, w, dense.shape[0], n)
+            assert_close(out, dense @ x.double(), 5e-3)
 
 
 def test_thread_blocks_that_meet_only_empty_groups() -> None:
@@ -88,7 +105,8 @@ def _dense(layout: Layout, w: object) -> object:
 
 
 def _call(plan: Plan, kernels: object, x: object, w: object, features: int, n: int) -> object:
-    out = poison(n, features, dtype=str(plan.problem.dtype))
+    shape = (features, n) if plan.problem.feature_first else (n, features)
+    out = poison(*shape, dtype=str(plan.problem.dtype))
     workspace = poison(max(1, plan.workspace.elements(n)), dtype="float32")
     arrays = {plan.activations: x, "w": w, "out": out, "workspace": workspace}
     stream = torch.cuda.current_stream().cuda_stream

@@ -1,0 +1,425 @@
+// dx = W @ dy for one block-sparse W [512, 512], float16.
+// Layout 0dd315799237382c: 24 of 64 blocks of 64 x 64 (37.50 %).
+// Plan: hopper, wgmma_f16, tile 64 x 512, 1 x 4 warpgroups of 64 x 128, clusters of 2, 3 stages of 72 KiB, contiguous groups.
+//
+// Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
+// of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
+// blocks; for each panel that it visits, it loads its rows into registers and multiplies them by the pieces of its slots.
+
+using u32 = unsigned int;
+
+constexpr int kBlock = 64, kSteps = 4;  // a block's side; multiply steps along the inputs of a panel
+constexpr int kRowGroups = 1, kColumns = 4;  // warpgroups down and across
+constexpr int kMTiles = 1, kSlots = 2;  // 64-row tiles and output blocks of each
+constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
+constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
+constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
+constexpr int kTiles = 1, kNoOutput = -2147483647;
+constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 160;  // a stage ends with its record
+constexpr int kRecord = kStageBytes - kRecordBytes;
+constexpr int kRowBytes = 128, kPanelBytes = 8192, kBoxBytes = 8192, kPieceBytes = 8192;
+constexpr int kPanelBoxes = 1, kPanelBoxBytes = 8192;  // a panel is loaded in boxes of 64 rows
+constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 33554432u;  // words of the matrix descriptor of a piece (PTX: wgmma)
+constexpr u32 kPanelHigh = 1073741888u;
+constexpr int kStepBytes = 2048;
+constexpr int kWeightsStep = 2;  // from a multiply step to the next, in 16 bytes
+constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
+constexpr int kLoads = 9;  // words of a stage in kLoadTable
+
+// The address of shared memory as PTX instructions take it.
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
+
+// One word, and two words, of shared memory.
+__device__ __forceinline__ u32 load_shared(u32 address) {
+    u32 word;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+    return word;
+}
+
+__device__ __forceinline__ uint2 load_shared_pair(u32 address) {
+    uint2 words;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(words.x), "=r"(words.y) : "r"(address) : "memory");
+    return words;
+}
+
+// Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
+template <int Chunks>
+__device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
+    constexpr u32 kSpread = Chunks < 8 ? Chunks : 8;
+    return (row * Chunks + (chunk ^ (row / (8 / kSpread) % kSpread))) * 16;
+}
+
+// Four 8 x 8 matrices of 16-bit elements into shared memory (PTX: stmatrix, sm_90); lane l gives row l % 8 of matrix l / 8.
+__device__ __forceinline__ void stmatrix_x4(u32 address, const u32 (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]),
+                 "r"(r[3]) : "memory");
+}
+
+// 16 bytes of shared memory.
+__device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+    return v;
+}
+
+// Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
+__device__ __forceinline__ void barrier_init(u32 barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+// Make initialised barriers visible to the copy engine.
+__device__ __forceinline__ void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+__device__ __forceinline__ void barrier_arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrive, and have the phase wait for `bytes` of copies as well.
+__device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// Wait until the phase of this parity is complete.
+__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
+    asm volatile(
+        "{ .reg .pred done;\n"
+        "again_%=: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again_%=; }" ::"r"(barrier), "r"(parity) : "memory");
+}
+
+// Copies by the tensor memory accelerator (PTX: cp.async.bulk, sm_90); `barrier` counts their bytes.
+struct alignas(64) TensorMap {
+    unsigned long long words[16];
+};
+
+__device__ __forceinline__ void tma_prefetch(const TensorMap& map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+// The box of a matrix that starts at (column, row), global -> shared; what lies outside the matrix becomes zeros.
+__device__ __forceinline__ void tma_load(u32 shared, const TensorMap& map, int column, int row, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(shared),
+        "l"(&map), "r"(column), "r"(row), "r"(barrier) : "memory");
+}
+
+// Consecutive bytes, a multiple of 16, global -> shared.
+__device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
+                 "l"(global), "r"(bytes), "r"(barrier) : "memory");
+}
+
+// The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
+__device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
+// Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
+
+// All threads of the cluster meet. Orders nothing else: barriers have a fence of their own, and no thread reads what another wrote.
+__device__ __forceinline__ void cluster_sync() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// Arrive on the barrier that lies where `barrier` does, in the thread block of that rank. Only reads of shared memory come before it,
+// so the scope of the thread block will do; that of the cluster would wait for the memory system at each arrival.
+__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
+    asm volatile(
+        "{ .reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(barrier), "r"(rank) : "memory");
+}
+
+// tma_load into every thread block whose bit is set in `ranks`, and their barriers.
+__device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned short ranks) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
+        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
+}
+
+// The same, each matrix transposed: lane l gives what becomes of column l % 8 of matrix l / 8.
+__device__ __forceinline__ void stmatrix_x4_trans(u32 address, const u32 (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]),
+                 "r"(r[3]) : "memory");
+}
+
+// 16 bytes to device memory.
+__device__ __forceinline__ void store_global_chunk(void* global, uint4 v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
+// The multiply step of a warpgroup, 64 rows x 64 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
+// the first, commit after the last, wait before its registers or shared memory change.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Wait until at most `Pending` of the newest groups are still at work.
+template <int Pending>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+}
+
+// sums += A * B; A [64, 16] and B [16, 64] where the low words of their descriptors say.
+__device__ __forceinline__ void wgmma(float (&sums)[32], u32 a, u32 b) {
+    asm volatile(
+        "{ .reg .b64 b; mov.b64 b, {%33, %34};\n"
+        ".reg .b64 a; mov.b64 a, {%32, %35};\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+        "}, a, b, 1, 1, 1, 1, 0; }"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),           "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15]),           "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]), "+f"(sums[22]), "+f"(sums[23]),           "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31])        : "r"(a), "r"(b), "n"(kWeightsHigh), "n"(kPanelHigh));
+}
+
+// Elements are float16, kept as bits.
+using Element = unsigned short;
+
+__device__ __forceinline__ u32 pack(float low, float high) {
+    u32 bits;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+
+__device__ __forceinline__ float2 unpack(u32 bits) {
+    float2 value;
+    asm("{ .reg .f16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high; }"
+        : "=f"(value.x), "=f"(value.y) : "r"(bits));
+    return value;
+}
+
+__device__ __forceinline__ float2 load_pair(const Element* p) { return unpack(*reinterpret_cast<const u32*>(p)); }
+__device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_cast<u32*>(p) = pack(v.x, v.y); }
+// Two neighbouring sums of a row -> two outputs.
+__device__ __forceinline__ float2 finish(float2 v) {
+    return v;
+}
+
+constexpr int kTileStages = 4;  // of each tile
+__device__ const int __align__(16) kTargets[] = {
+    0,1,2,3,4,5,6,7,
+};  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
+__device__ const int __align__(16) kLoadTable[] = {
+    1538,0,64,0,256,896,1152,128,320,1538,128,192,192,384,1024,1216,
+    448,1408,1538,256,320,64,512,960,1280,576,1088,1538,384,448,640,768,
+    1344,1472,704,832,
+};  // [stages, kLoads]: panels | boxes << 8, first row of each panel's features, each box's place in W
+__device__ const int __align__(16) kRecords[] = {
+    131088,131104,65584,65592,0,67108865,8192,201326594,0,100663297,8192,234881025,0,134217729,0,167772161,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,65552,131096,65576,131120,0,67108866,0,100663297,
+    8192,201326593,0,134217730,0,167772161,8192,234881026,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    65552,131096,131112,65592,0,67108865,0,100663297,8192,201326593,0,134217729,8192,234881026,0,167772161,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,131088,32,65568,0,67108867,8192,201326595,
+    0,134217731,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
+
+// The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
+struct Tiles {
+    int rows, count;
+
+    __device__ __forceinline__ explicit Tiles(int n) : rows((n + kTileRows - 1) / kTileRows), count(rows * kTiles) {}
+    __device__ __forceinline__ int group(int tile) const { return tile % kTiles; }
+    __device__ __forceinline__ int row(int tile) const { return tile / kTiles; }
+};
+
+// The stages of this thread block's tiles, one after the other; the bounds of the next tile are read ahead.
+struct Walk {
+    const Tiles& tiles;
+    int tile, stride, stage, last, next_stage, next_last;
+
+    __device__ __forceinline__ Walk(const Tiles& tiles, int first, int stride) : tiles(tiles), tile(first - stride), stride(stride) {
+        stage = last = 0;
+        look_ahead();
+        skip();
+    }
+    __device__ __forceinline__ bool more() const { return tile < tiles.count; }
+    __device__ __forceinline__ void look_ahead() {
+        const int group = tiles.group(min(tile + stride, tiles.count - 1));
+        next_stage = group * kTileStages, next_last = next_stage + kTileStages;
+    }
+    __device__ __forceinline__ void skip() {
+        while (stage == last && more()) {
+            tile += stride, stage = next_stage, last = next_last;
+            look_ahead();
+        }
+    }
+    __device__ __forceinline__ void advance() { ++stage, skip(); }
+};
+
+// Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
+    const int lane = threadIdx.x % 32;
+    const bool mine = lane % 4 == threadIdx.x / 32 % 4;
+    const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
+    Walk walk(tiles, first_tile, stride);
+    int slot = 0, ahead = fetch(walk);
+    u32 parity = 1;
+    while (walk.more()) {
+        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows + rank * kRows;
+        walk.advance();
+        ahead = fetch(walk);  // arrives while the copies of this stage are issued
+        const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
+        const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
+        barrier_wait(empty + slot * 8, parity);
+        producers_sync();
+        if (lane == 0 && mine) {
+            barrier_expect(barrier, panels * kPanelBytes + boxes * kBoxBytes + kRecordBytes);
+            bulk_load(stage + kRecord, kRecords + s * (kRecordBytes / 4), kRecordBytes, barrier);
+        }
+        if (mine && lane > 0 && lane <= panels)
+            for (int box = 0; box < kPanelBoxes; ++box)
+                tma_load(stage + (lane - 1) * kPanelBytes + box * kPanelBoxBytes, activations, row0 + box * 64, load, barrier);
+        else if (mine && lane > panels && lane <= panels + boxes && lane / 4 % kCluster == rank)
+            tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
+        if (++slot == kStages) slot = 0, parity ^= 1;
+    }
+}
+
+// A value that all threads of a warp read alike: keeps what depends on it in uniform registers.
+__device__ __forceinline__ u32 uniform(u32 value) { return __shfl_sync(~0u, value, 0); }
+
+using Sums = float[kMTiles][kSlots][kBlock / 2];
+// The low word of the descriptor of the warpgroup's rows of a panel; step k and 64-row tile m lie further on.
+using Fragments = u32;
+__device__ __forceinline__ u32 panel_at(u32 a, int m, int k) { return a + k * (kStepBytes / 16) + m * (64 * kRowBytes / 16); }
+// Multiply a panel by the pieces of slots First (if Mask & 1) and First + 1 (if Mask & 2), which lie at b. One group of steps.
+template <int First, int Mask>
+__device__ __forceinline__ void multiply_slots(Sums& sums, const Fragments& a, u32 b) {
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k)
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m) {
+            if (Mask & 1) wgmma(sums[m][First], panel_at(a, m, k), b + k * kWeightsStep);
+            if (Mask & 2) wgmma(sums[m][First + 1], panel_at(a, m, k), b + k * kWeightsStep + (Mask & 1) * (kPieceBytes / 16));
+        }
+    wgmma_commit();
+}
+
+// Multiply a panel by the pieces of the slots in `mask` from First on, which lie one after the other from b on. Accumulators need fixed
+// registers, so each set of two slots has code of its own. A visit has at least one slot.
+template <int First = 0>
+__device__ __forceinline__ void multiply_panel(Sums& sums, const Fragments& a, u32 mask, u32 b) {
+    if constexpr (kSlots == 1) {
+        multiply_slots<0, 1>(sums, a, b);
+    } else {
+        const u32 pair = mask >> First & 3;
+        if (pair == 3)
+            multiply_slots<First, 3>(sums, a, b);
+        else if (pair == 1)
+            multiply_slots<First, 1>(sums, a, b);
+        else if (kSlots == 2 || pair == 2)
+            multiply_slots<First, 2>(sums, a, b);
+        if constexpr (First + 2 < kSlots) multiply_panel<First + 2>(sums, a, mask, b + (pair - (pair >> 1)) * (kPieceBytes / 16));
+    }
+}
+
+// The low word of the matrix descriptor of pieces at `shared`; an address has the rank in its cluster in bits above these.
+__device__ __forceinline__ u32 descriptor_low(u32 shared) { return (shared & 0x3ffff) / 16 + kWeightsLow; }
+
+__device__ __forceinline__ u32 panel_low(u32 shared) { return (shared & 0x3ffff) / 16; }
+
+// All visits of a stage. A visit is two words: where its panel is, in bytes; and the mask of the slots that use it, with the place of
+// their first piece in 16 bytes << 16. Past the last visit lies one that is safe to follow.
+__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows, u32 b, int column) {
+    const bool reads = threadIdx.x % 32 == 0;  // the lane that gives the stage back
+    const u32 bounds = uniform(reads ? load_shared(record + column * 4) : 0);
+    u32 count = bounds >> 16, at = record + (bounds & 0xffff);
+    if (count == 0) return;
+    uint2 visit = {};
+    if (reads) visit = load_shared_pair(at);
+    do {
+        const u32 panel = uniform(visit.x), word = uniform(visit.y);
+        at += 8;
+        if (reads) visit = load_shared_pair(at);
+        multiply_panel(sums, rows + panel / 16, word & 255, b + (word >> 16));
+    } while (--count);
+    wgmma_wait<0>();
+}
+
+// Accumulators -> global: the epilogue for finished outputs, float32 for partial sums. A line of either is a feature; N is a multiple of 8.
+__device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int (&targets)[kSlots], int row0, int n,
+                                      Element* __restrict__ dx, u32 scratch) {
+    const int lane = threadIdx.x % 32, row = row0 + lane % 2 * 8;  // the first of 8 that this lane stores
+    // Of 16 features, two 8-column steps, and 16 rows: where matrix l / 8 and this lane's chunk of a feature lie.
+    const u32 matrices = scratch + swizzled<2>(lane / 16 * 8 + lane % 8, lane / 8 % 2), chunks = scratch + swizzled<2>(lane / 2, lane % 2);
+    if (row0 >= n) return;
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+        const int target = targets[s];
+        if (target == kNoOutput) continue;
+#pragma unroll
+        for (int j = 0; j < kBlock / 8; j += 2) {
+            const long long place = static_cast<long long>(target * kBlock + j * 8 + lane / 2) * n + row;
+            u32 words[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {  // 8 rows, then 8 more, of each step
+                const float* two = sums[s] + (j + i / 2) * 4 + i % 2 * 2;
+                const float2 v = finish(make_float2(two[0], two[1]));
+                words[i] = pack(v.x, v.y);
+            }
+            // Through shared memory, so that each lane stores 16 bytes of a feature.
+            stmatrix_x4_trans(matrices, words);
+            __syncwarp();
+            const uint4 chunk = load_shared_chunk(chunks);
+            __syncwarp();
+            if (row < n) store_global_chunk(dx + place, chunk);
+        }
+    }
+}
+
+extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
+bsgen_dgrad_b64_float16_hopper_0dd315799237382c(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ dx, int n) {
+    extern __shared__ __align__(1024) unsigned char shared[];
+    const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
+    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
+    const Tiles tiles(n);
+
+    if (threadIdx.x == 0) {
+        tma_prefetch(dy_map), tma_prefetch(w_map);
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
+        barrier_init_fence();
+    }
+    cluster_sync();
+
+    if (group == kGroups) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+        produce(dy_map, w_map, stages_base, full, empty, tiles, first_tile, stride, rank);
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+        const int column = group % kColumns, lane = threadIdx.x % 32;
+        const u32 scratch = empty + kStages * 8 + threadIdx.x / 32 * kScratchBytes;
+        const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
+        int slot = 0;
+        u32 parity = 0;
+        for (int tile = first_tile; tile < tiles.count; tile += stride) {
+            int tile_group = 0, row0 = tiles.row(tile) * kTileRows + rank * kRows;
+            asm volatile("" : "+r"(tile_group));  // else what is known of the one tile stays in registers that the multiplies need
+            int targets[kSlots];  // read long before they are needed
+#pragma unroll
+            for (int s = 0; s < kSlots; ++s) {
+                targets[s] = kTargets[(tile_group * kColumns + column) * kSlots + s];
+                asm volatile("" : "+r"(targets[s]));
+            }
+            Sums sums = {};
+            int last = kTileStages;
+            asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
+            for (int s = 0; s < last; ++s) {
+                barrier_wait(full + slot * 8, parity);
+                const u32 stage = stages_base + slot * kStageBytes;
+                multiply_stage(sums, stage + kRecord, panel_low(stage) + group / kColumns * (kGroupRows * kRowBytes / 16), descriptor_low(stage), column);
+                __syncwarp();  // every lane has read its last
+                if (lane == 0)
+                    for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
+                if (++slot == kStages) slot = 0, parity ^= 1;
+            }
+#pragma unroll
+            for (int m = 0; m < kMTiles; ++m)
+                store(sums[m], targets, row0 + row + m * 64, n, dx, scratch);
+        }
+    }
+    cluster_sync();  // neighbours still write to this thread block's memory
+}
