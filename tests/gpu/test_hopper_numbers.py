@@ -22,7 +22,7 @@ RUNS = 20
 
 
 def plans_of(problem: Problem) -> list[Plan]:
-    """Plans of every shape: for narrow blocks those that are made for them, else with results stored either way and inputs shared out."""
+    """Plans of every shape: for narrow blocks those that are made for them; else results stored either way, inputs shared out."""
     target = TARGETS["sm_90a"]
     if problem.block_size in hopper_narrow.BLOCK_SIZES:
         return list(narrow(problem, target))
