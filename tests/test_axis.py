@@ -44,8 +44,8 @@ def test_kernels_on_the_host(op: Op, block: int, kind: tuple[DType, Precision]) 
     layouts = bernoulli(5, 6, 0.5), hub(70, 3) if block < 64 else hub(9, 3)
     for turn, layout in enumerate(layouts):
         problem = Problem(op, layout, block, *kind, batch=200, axis=0)
-        for at, plan in enumerate(plans(problem, 2)):
-            n = ROWS[(MATRIX.index((op, block, kind)) + 2 * turn + at) % len(ROWS)]
+        for plan in some_of(plans(problem, 2)[turn:], 2):
+            n = ROWS[(MATRIX.index((op, block, kind)) + 3 * turn) % len(ROWS)]
             check_tables(plan, n)
             check_kernels(plan, n)
 
@@ -67,7 +67,7 @@ def test_gates_on_the_host() -> None:
         check_kernels(choose(problem, BIG), 24)
 
 
-@pytest.mark.parametrize(("op", "block", "kind"), some_of(MATRIX, 3), ids=named)
+@pytest.mark.parametrize(("op", "block", "kind"), some_of(MATRIX, 5), ids=named)
 def test_kernels_compile(op: Op, block: int, kind: tuple[DType, Precision]) -> None:
     """Nothing spills, for one architecture or another, with splits and without."""
     arches = ("sm_80", "sm_90a", "sm_120a")
@@ -115,9 +115,10 @@ def hopper_plans(problem: Problem, count: int) -> list[Plan]:
 def test_hopper_kernels(op: Op, block: int) -> None:
     """Tables, no spills, and on the host the exact result; with an epilogue where there is one."""
     finish = EPILOGUES[0] if op is Op.FPROP else Epilogue()
-    for layout in (bernoulli(12, 7, 0.4), hub(60, 5) if op is Op.FPROP else hub(5, 60)):
+    side = 1 if block == 128 else 2
+    for layout in (bernoulli(5 * side, 4 * side, 0.4), hub(60, 5) if op is Op.FPROP else hub(5, 60)):
         problem = Problem(op, layout, block, DType.FLOAT16, epilogue=finish, batch=1000, axis=0)
-        for n, plan in zip((200, 24, 8), hopper_plans(problem, 2), strict=False):
+        for n, plan in zip((8, 200), hopper_plans(problem, 1), strict=False):
             check_hopper(plan)
             compiled_plan(plan)
             check_tables(plan, n)

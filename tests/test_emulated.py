@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from emulator import COMPILER, run
-from problems import BIG, NARROW_KINDS, bernoulli, hub, sample
+from problems import BIG, NARROW_KINDS, bernoulli, hub, sample, some_of
 from test_reference import TOLERANCE, expected, operands
 
 from bsgen import samples
@@ -72,7 +72,7 @@ def test_inputs_that_warpgroups_share_out(op: Op, block: int) -> None:
         shape = draft.geometry.shape
         seen.setdefault((shape.columns, shape.joint, shape.cluster), draft)
     assert len(seen) > 3
-    for seed, draft in enumerate(seen.values()):
+    for seed, draft in enumerate(some_of(list(seen.values()), 2)):
         check(hopper.assemble(problem, BIG, draft), 150, seed=seed)
 
 

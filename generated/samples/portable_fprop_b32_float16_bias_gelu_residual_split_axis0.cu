@@ -523,9 +523,11 @@ bsgen_fprop_b32_float16_portable_5734be5d2ec1f220_reduce(Element* __restrict__ y
     const int row = blockIdx.x / kSplits * kReduceRows + threadIdx.x % kReduceRows;
     if (row >= n) return;
     // A thread adds two features of its row at a time.
+#pragma unroll 1
     for (int inside = threadIdx.x / kReduceRows * 2; inside < kBlock; inside += kReduceThreads / kReduceRows * 2) {
         const float* partial = workspace + (static_cast<long long>(reduction[1]) * kBlock + inside) * n + row;
         float2 sum = make_float2(0.0f, 0.0f);
+#pragma unroll 4
         for (int p = 0; p < reduction[2]; ++p, partial += static_cast<long long>(kBlock) * n) sum.x += partial[0], sum.y += partial[n];
         const int column = reduction[0] * kBlock + inside;
         const long long place = static_cast<long long>(column) * n + row;
