@@ -130,7 +130,7 @@ class Operation(Variant):
             if nearest is None:
                 raise ArgumentError(
                     f"{self.contract.leading}: got N = {n}, but the pack has kernels for multiples of {unit} alone: "
-                    f"build it again, or add rows"
+                    f"pad N, or build the pack again"
                 )
             index = nearest
         found = self._variants.get(index)

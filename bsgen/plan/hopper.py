@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
@@ -144,35 +145,43 @@ def serves(problem: Problem, target: Target) -> bool:
     return True
 
 
-Form = tuple[int, int, int, int, int]
-# Warpgroups down and across, 64-row tiles and columns of each, warpgroups across that share output blocks: those that were best
-# for some layout or N on an H200, and (1, 3, 1, 32), of which 384 output blocks of 32 make 128 tiles.
+class Form(NamedTuple):
+    """Warpgroups down and across, 64-row tiles and columns of each, and how many across share output blocks."""
+
+    row_groups: int
+    columns: int
+    m_tiles: int
+    width: int
+    joint: int = 1
+
+
+# Those that were best for some layout or N on an H200, and (1, 3, 1, 32), of which 384 output blocks of 32 make 128 tiles.
 SHAPES: tuple[Form, ...] = (
-    (1, 4, 2, 64, 1),
-    (2, 2, 2, 64, 1),
-    (1, 2, 2, 128, 1),
-    (2, 2, 1, 128, 1),
-    (1, 4, 1, 128, 1),
-    (2, 2, 1, 64, 1),
-    (1, 4, 1, 64, 1),
-    (1, 4, 1, 32, 1),
-    (1, 3, 1, 32, 1),
-    (1, 2, 1, 32, 1),
-    (1, 1, 1, 32, 1),
-    (1, 2, 1, 64, 1),
-    (1, 1, 1, 64, 1),
-    (1, 2, 1, 128, 1),
-    (1, 1, 1, 128, 1),
+    Form(1, 4, 2, 64),
+    Form(2, 2, 2, 64),
+    Form(1, 2, 2, 128),
+    Form(2, 2, 1, 128),
+    Form(1, 4, 1, 128),
+    Form(2, 2, 1, 64),
+    Form(1, 4, 1, 64),
+    Form(1, 4, 1, 32),
+    Form(1, 3, 1, 32),
+    Form(1, 2, 1, 32),
+    Form(1, 1, 1, 32),
+    Form(1, 2, 1, 64),
+    Form(1, 1, 1, 64),
+    Form(1, 2, 1, 128),
+    Form(1, 1, 1, 128),
 )
 # For few rows, where a tile's chain of visits takes longest. No candidates before they have been timed.
 JOINT_SHAPES: tuple[Form, ...] = (
-    (1, 4, 1, 32, 4),
-    (1, 2, 1, 32, 2),
-    (1, 4, 1, 32, 2),
-    (1, 6, 1, 32, 2),
-    (1, 2, 1, 64, 2),
-    (1, 4, 1, 64, 4),
-    (1, 2, 1, 128, 2),
+    Form(1, 4, 1, 32, 4),
+    Form(1, 2, 1, 32, 2),
+    Form(1, 4, 1, 32, 2),
+    Form(1, 6, 1, 32, 2),
+    Form(1, 2, 1, 64, 2),
+    Form(1, 4, 1, 64, 4),
+    Form(1, 2, 1, 128, 2),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class ProductPlan:
         """Tiles of output blocks; they repeat for each tile of rows."""
         return len(self.targets)
 
-    @property
+    @cached_property
     def stages_a_tile(self) -> int:
         """How many stages each tile has, where all have as many; else 0."""
         counts = set(np.diff(self.tile_stages).tolist())

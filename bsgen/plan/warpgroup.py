@@ -150,6 +150,16 @@ class WarpgroupGeometry:
         return 1 if self.axis else self.shape.rows // WARPGROUP_ROWS
 
     @cached_property
+    def panel_box_rows(self) -> int:
+        """Rows of a box of a panel."""
+        return self.shape.rows // self.panel_boxes
+
+    @cached_property
+    def panel_line_bytes(self) -> int:
+        """Bytes of a line of a panel: a row of its features, or where features come first 64 rows of one."""
+        return self.row_bytes if self.axis else LINE_BYTES
+
+    @cached_property
     def panel_box_bytes(self) -> int:
         """Bytes of a box of a panel."""
         return self.panel_bytes // self.panel_boxes
@@ -157,7 +167,7 @@ class WarpgroupGeometry:
     @cached_property
     def panel_step_bytes(self) -> int:
         """From one multiply step to the next in a panel: along its rows, or to further features."""
-        return self.step * (self.itemsize if self.axis else LINE_BYTES)
+        return self.step * (self.itemsize if self.axis else self.panel_line_bytes)
 
     @cached_property
     def box_columns(self) -> int:

@@ -18,7 +18,7 @@ constexpr int kTiles = 1, kNoOutput = -2147483647;
 constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 160;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 128, kPanelBytes = 8192, kBoxBytes = 8192, kPieceBytes = 8192;
-constexpr int kPanelBoxes = 1, kPanelBoxBytes = 8192;  // a panel is loaded in boxes of 64 rows
+constexpr int kPanelBoxes = 1, kBoxRows = 64, kPanelBoxBytes = 8192;  // a panel is loaded in boxes of kBoxRows rows
 constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 33554432u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr u32 kPanelHigh = 1073741888u;
 constexpr int kStepBytes = 2048;
@@ -270,7 +270,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         }
         if (mine && lane > 0 && lane <= panels)
             for (int box = 0; box < kPanelBoxes; ++box)
-                tma_load(stage + (lane - 1) * kPanelBytes + box * kPanelBoxBytes, activations, row0 + box * 64, load, barrier);
+                tma_load(stage + (lane - 1) * kPanelBytes + box * kPanelBoxBytes, activations, row0 + box * kBoxRows, load, barrier);
         else if (mine && lane > panels && lane <= panels + boxes && lane / 4 % kCluster == rank)
             tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
         if (++slot == kStages) slot = 0, parity ^= 1;

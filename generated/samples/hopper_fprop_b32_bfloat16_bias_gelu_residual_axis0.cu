@@ -18,8 +18,10 @@ constexpr int kTiles = 4, kNoOutput = -2147483647;
 constexpr int kStages = 4, kStageBytes = 55296, kRecordBytes = 80;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kPanelBytes = 16384, kBoxBytes = 2048, kPieceBytes = 2048;
-constexpr int kPanelBoxes = 4, kPanelBoxBytes = 4096;  // a panel is loaded in boxes of 64 rows
+constexpr int kPanelBoxes = 4, kBoxRows = 64, kPanelBoxBytes = 4096;  // a panel is loaded in boxes of kBoxRows rows
 constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
+constexpr int kLineBytes = 128;  // of a feature in a box
+constexpr int kStepBytes = 2048;
 constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
 constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
 constexpr int kLoads = 11;  // words of a stage in kLoadTable
@@ -321,7 +323,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         }
         if (mine && lane > 0 && lane <= panels)
             for (int box = 0; box < kPanelBoxes; ++box)
-                tma_load(stage + (lane - 1) * kPanelBytes + box * kPanelBoxBytes, activations, row0 + box * 64, load, barrier);
+                tma_load(stage + (lane - 1) * kPanelBytes + box * kPanelBoxBytes, activations, row0 + box * kBoxRows, load, barrier);
         else if (mine && lane > panels && lane <= panels + boxes && lane / 4 % kCluster == rank)
             tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
         if (++slot == kStages) slot = 0, parity ^= 1;
@@ -340,7 +342,7 @@ __device__ __forceinline__ void load_fragments(Fragments& a, u32 from) {
     for (int m = 0; m < kMTiles; ++m)
 #pragma unroll
         for (int k = 0; k < kSteps; ++k) {
-            ldmatrix_x4_trans(a[m][k], from + k * (16 * 128) + m * kPanelBoxBytes);
+            ldmatrix_x4_trans(a[m][k], from + k * kStepBytes + m * kPanelBoxBytes);
         }
 }
 
@@ -460,7 +462,7 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
         const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
         // Where this lane's chunk of a fragment lies in a panel (PTX: ldmatrix), swizzled.
         const u32 feature = lane % 8 + lane / 16 * 8, chunk = threadIdx.x / 32 % 4 * 2 + lane / 8 % 2;
-        const u32 place = group / kColumns * kMTiles * kPanelBoxBytes + feature * 128 + (chunk ^ feature % 8) * 16;
+        const u32 place = group / kColumns * kMTiles * kPanelBoxBytes + feature * kLineBytes + (chunk ^ feature % 8) * 16;
         int slot = 0;
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {

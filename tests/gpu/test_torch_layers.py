@@ -10,8 +10,11 @@ import pytest
 from cases import torch
 
 import bsgen
-import bsgen.torch as bt
 from bsgen import topology
+
+pytest.importorskip("torch")
+
+import bsgen.torch as bt  # noqa: E402
 
 LAYOUT = topology.random(12, 16, density=0.3, seed=1)
 ROWS = (1, 7, 64, 300)
