@@ -14,7 +14,7 @@ from bsgen import topology
 
 pytest.importorskip("torch")
 
-import bsgen.torch as bt  # noqa: E402
+import bsgen.torch as bt
 
 LAYOUT = topology.random(12, 16, density=0.3, seed=1)
 ROWS = (1, 7, 64, 300)
