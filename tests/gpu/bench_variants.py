@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,85 +35,98 @@ MOST = 14  # variants of a case
 Case = tuple[str, Problem, list[Plan]]
 
 
-def narrow() -> Iterator[Case]:
+def narrow(op: Op, b: int, density: float, n: int = 16384, size: int = SIZE) -> Case:
     """Blocks of 8 and 16: for each shape, panel and cluster the cheapest plan by the model, the likeliest first."""
-    kinds = [
-        (op, b, density, 16384, SIZE) for b in (16, 8) for op in (Op.FPROP,) for density in (0.01, 0.05, 0.1, 0.2, 0.5)
-    ]
-    kinds += [(Op.DGRAD, b, 0.1, 16384, SIZE) for b in (16, 8)]
-    kinds += [(Op.FPROP, b, 0.05, 64, 3 * SIZE) for b in (16, 8)]
-    for op, b, density, n, size in kinds:
-        layout = topology.random(size // b, size // b, density=density, seed=1)
-        problem = Problem(op, layout, b, DType.BFLOAT16, batch=n)
-        best: dict[object, hopper_narrow.Draft] = {}
-        for draft in sorted(hopper_narrow.drafts(problem, TARGET), key=lambda draft: draft.cost.seconds):
-            best.setdefault((replace(draft.geometry.shape, stages=0, stage_bytes=0), draft.grouping), draft)
-        plans = [hopper_narrow.assemble(problem, TARGET, draft) for draft in islice(best.values(), MOST)]
-        yield f"{op} b{b} {density:.0%} N={n} {size}", problem, list(plans)
+    problem = _problem(op, b, density, n, size)
+    best: dict[object, hopper_narrow.Draft] = {}
+    for draft in sorted(hopper_narrow.drafts(problem, TARGET), key=lambda draft: draft.cost.seconds):
+        best.setdefault((replace(draft.geometry.shape, stages=0, stage_bytes=0), draft.grouping), draft)
+    plans = [hopper_narrow.assemble(problem, TARGET, draft) for draft in islice(best.values(), MOST)]
+    return f"{op} b{b} {density:.0%} N={n} {size}", problem, list(plans)
 
 
-def wgrad() -> Iterator[Case]:
+def wgrad(b: int, density: float) -> Case:
     """Gradients of weights of 8 and 16: for each number of warps, band and ring the best split of N by the model."""
-    for b, density in ((16, 0.1), (16, 0.01), (16, 0.5), (8, 0.1), (8, 0.02)):
-        layout = topology.random(SIZE // b, SIZE // b, density=density, seed=1)
-        problem = Problem(Op.WGRAD, layout, b, DType.BFLOAT16, batch=16384)
-        best: dict[object, Plan] = {}
-        ranked = sorted(hopper_narrow_wgrad.candidates(problem, TARGET), key=lambda plan: plan.cost.seconds)
-        for plan in ranked:
-            best.setdefault(plan.geometry, plan)
-        yield f"wgrad b{b} {density:.0%} N=16384 {SIZE}", problem, list(islice(best.values(), MOST))
+    problem = _problem(Op.WGRAD, b, density)
+    best: dict[object, Plan] = {}
+    for plan in sorted(hopper_narrow_wgrad.candidates(problem, TARGET), key=lambda plan: plan.cost.seconds):
+        best.setdefault(plan.geometry, plan)
+    return f"wgrad b{b} {density:.0%} N=16384 {SIZE}", problem, list(islice(best.values(), MOST))
 
 
-def staged() -> Iterator[Case]:
-    """Random layouts of several densities, and structure: the cheapest shapes by the model, with 1, 2 and 4 boxes a warp."""
+def staged(name: str) -> Case:
+    """A density or a structure: the cheapest shapes by the model, with 1, 2 and 4 boxes a warp."""
     side = SIZE // 32
-    layouts = [
-        (f"{density:.0%}", topology.random(side, side, density=density, seed=1)) for density in (0.01, 0.05, 0.1, 0.2)
-    ]
-    layouts += [("banded", topology.banded(side, side, 13)), ("watts", topology.watts_strogatz(side, 12, 0.2, seed=1))]
-    for name, layout in layouts:
-        problem = Problem(Op.FPROP, layout, 32, DType.BFLOAT16, batch=16384)
-        plans = [plan for boxes in (1, 2, 4) for plan in islice(hopper.staged_plans(problem, TARGET, boxes), MOST // 3)]
-        yield f"fprop b32 {name} N=16384 {SIZE}", problem, list(plans)
+    structures = {
+        "banded": lambda: topology.banded(side, side, 13),
+        "watts": lambda: topology.watts_strogatz(side, 12, 0.2, seed=1),
+    }
+    problem = _problem(Op.FPROP, 32, 0.1 if name in structures else float(name.rstrip("%")) / 100)
+    if name in structures:
+        problem = replace(problem, layout=structures[name]())
+    plans = [plan for boxes in (1, 2, 4) for plan in islice(hopper.staged_plans(problem, TARGET, boxes), MOST // 3)]
+    return f"fprop b32 {name} N=16384 {SIZE}", problem, list(plans)
 
 
-def axis() -> Iterator[Case]:
-    """Features first: the cheapest plans by the model, of each op and of densities where reading no more than a block pays."""
-    kinds = [(Op.FPROP, b, density) for b in (8, 16, 32) for density in (0.01, 0.1)]
-    kinds += [(op, b, 0.1) for op in (Op.DGRAD, Op.WGRAD) for b in (8, 32)]
-    for op, b, density in kinds:
-        layout = topology.random(SIZE // b, SIZE // b, density=density, seed=1)
-        problem = Problem(op, layout, b, DType.BFLOAT16, batch=16384, axis=0)
-        plans = (plan for family in FAMILIES[op] for plan in family.candidates(problem, TARGET))
-        ranked = sorted(plans, key=lambda plan: plan.cost.seconds)
-        yield f"{op} b{b} {density:.0%} N=16384 {SIZE} axis 0", problem, ranked[:MOST]
+def axis(op: Op, b: int, density: float) -> Case:
+    """Features first: the cheapest plans by the model, which has not been fitted for them."""
+    problem = replace(_problem(op, b, density), axis=0)
+    plans = (plan for family in FAMILIES[op] for plan in family.candidates(problem, TARGET))
+    ranked = sorted(plans, key=lambda plan: plan.cost.seconds)
+    return f"{op} b{b} {density:.0%} N=16384 {SIZE} axis 0", problem, ranked[:MOST]
 
 
-def small() -> Iterator[Case]:
+def small(n: int, size: int, density: float) -> Case:
     """Few rows: for each shape, with inputs shared out among warpgroups or not, the cheapest plan by the model."""
-    kinds = [(64, size, density) for size in (SIZE, 3 * SIZE) for density in (0.01, 0.05, 0.1, 0.2)]
-    for n, size, density in [*kinds, (32, 3 * SIZE, 0.1), (8, 3 * SIZE, 0.2), (1, 3 * SIZE, 0.2)]:
-        layout = topology.random(size // 32, size // 32, density=density, seed=1)
-        problem = Problem(Op.FPROP, layout, 32, DType.BFLOAT16, batch=n)
-        best: dict[object, hopper.Draft] = {}
-        drafts = hopper.drafts(problem, TARGET, hopper.SHAPES + hopper.JOINT_SHAPES)
-        for draft in sorted(drafts, key=lambda draft: draft.cost.seconds):
-            best.setdefault(replace(draft.geometry.shape, stages=0, stage_bytes=0), draft)
-        plans = [hopper.assemble(problem, TARGET, draft) for draft in islice(best.values(), MOST)]
-        yield f"fprop b32 {density:.0%} N={n} {size}", problem, list(plans)
+    problem = _problem(Op.FPROP, 32, density, n, size)
+    best: dict[object, hopper.Draft] = {}
+    drafts = hopper.drafts(problem, TARGET, hopper.SHAPES + hopper.JOINT_SHAPES)
+    for draft in sorted(drafts, key=lambda draft: draft.cost.seconds):
+        best.setdefault(replace(draft.geometry.shape, stages=0, stage_bytes=0), draft)
+    plans = [hopper.assemble(problem, TARGET, draft) for draft in islice(best.values(), MOST)]
+    return f"fprop b32 {density:.0%} N={n} {size}", problem, list(plans)
 
 
-def measure(case: Case, peers: Sequence[str]) -> dict[str, Any]:
+DENSITIES = (0.01, 0.05, 0.1, 0.2)
+SUITES: dict[str, list[Callable[[], Case]]] = {
+    "narrow": [
+        *(partial(narrow, Op.FPROP, b, density) for b in (16, 8) for density in (*DENSITIES, 0.5)),
+        *(partial(narrow, Op.DGRAD, b, 0.1) for b in (16, 8)),
+        *(partial(narrow, Op.FPROP, b, 0.05, 64, 3 * SIZE) for b in (16, 8)),
+    ],
+    "wgrad": [partial(wgrad, b, density) for b, density in ((16, 0.1), (16, 0.01), (16, 0.5), (8, 0.1), (8, 0.02))],
+    "staged": [partial(staged, name) for name in ("1%", "5%", "10%", "20%", "banded", "watts")],
+    "axis": [
+        *(partial(axis, Op.FPROP, b, density) for b in (8, 16, 32) for density in (0.01, 0.1)),
+        *(partial(axis, op, b, 0.1) for op in (Op.DGRAD, Op.WGRAD) for b in (8, 32)),
+    ],
+    "small": [
+        *(partial(small, 64, size, density) for size in (SIZE, 3 * SIZE) for density in DENSITIES),
+        *(partial(small, n, 3 * SIZE, density) for n, density in ((32, 0.1), (8, 0.2), (1, 0.2))),
+    ],
+}
+
+
+def _problem(op: Op, b: int, density: float, n: int = 16384, size: int = SIZE) -> Problem:
+    layout = topology.random(size // b, size // b, density=density, seed=1)
+    return Problem(op, layout, b, DType.BFLOAT16, batch=n)
+
+
+def compiled_case(case: Callable[[], Case]) -> tuple[str, Problem, list[Compiled]]:
+    """A case with its plans compiled, the planner's choice first."""
+    name, problem, plans = case()
+    return name, problem, [assemble(plan) for plan in [choose(problem, TARGET), *plans]]
+
+
+def measure(name: str, problem: Problem, made: Sequence[Compiled]) -> dict[str, Any]:
     """Times of the peers, of the planner's choice, and of the variants."""
-    name, problem, plans = case
     operands = Operands(problem, problem.batch or 0)
     print(f"== {name}", flush=True)
     row: dict[str, Any] = {"case": name, "peers": {}, "plans": []}
-    for peer in peers:
+    no_ell = problem.block_size == 8 or problem.op is Op.WGRAD
+    for peer in ("dense",) if no_ell else ("dense", "blocked-ell"):
         with PEERS[peer](operands) as (call, _):
             row["peers"][peer] = CLOCK.time(call).seconds
-    with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(assemble, [choose(problem, TARGET), *plans]))
     for turn, each in enumerate(made):
         row["plans"].append({"chosen": turn == 0, **_timed(operands, each)})
     for peer, seconds in row["peers"].items():
@@ -141,15 +155,6 @@ def _timed(operands: Operands, made: Compiled) -> dict[str, Any]:
         return {**said, "seconds": CLOCK.time(call).seconds}
 
 
-SUITES: dict[str, Callable[[], Iterator[Case]]] = {
-    "narrow": narrow,
-    "wgrad": wgrad,
-    "staged": staged,
-    "axis": axis,
-    "small": small,
-}
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -157,10 +162,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     rows = []
-    for suite in given.suites:
-        for case in SUITES[suite]():
-            no_ell = case[1].block_size == 8 or case[1].op is Op.WGRAD
-            rows.append(measure(case, ("dense",) if no_ell else ("dense", "blocked-ell")))
+    with ProcessPoolExecutor() as pool:  # planning takes longer than the GPU
+        for case in pool.map(compiled_case, [case for suite in given.suites for case in SUITES[suite]]):
+            rows.append(measure(*case))
             if given.json:
                 given.json.write_text(
                     json.dumps({"gpu": torch.cuda.get_device_name(), "clock": CLOCK.text, "cases": rows}, indent=1)
