@@ -98,6 +98,9 @@ def test_what_it_serves() -> None:
         served = target is BIG and op is Op.WGRAD and (block, dtype) in KINDS
         assert bool(list(hopper_narrow_wgrad.candidates(problem, target))) == served
         assert bool(list(hopper_narrow_wgrad.shortlist(problem, target))) == served
-        assert not isinstance(choose(problem, target), HopperNarrowWGradPlan), "not before it has run on a GPU"
+        assert served or not isinstance(choose(problem, target), HopperNarrowWGradPlan)
+    for block, target in product((8, 16), (BIG, SMALL)):
+        large = Problem(Op.WGRAD, bernoulli(64, 64, 0.2), block, DType.BFLOAT16, batch=16384)
+        assert isinstance(choose(large, target), HopperNarrowWGradPlan) == (target is BIG)
     nothing = Problem(Op.WGRAD, Layout(np.zeros((2, 3), bool)), 8, DType.FLOAT16)
     assert list(hopper_narrow_wgrad.candidates(nothing, BIG)) == list(hopper_narrow_wgrad.shortlist(nothing, BIG)) == []

@@ -8,7 +8,7 @@ from types import ModuleType
 
 from bsgen.errors import PlanError
 from bsgen.outline import Outline
-from bsgen.plan import hopper, hopper_wgrad, matmul, wgrad
+from bsgen.plan import hopper, hopper_narrow, hopper_narrow_wgrad, hopper_wgrad, matmul, wgrad
 from bsgen.plan.hopper import HopperPlan
 from bsgen.plan.hopper_narrow import HopperNarrowPlan
 from bsgen.plan.hopper_narrow_wgrad import HopperNarrowWGradPlan
@@ -19,12 +19,11 @@ from bsgen.problem import Op, Problem, Target
 
 Plan = HopperPlan | HopperNarrowPlan | HopperWGradPlan | MatMulPlan | WGradPlan
 
-# The families of each op; a further one adds its module, with `candidates` and `shortlist`, here. hopper_narrow
-# and hopper_narrow_wgrad will, once their kernels have run on a GPU.
+# The families of each op; a further one adds its module, with `candidates` and `shortlist`, here.
 FAMILIES: dict[Op, tuple[ModuleType, ...]] = {
-    Op.FPROP: (hopper, matmul),
-    Op.DGRAD: (hopper, matmul),
-    Op.WGRAD: (hopper_wgrad, wgrad),
+    Op.FPROP: (hopper, hopper_narrow, matmul),
+    Op.DGRAD: (hopper, hopper_narrow, matmul),
+    Op.WGRAD: (hopper_wgrad, hopper_narrow_wgrad, wgrad),
 }
 
 __all__ = [

@@ -36,7 +36,7 @@ from bsgen.ranges import DEFAULT_ROWS
 BLOCK_SIZES = (8, 16)
 BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
 STAGES = (3, 4)
-CLUSTERS = (1, 2)
+CLUSTERS = (1,)
 PANELS = (32, 64)
 WAYS, SPREAD_ROWS = (2, 3, 4, 6, 8), 512  # to split the inputs of every output block, where rows are few, too
 
@@ -133,9 +133,7 @@ def serves(problem: Problem, target: Target) -> bool:
 SHAPES = (
     (4, 16, 32),
     (8, 16, 16),
-    (8, 8, 32),
     (4, 16, 16),
-    (4, 8, 32),
     (2, 16, 32),
     (2, 16, 16),
     (1, 16, 32),

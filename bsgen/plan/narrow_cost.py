@@ -1,7 +1,8 @@
 """The cost model of the Hopper kernels for narrow blocks: five demands of a tile, as in plan/hopper_cost.py.
 
-The constants follow from the rates of plan/hopper_cost.py, from instruction counts, and from measured rates of mma.sync fed by
-ldmatrix; they are not fitted to timings of these kernels.
+The constants are fits to the timings of 122 plans on an H200 (bfloat16; C = K = 4096, N = 16384, 1 ... 50 % of the blocks, and 12288
+with N = 64; b = 8 and 16), with a root mean square error of 15 %; the plan of least predicted time took at most 11 % longer than
+the fastest of those timed (`tests/gpu/results/variants_h200.json`). Clocks are those of `Target.clock`, which the GPU exceeds.
 """
 
 from __future__ import annotations
@@ -13,28 +14,35 @@ from numpy.typing import NDArray
 
 from bsgen.plan.cost import LAUNCH_SECONDS, Cost, gate_seconds, memory_bytes, overlapped
 from bsgen.plan.grouping import Tiles
-from bsgen.plan.hopper_cost import COPY, L2_RATE, OVERLAP, SHARED_RATE, makespan
+from bsgen.plan.hopper_cost import COPY, makespan
 from bsgen.plan.narrow_tile import NarrowGeometry
 from bsgen.problem import Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
-STEP = 7.0  # clocks of a multiply step on one of an SM's four schedulers
+L2_RATE = 67.0  # bytes a clock that an SM gets from L2 through TMA
+NARROW = 1.74  # how much more rows of panels of fewer than 128 bytes cost
+SHARED_RATE = 140.0  # bytes a clock of shared memory
+STEP = 5.2  # clocks of a multiply step on one of an SM's four schedulers
 ISSUE = 1.5  # clocks of an instruction
 OPERATION = 8.0  # instructions of a multiply beside fragments and steps: loop, words, addresses
-LATENCY = 90.0  # clocks of a multiply alone: words, fragments, first step
-CONFLICT = 2  # times that weights of 16-wide blocks, 32 bytes a row, pass through shared memory
-TILE = 0.1  # clocks of an output element
-TILE_LATENCY = 1500.0
+LATENCY = 205.0  # clocks of a multiply alone: words, fragments, first step
+CONFLICT = 2  # times that weights pass through shared memory
+TILE = 0.09  # clocks of an output element
+SECTOR = 0.5  # and of one whose neighbour in the same 32 bytes of a row is stored apart from it
+TILE_LATENCY = 630.0
+OVERLAP = 8.0  # the norm's exponent
+LINE_BYTES, SECTOR_BYTES = 128, 32
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """What tiles ask for: panels, and operations [tiles, slots]."""
+    """What tiles ask for: panels, operations [tiles, slots], and the share of output blocks whose sectors are stored in parts."""
 
     panels: Floats
     operations: Floats
+    apart: float
 
 
 def tile_counts(tiles: Tiles, problem: Problem, geo: NarrowGeometry) -> Counts:
@@ -44,7 +52,17 @@ def tile_counts(tiles: Tiles, problem: Problem, geo: NarrowGeometry) -> Counts:
         for tile in tiles
     ]
     operations = [[part.work if part else 0 for part in tile] for tile in tiles]
-    return Counts(np.array(panels, float), np.array(operations, float))
+    return Counts(np.array(panels, float), np.array(operations, float), _apart(tiles, geo))
+
+
+def _apart(tiles: Tiles, geo: NarrowGeometry) -> float:
+    """The share of output blocks narrower than a sector of 32 bytes that are not in slots beside the other half's."""
+    if geo.block * geo.itemsize >= SECTOR_BYTES:
+        return 0.0
+    targets = np.array([[-1 if part is None else part.target for part in tile] for tile in tiles])
+    first, second = targets[:, 0::2], targets[:, 1::2]
+    whole = (first % 2 == 0) & (second == first + 1)
+    return float(1 - 2 * np.count_nonzero(whole & (first >= 0)) / max(1, np.count_nonzero(targets >= 0)))
 
 
 def narrow_cost(problem: Problem, target: Target, geo: NarrowGeometry, counts: Counts, reduced: bool) -> Cost:
@@ -52,7 +70,7 @@ def narrow_cost(problem: Problem, target: Target, geo: NarrowGeometry, counts: C
     shape, n = geo.shape, problem.batch or DEFAULT_ROWS
     l2_bytes, demands = _demands(geo, counts)
     tiles = sum((demand**OVERLAP for demand in demands.values()), np.zeros(1)) ** (1 / OVERLAP)
-    tiles = tiles + TILE * shape.rows * shape.tile_slots * geo.block + TILE_LATENCY
+    tiles = tiles + (TILE + SECTOR * counts.apart) * shape.rows * shape.tile_slots * geo.block + TILE_LATENCY
     row_tiles = -(-n // (shape.rows * shape.cluster))
     seconds = makespan(tiles, row_tiles, target.sms // shape.cluster) / target.clock
     memory = memory_bytes(problem, n) / target.hbm
@@ -65,18 +83,19 @@ def narrow_cost(problem: Problem, target: Target, geo: NarrowGeometry, counts: C
 def _demands(geo: NarrowGeometry, counts: Counts) -> tuple[Floats, dict[str, Floats]]:
     """Bytes from L2, and clocks by demand, of each tile."""
     shape, blocks = geo.shape, counts.operations.sum(axis=1)
-    stages = np.maximum(1.0, (counts.panels * geo.panel_bytes + blocks * geo.piece_bytes) / shape.stage_bytes)
+    arriving = counts.panels * geo.panel_bytes + blocks * geo.piece_bytes
+    stages = np.maximum(1.0, arriving / shape.stage_bytes)
     odd = 0.5 * np.minimum(counts.operations, stages[:, None]) if geo.paired else 0.0  # operations without a partner
     steps = (counts.operations + odd) / (2 if geo.paired else 1)
     warps = steps.reshape(len(steps), shape.warps, shape.slots).sum(axis=2)
     total, busiest = warps.sum(axis=1), warps.max(axis=1)
-    arriving = counts.panels * geo.panel_bytes + blocks * geo.piece_bytes
+    rate = L2_RATE / (NARROW if geo.row_bytes < LINE_BYTES else 1)
     l2_bytes = counts.panels * geo.panel_bytes + blocks * geo.piece_bytes / shape.cluster
-    fragments = 512 * shape.m_tiles + (2 * geo.piece_bytes if geo.paired else CONFLICT * geo.piece_bytes)
+    fragments = 512 * shape.m_tiles + CONFLICT * geo.piece_bytes
     multiplies = shape.m_tiles * geo.n_tiles
     instructions = OPERATION + shape.m_tiles + 1 + multiplies
     return l2_bytes, {
-        "L2": l2_bytes / L2_RATE[shape.cluster],
+        "L2": counts.panels * geo.panel_bytes / rate + blocks * geo.piece_bytes / L2_RATE,
         "shared memory": (arriving + total * fragments) / SHARED_RATE,
         "math": total * multiplies * STEP / 4,
         "issue": total * instructions * ISSUE / 4,
