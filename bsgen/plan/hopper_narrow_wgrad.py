@@ -1,7 +1,8 @@
 """Plans for wgrad on Hopper with blocks of 8 and 16: rings filled by TMA, and warps that multiply (mma.sync).
 
-Groups of blocks and their tables are those of plan/wgrad.py. Panels come by TMA, 32 rows of one swizzle line each; a warp
-multiplies its units at its own pace and gives the stage back.
+Groups of blocks and their tables are those of plan/wgrad.py. Panels come by TMA, 32 rows of one swizzle line each; where features
+come first, a line for each of some features, 32 or 64 rows of it. A warp multiplies its units at its own pace and gives the stage
+back.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from bsgen.outline import TensorMap
 from bsgen.plan.blocks import IntArray
 from bsgen.plan.cost import LAUNCH_SECONDS, Cost, memory_bytes, overlapped
+from bsgen.plan.hopper import chosen
 from bsgen.plan.narrow_tile import MOST_LAUNCH_REGISTERS, PRODUCER_REGISTERS, PRODUCER_WARPS
 from bsgen.plan.occupancy import REGISTERS
 from bsgen.plan.tile import CHUNK_BYTES, LINE_CHUNKS, math_of
@@ -26,16 +28,19 @@ from bsgen.ranges import DEFAULT_ROWS
 
 BLOCK_SIZES = (8, 16)
 BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
-ROWS, STAGES = 32, (3, 2)  # of a stage; copies of 16 rows came at less than half the rate
+STAGES = (3, 2)
+# Rows and features of a panel, by axis; copies of 16 rows came at less than half the rate.
+PANELS = {1: ((32, 64),), 0: ((32, 32), (32, 64), (64, 16), (64, 32))}
 # Warps, and accumulators of each of their threads: the choice is among plans of the first, the others are worth timing.
 ACCUMULATORS = ((16, 64), (16, 48), (8, 128), (8, 96))
 MOST_PANELS = 128  # one for each thread of the loading warps
-BANDS = (1, 2, 4, 6, 8, 10, 12, 16, 24)  # panels of dy that the blocks of a tile are drawn from
+BANDS = (1, 2, 4, 6, 8, 10, 12, 16, 24)  # times 64 features of dy that the blocks of a tile are drawn from
 SPLITS, LEAST_STAGES = (1, 2, 3, 4, 5, 6, 8, 11, 16), 8  # of the rows; stages of a split, at least
 SAMPLE, SAMPLE_TILES, SHORTLIST = 2, 2, 2  # bands, and tiles of each, that a shape is estimated from; shapes worked out
 
 # The cost model, in clocks and bytes a clock of an SM: rates of plan/hopper_wgrad.py, counted instructions; not fitted.
-L2_RATE, SHARED_RATE, OVERLAP = 35.0, 128.0, 4.0
+L2_RATE = {16: 17.0, 32: 35.0, 64: 40.0}  # by the lines of a copy
+SHARED_RATE, OVERLAP = 128.0, 4.0
 STEP, ISSUE = 7.0, 1.5  # clocks of a multiply step on one of four schedulers, and of an instruction
 UNIT = 6.0  # instructions of a unit, each stage: addresses, branch
 STAGE, START, STORE = 80.0, 1500.0, 32.0  # clocks of a stage, of a thread block; bytes of sums a clock
@@ -92,6 +97,8 @@ class HopperNarrowWGradPlan(WGradPlan):
         """How TMA sees x and dy."""
         shape, dtype = self.geometry.shape, str(self.problem.dtype)
         names = zip(("x", "dy"), self.features, strict=True)
+        if self.problem.feature_first:
+            return tuple(TensorMap(name, 0, height, shape.rows, shape.panel, dtype) for name, height in names)
         return tuple(TensorMap(name, width, 0, shape.panel, shape.rows, dtype) for name, width in names)
 
     @property
@@ -115,20 +122,20 @@ def consumer_registers(warps: int) -> int:
 def serves(problem: Problem, target: Target) -> bool:
     """Whether this family can do it."""
     served = problem.op is Op.WGRAD and problem.block_size in BLOCK_SIZES and problem.dtype is not DType.FLOAT32
-    return target.arch == "sm_90a" and served and problem.layout.nnz > 0 and not problem.feature_first
+    return target.arch == "sm_90a" and served and problem.layout.nnz > 0
 
 
 def geometries(
     problem: Problem, target: Target, threads: Sequence[tuple[int, int]] = ACCUMULATORS
 ) -> Iterator[WGradGeometry]:
-    """Every number of warps, band and ring, with as many panels as there is room for."""
+    """Every number of warps, band, kind of panel and ring, with as many panels as there is room for."""
     math = math_of(problem)
-    panel = LINE_CHUNKS * math.chunk
     columns = problem.layout.shape[1]
-    widths = sorted({min(columns, band * panel // problem.block_size) for band in BANDS})
-    for (warps, accumulators), band, stages in product(threads, widths, STAGES):
-        shape = WGradShape(warps, 1, ROWS, panel, stages, 1, band)
-        geo = WGradGeometry(problem.block_size, math, shape)
+    widths = sorted({min(columns, band * LINE_CHUNKS * math.chunk // problem.block_size) for band in BANDS})
+    kinds = PANELS[problem.axis]
+    for (warps, accumulators), band, (rows, panel), stages in product(threads, widths, kinds, STAGES):
+        shape = WGradShape(warps, 1, rows, panel, stages, 1, band)
+        geo = WGradGeometry(problem.block_size, math, shape, problem.axis)
         room = (target.shared_memory - BARRIER_BYTES) // (stages * geo.stage_bytes)
         units = accumulators // geo.accumulators
         if room >= 2:
@@ -137,7 +144,7 @@ def geometries(
 
 def candidates(problem: Problem, target: Target) -> Iterator[HopperNarrowWGradPlan]:
     """Plans of every geometry with every split of N, to measure."""
-    if not serves(problem, target):
+    if not (serves(problem, target) and chosen(problem)):
         return
     seen = set()
     for geo in geometries(problem, target):
@@ -152,7 +159,7 @@ def candidates(problem: Problem, target: Target) -> Iterator[HopperNarrowWGradPl
 
 def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iterator[HopperNarrowWGradPlan]:
     """The cheapest plans of the geometries that are predicted, from a sample of their bands, to be cheapest."""
-    if not serves(problem, target):
+    if not (serves(problem, target) and chosen(problem)):
         return
     found: dict[int, Bands] = {}
     shapes = list(geometries(problem, target, ACCUMULATORS[:1]))
@@ -199,7 +206,7 @@ def _stage_clocks(geo: WGradGeometry, counts: IntArray, units: IntArray) -> NDAr
     work, busiest = active.sum(axis=1) * k_steps, active.max(axis=1) * k_steps
     instructions = work * (geo.m_tiles + max(1, geo.n_tiles // 2) + multiplies) + active.sum(axis=1) * UNIT
     demands = (
-        arriving / L2_RATE,
+        arriving / L2_RATE[geo.panel_lines],
         (arriving + work * fragments) / SHARED_RATE,
         work * multiplies * STEP / 4,
         instructions * ISSUE / 4,
