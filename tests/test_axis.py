@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from emulator import COMPILER
+from emulator import run as run_on_host
 from problems import ARITHMETIC, BIG, bernoulli, hub, sample, some_of
 from test_emulated import check as check_kernels
 from test_hopper import check as check_hopper
-from test_kernels_compile import EPILOGUES, compiled_plan, named
+from test_hopper_wgrad import check as check_gradients
+from test_kernels_compile import EPILOGUES, check_instructions, compiled_plan, named
 from test_reference import check as check_tables
+from test_reference import expected, operands
 
 import bsgen
 from bsgen import compiled, ranges
@@ -83,18 +86,18 @@ def test_epilogues_compile(kind: tuple[DType, Precision]) -> None:
 
 
 def test_what_families_serve() -> None:
-    """Those that read rows of features step aside; Hopper's reads lines of N elements, if they are whole chunks of 16 bytes."""
+    """Those that read rows of features step aside; others read lines of N elements, if they are whole chunks of 16 bytes."""
     for op, block in product(Op, BLOCK_SIZES):
         problem = Problem(op, LAYOUT, block, DType.BFLOAT16, axis=0)
-        for family in (hopper_wgrad, hopper_narrow, hopper_narrow_wgrad):
-            assert list(family.shortlist(problem, BIG)) == []
+        assert list(hopper_narrow.shortlist(problem, BIG)) == []
+        served_by = hopper if op is not Op.WGRAD else hopper_wgrad if block >= 32 else hopper_narrow_wgrad
         for batch, served in ((None, True), (8, True), (20, False), (63, False), (16384, True)):
             wanted = replace(problem, batch=batch)
-            if op is not Op.WGRAD:
-                assert bool(list(hopper.shortlist(wanted, BIG))) == (served and block >= 32)
-                assert next(hopper.candidates(wanted, BIG), None) is None or served
-    assert choose(Problem(Op.FPROP, LAYOUT, 32, DType.BFLOAT16, batch=4096, axis=0), BIG).family == "hopper"
-    assert choose(Problem(Op.FPROP, LAYOUT, 32, DType.BFLOAT16, batch=4095, axis=0), BIG).family == "portable"
+            assert bool(list(served_by.shortlist(wanted, BIG))) == (served and (block >= 32 or op is Op.WGRAD))
+            assert next(served_by.candidates(wanted, BIG), None) is None or served
+    for op in Op:
+        assert choose(Problem(op, LAYOUT, 32, DType.BFLOAT16, batch=4096, axis=0), BIG).family == "hopper"
+        assert choose(Problem(op, LAYOUT, 32, DType.BFLOAT16, batch=4095, axis=0), BIG).family == "portable"
     assert choose(Problem(Op.DGRAD, LAYOUT, 32, DType.FLOAT32, batch=4096, axis=0), BIG).family == "portable"
 
 
@@ -126,6 +129,47 @@ def test_hopper_kernels(op: Op, block: int) -> None:
                 check_kernels(plan, n, seed=n)
 
 
+@pytest.mark.parametrize("block", hopper_wgrad.BLOCK_SIZES)
+def test_hopper_gradients(block: int) -> None:
+    """Every ring with splits of N and without: tables, no spills, no multiplies in series, and on the host the exact result."""
+    layout = bernoulli(16, 30, 0.9) if block == 32 else bernoulli(640 // block, 576 // block, 0.7)
+    problem = Problem(Op.WGRAD, layout, block, DType.BFLOAT16 if block == 64 else DType.FLOAT16, batch=1024, axis=0)
+    few = replace(BIG, sms=16)  # full tiles of a small layout
+    plans: dict[object, hopper_wgrad.HopperWGradPlan] = {}
+    for plan in hopper_wgrad.candidates(problem, few):
+        plans.setdefault((plan.geometry.rows, plan.splits > 1), plan)
+    assert len(plans) == 2 * len(hopper_wgrad.RINGS)
+    assert any((plan.unit_counts == plan.geometry.units).any() for plan in plans.values())
+    for n, plan in zip((8, 40, 200, 72), plans.values(), strict=True):
+        check_gradients(plan)
+        check_instructions(plan, compiled_plan(plan))
+        check_tables(plan, n)
+        if COMPILER:
+            check_kernels(plan, n, seed=n)
+
+
+@pytest.mark.parametrize("block", hopper_wgrad.BLOCK_SIZES)
+def test_hopper_gradients_with_gates_and_in_float32(block: int) -> None:
+    problem = Problem(Op.WGRAD, bernoulli(192 // block + 2, 5, 0.5), block, DType.BFLOAT16, batch=512, axis=0)
+    for change in ({"gate": True}, {"wgrad_dtype": DType.FLOAT32}):
+        plan = next(hopper_wgrad.shortlist(replace(problem, **change), BIG))
+        compiled_plan(plan)
+        if COMPILER:
+            check_kernels(plan, 72)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="there is no g++")
+def test_hopper_gradients_accumulate() -> None:
+    problem = Problem(Op.WGRAD, LAYOUT, 32, DType.BFLOAT16, batch=4096, axis=0)
+    drafts = list(hopper_wgrad.drafts(problem, BIG))
+    for draft in (drafts[0], next(draft for draft in drafts if draft.splits > 1)):
+        arrays = operands(problem, 24)
+        out = np.full((LAYOUT.nnz, 32, 32), 2, problem.dtype.numpy)
+        plan = hopper_wgrad.assemble(problem, BIG, draft)
+        got = run_on_host(plan, {**arrays, "out": out}, out.shape, n=24, accumulate=1).astype(np.float64)
+        np.testing.assert_allclose(got, expected(problem, arrays) + 2, rtol=1e-2, atol=1e-1)
+
+
 def test_ranges_of_multiples_and_of_others() -> None:
     for n, unit in product((1, 7, 8, 9, 63, 64, 100, 4096, 4097, 20000), (1, 4, 8)):
         index = ranges.place(n, unit)
@@ -144,9 +188,10 @@ def test_ranges_of_multiples_and_of_others() -> None:
 
 def test_calls_go_where_n_is_served() -> None:
     """Each N to kernels for its kind; the plan for any N takes multiples, too."""
-    mm = bsgen.compile(LAYOUT, 32, "bfloat16", "fprop", "sm_90a", axis=0)
-    families = {n: mm.plan("fprop", n).family for n in (8, 9, 64, 4096, 4097, 10000)}
-    assert families == {8: "hopper", 9: "portable", 64: "hopper", 4096: "hopper", 4097: "portable", 10000: "hopper"}
+    mm = bsgen.compile(LAYOUT, 32, "bfloat16", ("fprop", "wgrad"), "sm_90a", axis=0)
+    for op in ("fprop", "wgrad"):
+        families = {n: mm.plan(op, n).family for n in (8, 9, 64, 4096, 4097, 10000)}
+        assert families == {8: "hopper", 9: "portable", 64: "hopper", 4096: "hopper", 4097: "portable", 10000: "hopper"}
     for n in (9, 16):
         x, w = np.ones((mm.in_features, n), mm.dtype.numpy), np.ones(mm.weight_shape, mm.dtype.numpy)
         exact = np.repeat(32 * LAYOUT.mask.sum(axis=0), 32)[:, None] * np.ones(n)

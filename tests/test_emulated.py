@@ -88,6 +88,12 @@ def test_gradients_of_narrow_weights(block: int) -> None:
     problem = Problem(Op.WGRAD, layout, block, dtype, batch=4000)
     for n, plan in zip((5, 300), sample(list(hopper_narrow_wgrad.candidates(problem, BIG)), 2), strict=True):
         check(plan, n, seed=n)
+    problem = Problem(Op.WGRAD, layout, block, dtype, batch=4000, axis=0)
+    kinds: dict[object, Plan] = {}
+    for plan in hopper_narrow_wgrad.candidates(problem, BIG):
+        kinds.setdefault((plan.geometry.shape.rows, plan.geometry.shape.panel, plan.splits > 1), plan)
+    for n, plan in zip((8, 304, 72), some_of(list(kinds.values()), 3), strict=False):
+        check(plan, n, seed=n)
 
 
 def test_accumulation() -> None:

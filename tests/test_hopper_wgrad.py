@@ -30,7 +30,10 @@ def gradient_problems(draw: st.DrawFn) -> Problem:
     """Problems that the family serves, of every layout that has a block."""
     layout = draw(small_layouts(14).filter(lambda layout: layout.nnz > 0))
     block, dtype = draw(st.sampled_from(hopper_wgrad.BLOCK_SIZES)), draw(st.sampled_from(["float16", "bfloat16"]))
-    return Problem(Op.WGRAD, layout, block, DType(dtype), batch=draw(st.sampled_from([None, 1, 20000])))
+    axis = draw(st.sampled_from([0, 1]))
+    return Problem(
+        Op.WGRAD, layout, block, DType(dtype), batch=draw(st.sampled_from([None, 1 if axis else 8, 20000])), axis=axis
+    )
 
 
 @thorough
@@ -86,10 +89,13 @@ def products(plan: HopperWGradPlan) -> Iterator[tuple[np.ndarray, np.ndarray, np
 
 
 def operand(plan: HopperWGradPlan, tile: int, low: int, features: int) -> tuple[np.ndarray, np.ndarray]:
-    """The words and features that a matrix descriptor finds: panels of one swizzle line, a leading dimension apart."""
+    """The words and features that a matrix descriptor finds: panels of one swizzle line, a leading dimension apart; of features
+    first, where descriptors have none, panels that lie one after the other, or that warps read for themselves."""
     geo = plan.geometry
-    line = geo.row_bytes // 2
+    line = geo.depth
     words, found = [], []
+    if not geo.axis and not (geo.in_registers and features == WGMMA_ROWS):
+        assert low >> 16 in (0, geo.panel_bytes // 16)
     for step in range(-(-features // line)):
         at = ((low & 0x3FFF) + step * (low >> 16)) * 16
         assert at % geo.panel_bytes == 0
@@ -103,7 +109,7 @@ def operand(plan: HopperWGradPlan, tile: int, low: int, features: int) -> tuple[
 def check_panels(plan: HopperWGradPlan) -> None:
     """Tiles load panels that exist, each once, and no more than a stage has room for and the loading warps have lanes."""
     geo, problem = plan.geometry, plan.problem
-    line = geo.row_bytes // 2
+    line = geo.depth
     assert plan.panels.shape == (plan.tiles, geo.panels)
     assert geo.panels <= 128
     for count, row in zip(plan.panel_counts.tolist(), plan.panels.tolist(), strict=True):
@@ -128,12 +134,16 @@ def check_machine(plan: HopperWGradPlan) -> None:
     assert wanted <= geo.launch_registers * (geo.groups + 1)
     assert geo.units * geo.block // 2 + 16 < geo.consumer_registers
     assert geo.rows % 16 == 0
-    for tensor_map in plan.maps:
-        assert tensor_map.box_columns * 2 == geo.row_bytes
-        assert geo.row_bytes in (64, 128)
-        assert tensor_map.box_rows == geo.rows <= 256
-        assert tensor_map.rows == 0
-    assert [tensor_map.columns for tensor_map in plan.maps] == [plan.problem.in_features, plan.problem.out_features]
+    features = [plan.problem.in_features, plan.problem.out_features]
+    for tensor_map, width in zip(plan.maps, features, strict=True):
+        assert tensor_map.box_columns * 2 == geo.line_bytes
+        assert geo.line_bytes in (64, 128)
+        assert tensor_map.box_columns * tensor_map.box_rows * 2 == geo.panel_bytes
+        assert tensor_map.box_rows <= 256
+        if geo.axis:
+            assert (tensor_map.box_rows, tensor_map.columns, tensor_map.rows) == (geo.rows, width, 0)
+        else:
+            assert (tensor_map.box_columns, tensor_map.columns, tensor_map.rows) == (geo.rows, 0, width)
 
 
 def check_grid(plan: HopperWGradPlan) -> None:
@@ -155,6 +165,7 @@ def test_serves() -> None:
         assert not hopper_wgrad.serves(Problem(Op.WGRAD, layout, block, DType.BFLOAT16), BIG)
     assert not hopper_wgrad.serves(Problem(Op.WGRAD, layout, 32, DType.FLOAT32), BIG), "wgmma has no such TF32"
     assert not hopper_wgrad.serves(Problem(Op.WGRAD, layout, 32, DType.BFLOAT16), SMALL)
+    assert hopper_wgrad.serves(Problem(Op.WGRAD, layout, 32, DType.BFLOAT16, axis=0), BIG)
     assert not hopper_wgrad.serves(Problem(Op.WGRAD, Layout(np.zeros((4, 4), bool)), 32, DType.BFLOAT16), BIG)
     assert choose(Problem(Op.WGRAD, random(64, 64, density=0.1, seed=0), 32, DType.BFLOAT16), BIG).family == "hopper"
 

@@ -1,7 +1,8 @@
 """Plans for wgrad on Hopper with blocks of 8 and 16: rings filled by TMA, and warps that multiply (mma.sync).
 
-Groups of blocks and their tables are those of plan/wgrad.py. Panels come by TMA, 32 rows of one swizzle line each; a warp
-multiplies its units at its own pace and gives the stage back.
+Groups of blocks and their tables are those of plan/wgrad.py. Panels come by TMA, 32 rows of one swizzle line each; where features
+come first, a line for each of some features, 32 or 64 rows of it. A warp multiplies its units at its own pace and gives the stage
+back.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from bsgen.outline import TensorMap
 from bsgen.plan.blocks import IntArray
 from bsgen.plan.cost import LAUNCH_SECONDS, Cost, memory_bytes, overlapped
+from bsgen.plan.hopper import chosen
 from bsgen.plan.narrow_tile import MOST_LAUNCH_REGISTERS, PRODUCER_REGISTERS, PRODUCER_WARPS
 from bsgen.plan.occupancy import REGISTERS
 from bsgen.plan.tile import CHUNK_BYTES, LINE_CHUNKS, math_of
@@ -26,16 +28,21 @@ from bsgen.ranges import DEFAULT_ROWS
 
 BLOCK_SIZES = (8, 16)
 BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
-ROWS, STAGES = 32, (3, 2)  # of a stage; copies of 16 rows came at less than half the rate
+STAGES = (3, 2)
+# Rows and features of a panel, by axis; copies of 16 rows came at less than half the rate.
+PANELS = {1: ((32, 64),), 0: ((32, 32), (32, 64), (64, 16), (64, 32))}
 ACCUMULATORS = ((16, 64), (16, 48))  # warps, and accumulators of each of their threads; 8 warps were never faster
 MOST_PANELS = 128  # one for each thread of the loading warps
-BANDS = (1, 2, 4, 6, 8, 10, 12, 16, 24)  # panels of dy that the blocks of a tile are drawn from
-SPLITS, LEAST_STAGES = (1, 2, 3, 5, 7, 11, 16), 8  # of the rows (4 took 8 to 15 % longer than the model has it); stages of a split, at least
+BANDS = (1, 2, 4, 6, 8, 10, 12, 16, 24)  # times 64 features of dy that the blocks of a tile are drawn from
+SPLITS = (1, 2, 3, 5, 7, 11, 16)  # of the rows; 4 took 8 to 15 % longer than the model has it
+LEAST_STAGES = 8  # of a split
 SAMPLE, SAMPLE_TILES, SHORTLIST = 2, 2, 3  # bands, and tiles of each, that a shape is estimated from; bands worked out
 
-# The cost model, in clocks and bytes a clock of an SM: fits to the timings of 50 plans on an H200 (bfloat16, C = K = 4096, N = 16384,
-# b = 8 at 2 and 10 %, b = 16 at 1, 10 and 50 %), 4 % root mean square error, the choice within 7 % of the fastest.
-L2_RATE, SHARED_RATE, OVERLAP = 47.0, 150.0, 8.0
+# The cost model, in clocks and bytes a clock of an SM: fits to the timings of 50 plans on an H200 (bfloat16, features last,
+# C = K = 4096, N = 16384, b = 8 at 2 and 10 %, b = 16 at 1, 10 and 50 %), 4 % root mean square error, the choice within 7 % of the
+# fastest. Rates of 16 and 64 lines a copy follow plan/hopper_wgrad.py's.
+L2_RATE = {16: 22.0, 32: 47.0, 64: 53.0}  # by the lines of a copy
+SHARED_RATE, OVERLAP = 150.0, 8.0
 STEP, ISSUE = 5.3, 1.5  # clocks of a multiply step on one of four schedulers, and of an instruction
 UNIT = 6.0  # instructions of a unit, each stage: addresses, branch
 UNIT_LATENCY = 46.0  # clocks of a unit alone, each step along N, before its multiplies
@@ -94,6 +101,8 @@ class HopperNarrowWGradPlan(WGradPlan):
         """How TMA sees x and dy."""
         shape, dtype = self.geometry.shape, str(self.problem.dtype)
         names = zip(("x", "dy"), self.features, strict=True)
+        if self.problem.feature_first:
+            return tuple(TensorMap(name, 0, height, shape.rows, shape.panel, dtype) for name, height in names)
         return tuple(TensorMap(name, width, 0, shape.panel, shape.rows, dtype) for name, width in names)
 
     @property
@@ -117,18 +126,18 @@ def consumer_registers(warps: int) -> int:
 def serves(problem: Problem, target: Target) -> bool:
     """Whether this family can do it."""
     served = problem.op is Op.WGRAD and problem.block_size in BLOCK_SIZES and problem.dtype is not DType.FLOAT32
-    return target.arch == "sm_90a" and served and problem.layout.nnz > 0 and not problem.feature_first
+    return target.arch == "sm_90a" and served and problem.layout.nnz > 0
 
 
 def geometries(problem: Problem, target: Target) -> Iterator[WGradGeometry]:
-    """Every number of warps, band and ring, with as many panels as there is room for."""
+    """Every number of warps, band, kind of panel and ring, with as many panels as there is room for."""
     math = math_of(problem)
-    panel = LINE_CHUNKS * math.chunk
     columns = problem.layout.shape[1]
-    widths = sorted({min(columns, band * panel // problem.block_size) for band in BANDS})
-    for (warps, accumulators), band, stages in product(ACCUMULATORS, widths, STAGES):
-        shape = WGradShape(warps, 1, ROWS, panel, stages, 1, band)
-        geo = WGradGeometry(problem.block_size, math, shape)
+    widths = sorted({min(columns, band * LINE_CHUNKS * math.chunk // problem.block_size) for band in BANDS})
+    kinds = PANELS[problem.axis]
+    for (warps, accumulators), band, (rows, panel), stages in product(ACCUMULATORS, widths, kinds, STAGES):
+        shape = WGradShape(warps, 1, rows, panel, stages, 1, band)
+        geo = WGradGeometry(problem.block_size, math, shape, problem.axis)
         room = (target.shared_memory - BARRIER_BYTES) // (stages * geo.stage_bytes)
         units = accumulators // geo.accumulators
         if room >= 2:
@@ -137,7 +146,7 @@ def geometries(problem: Problem, target: Target) -> Iterator[WGradGeometry]:
 
 def candidates(problem: Problem, target: Target) -> Iterator[HopperNarrowWGradPlan]:
     """Plans of every geometry with every split of N, to measure."""
-    if not serves(problem, target):
+    if not (serves(problem, target) and chosen(problem)):
         return
     seen = set()
     for geo in geometries(problem, target):
@@ -152,7 +161,7 @@ def candidates(problem: Problem, target: Target) -> Iterator[HopperNarrowWGradPl
 
 def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iterator[HopperNarrowWGradPlan]:
     """The cheapest of the plans of the bands that are predicted, from a sample, to be cheapest."""
-    if not serves(problem, target):
+    if not (serves(problem, target) and chosen(problem)):
         return
     found: dict[int, Bands] = {}
     shapes = list(geometries(problem, target))
@@ -202,7 +211,7 @@ def _stage_clocks(geo: WGradGeometry, counts: IntArray, units: IntArray) -> NDAr
     work, busiest = active.sum(axis=1) * k_steps, active.max(axis=1) * k_steps
     instructions = work * (geo.m_tiles + max(1, geo.n_tiles // 2) + multiplies) + active.sum(axis=1) * UNIT
     demands = (
-        arriving / L2_RATE,
+        arriving / L2_RATE[geo.panel_lines],
         (arriving + work * fragments) / SHARED_RATE,
         work * multiplies * STEP / 4,
         instructions * ISSUE / 4,

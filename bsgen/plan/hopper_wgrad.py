@@ -1,10 +1,12 @@
 """Plans for wgrad on Hopper: TMA brings rows of x and dy, warpgroups multiply x.T by dy (wgmma), for blocks of 32, 64 and 128.
 
-A *panel* is some rows of the features of a block of x or dy, one swizzle line (64 or 128 bytes) wide. A *unit* is the product that
-one wgmma accumulates: 64 features of x times a block of dy. It stacks two blocks of 32 x 32 in one column, from any two
-rows: their panels are as far apart as the leading dimension of the matrix descriptor says. The N rows are split among thread
-blocks of the same tile, whose sums a second kernel adds in order. Thread blocks that run together walk the same rows at the same
-pace, so that x and dy pass through L2 once: tiles and splits together fill whole rounds of SMs.
+A *panel* is some rows of the features of a block of x or dy, 64 features at most. A line of it, one swizzle line (64 or 128 bytes)
+wide, is a row of its features, or where features come first (`axis` 0) the rows of one. A *unit* is the product that one wgmma
+accumulates: 64 features of x times a block of dy. It stacks two blocks of 32 x 32 in one column, from any two rows: their panels
+are as far apart as the leading dimension of the matrix descriptor says. Where features come first descriptors have no such
+distance, and x passes through registers. The N rows are split among thread blocks of the same tile, whose sums a second kernel adds
+in order. Thread blocks that run together walk the same rows at the same pace, so that x and dy pass through L2 once: tiles and
+splits together fill whole rounds of SMs.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from bsgen.plan.blocks import IntArray
 from bsgen.plan.cost import LAUNCH_SECONDS, Cost, memory_bytes, overlapped
 from bsgen.plan.gates import gradient_lanes, gradient_launch
 from bsgen.plan.gradient_tiles import NOTHING, Column, GradientTile, Room, gradient_tiles, heights
+from bsgen.plan.hopper import chosen
 from bsgen.plan.occupancy import REGISTERS
 from bsgen.plan.tile import CHUNK_BYTES, Math, math_of
 from bsgen.plan.warpgroup import ATOM_ROWS, LINE_BYTES, PRODUCER_REGISTERS, WARPGROUP_ROWS
@@ -31,7 +34,8 @@ from bsgen.ranges import DEFAULT_ROWS
 
 BLOCK_SIZES = (32, 64, 128)
 BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
-GROUPS, ACCUMULATORS = 3, 128  # warpgroups that multiply, and accumulators of each of their threads
+# Warpgroups that multiply, and accumulators of each of their threads; fewer warpgroups have registers for x beside as many units.
+FROM_SHARED, THROUGH_REGISTERS = (3, 128), (2, 192)
 RINGS = ((32, 3), (64, 3))  # rows of a stage, stages; copies of 16 rows came at less than half the rate
 SPLITS, ROUNDS = (1, 2, 3, 4, 5, 6, 8, 11, 16), (1, 2, 3)
 MAXIMUM_PANELS = 64  # two for each lane of the loading warp
@@ -58,6 +62,7 @@ class GradientGeometry:
     rows: int
     stages: int
     panels: int = 0
+    axis: int = 1
 
     @property
     def itemsize(self) -> int:
@@ -80,14 +85,14 @@ class GradientGeometry:
         return max(1, WARPGROUP_ROWS // self.block)
 
     @property
-    def row_bytes(self) -> int:
-        """Bytes of a row of a panel: the width of the swizzle."""
-        return self.depth * self.itemsize
+    def line_bytes(self) -> int:
+        """Bytes of a line of a panel: the width of the swizzle."""
+        return (self.depth if self.axis else self.rows) * self.itemsize
 
     @property
     def panel_bytes(self) -> int:
         """Bytes of a panel."""
-        return self.row_bytes * self.rows
+        return self.rows * self.depth * self.itemsize
 
     @property
     def stage_bytes(self) -> int:
@@ -115,6 +120,11 @@ class GradientGeometry:
         return self.rows // self.step
 
     @property
+    def step_chunks(self) -> int:
+        """Chunks from a multiply step to the next: rows of a panel, or along its lines."""
+        return self.step * (self.line_bytes if self.axis else self.itemsize) // CHUNK_BYTES
+
+    @property
     def threads(self) -> int:
         """Threads of a block: one more warpgroup loads."""
         return 128 * (self.groups + 1)
@@ -137,23 +147,23 @@ class GradientGeometry:
 
     @property
     def high(self) -> int:
-        """High word of the matrix descriptors (PTX: wgmma): bytes between groups of 8 rows, and the swizzle."""
-        return ATOM_ROWS * self.row_bytes >> 4 | (1 if self.row_bytes == LINE_BYTES else 2) << 30
+        """High word of the matrix descriptors (PTX: wgmma): bytes between groups of 8 lines, and the swizzle."""
+        return ATOM_ROWS * self.line_bytes >> 4 | (1 if self.line_bytes == LINE_BYTES else 2) << 30
 
     @property
     def in_registers(self) -> bool:
-        """Activations are multiplied from shared memory."""
-        return False
+        """Whether x passes through registers: where blocks are stacked whose lines lie along the rows."""
+        return not self.axis and self.stacked > 1
 
     @property
     def panel_transposed(self) -> int:
-        """Features, not rows of x, are contiguous in what becomes the left operand, as wgmma's immediate."""
-        return 1
+        """Whether features, not rows of x, are contiguous in what becomes the left operand, as wgmma's immediate."""
+        return self.axis
 
     @property
     def weights_transposed(self) -> int:
         """And in the right one."""
-        return 1
+        return self.axis
 
     @property
     def unit_elements(self) -> int:
@@ -201,6 +211,11 @@ class HopperWGradPlan:
     def tiles(self) -> int:
         """Groups of blocks that are summed together."""
         return len(self.panels)
+
+    @property
+    def formula(self) -> str:
+        """What it computes, but for gates."""
+        return "x @ dy.T" if self.problem.feature_first else "x.T @ dy"
 
     @property
     def elements(self) -> int:
@@ -265,7 +280,10 @@ class HopperWGradPlan:
         """How TMA sees x and dy."""
         geo, problem, dtype = self.geometry, self.problem, str(self.problem.dtype)
         features = {"x": problem.in_features, "dy": problem.out_features}
-        x, dy = (TensorMap(name, width, 0, geo.depth, geo.rows, dtype) for name, width in features.items())
+        if problem.feature_first:
+            x, dy = (TensorMap(name, 0, height, geo.rows, geo.depth, dtype) for name, height in features.items())
+        else:
+            x, dy = (TensorMap(name, width, 0, geo.depth, geo.rows, dtype) for name, width in features.items())
         return x, dy
 
     @cached_property
@@ -296,14 +314,16 @@ class HopperWGradPlan:
 def serves(problem: Problem, target: Target) -> bool:
     """Whether this family can do it: wgmma has no TF32 with contiguous features."""
     served = problem.block_size in BLOCK_SIZES and problem.dtype is not DType.FLOAT32
-    return target.arch == "sm_90a" and served and problem.layout.nnz > 0 and not problem.feature_first
+    return target.arch == "sm_90a" and served and problem.layout.nnz > 0
 
 
 def geometries(problem: Problem, target: Target) -> Iterator[GradientGeometry]:
     """Every ring that has room for a tile."""
     budget = target.shared_memory - BARRIER_BYTES
+    stacked = problem.block_size < WARPGROUP_ROWS
+    threads = THROUGH_REGISTERS if problem.feature_first and stacked else FROM_SHARED
     for rows, stages in RINGS:
-        geo = GradientGeometry(problem.block_size, math_of(problem), GROUPS, ACCUMULATORS, rows, stages)
+        geo = GradientGeometry(problem.block_size, math_of(problem), *threads, rows, stages, axis=problem.axis)
         geo = replace(geo, panels=min(MAXIMUM_PANELS, budget // (stages * geo.panel_bytes)))
         if geo.room.longest:
             yield geo
@@ -347,13 +367,14 @@ def sizes(problem: Problem, target: Target, geo: GradientGeometry) -> list[int]:
 
 def candidates(problem: Problem, target: Target) -> Iterator[HopperWGradPlan]:
     """Plans of all drafts, to measure."""
-    for draft in drafts(problem, target):
+    for draft in drafts(problem, target) if chosen(problem) else ():
         yield assemble(problem, target, draft)
 
 
 def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iterator[HopperWGradPlan]:
     """The plan of the cheapest draft, if below `limit` seconds."""
-    best = min(drafts(problem, target), key=lambda draft: draft.cost.seconds, default=None)
+    found = drafts(problem, target) if chosen(problem) else ()
+    best = min(found, key=lambda draft: draft.cost.seconds, default=None)
     if best is not None and best.cost.seconds < limit:
         yield assemble(problem, target, best)
 

@@ -1,7 +1,7 @@
 """The cost model of the Hopper kernels for narrow blocks: five demands of a tile, as in plan/hopper_cost.py.
 
-The constants are fits to the timings of 122 plans on an H200 (bfloat16; C = K = 4096, N = 16384, 1 ... 50 % of the blocks, and 12288
-with N = 64; b = 8 and 16), with a root mean square error of 15 %; the plan of least predicted time took at most 11 % longer than
+The constants are fits to the timings of 122 plans on an H200 (bfloat16; C = K = 4096, N = 16384, 1 ... 50 % of the blocks, and
+12288 with N = 64; b = 8 and 16), with a root mean square error of 15 %; the plan of least predicted time took at most 11 % longer than
 the fastest of those timed (`tests/gpu/results/variants_h200.json`). Clocks are those of `Target.clock`, which the GPU exceeds.
 """
 

@@ -77,7 +77,8 @@ def gradients(problem: Problem, target: Target) -> list[Plan]:
     if hopper_narrow_wgrad.serves(problem, target):
         for plan in hopper_narrow_wgrad.candidates(problem, target):
             shape = plan.geometry.shape
-            found.setdefault((shape.warps, shape.units, shape.stages, plan.splits > 1), []).append(plan)
+            key = shape.warps, shape.units, shape.rows, shape.panel, shape.stages, plan.splits > 1
+            found.setdefault(key, []).append(plan)
         return [plans[turn % len(plans)] for turn, plans in enumerate(found.values())]
     for draft in hopper_wgrad.drafts(problem, target):
         found.setdefault((draft.geometry.rows, draft.splits), []).append(draft)

@@ -1,0 +1,414 @@
+// dW = x @ dy.T at the stored blocks of one block-sparse W [1024, 1024], bfloat16.
+// Layout 8bd202088863656e: 384 of 1024 blocks of 32 x 32 (37.50 %).
+// Plan: hopper, wgmma_bf16, 24 tiles in bands of 8, 2 warpgroups of up to 12 units of 64 x 32, 3 stages of 64 rows, 11 panels, 11 splits of N.
+//
+// A tile is a group of blocks that share panels of x and dy; a thread block sums one over a part of the N rows. One warpgroup keeps a ring of
+// stages full, kStageRows rows of every panel of the tile; each warpgroup multiplies the panels of its units, 64 features of x by a block of dy.
+
+using u32 = unsigned int;
+
+constexpr int kBlock = 32, kSteps = 4;  // a block's side; multiply steps along the rows of a stage
+constexpr int kGroups = 2, kUnits = 12;  // warpgroups that multiply, units of each
+constexpr int kThreads = 128 * (kGroups + 1);
+constexpr int kStages = 3, kStageRows = 64, kPanels = 11;
+constexpr int kFeatures = 32, kLineBytes = 128, kPanelBytes = kFeatures * kLineBytes, kStageBytes = kPanels * kPanelBytes;  // a line of a panel: kStageRows rows of a feature
+constexpr int kUnitRows = 32;  // of dW, that lie together
+constexpr int kTiles = 24, kSplits = 11;
+constexpr u32 kPanelHigh = 1073741888u, kWeightsHigh = kPanelHigh;  // high word of the matrix descriptors (PTX: wgmma)
+constexpr int kStep = 2;  // from a multiply step to the next, in 16 bytes
+
+// The address of shared memory as PTX instructions take it.
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
+
+// Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
+__device__ __forceinline__ void barrier_init(u32 barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+// Make initialised barriers visible to the copy engine.
+__device__ __forceinline__ void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+__device__ __forceinline__ void barrier_arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrive, and have the phase wait for `bytes` of copies as well.
+__device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// Wait until the phase of this parity is complete.
+__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
+    asm volatile(
+        "{ .reg .pred done;\n"
+        "again_%=: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again_%=; }" ::"r"(barrier), "r"(parity) : "memory");
+}
+
+// Copies by the tensor memory accelerator (PTX: cp.async.bulk, sm_90); `barrier` counts their bytes.
+struct alignas(64) TensorMap {
+    unsigned long long words[16];
+};
+
+__device__ __forceinline__ void tma_prefetch(const TensorMap& map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+// The box of a matrix that starts at (column, row), global -> shared; what lies outside the matrix becomes zeros.
+__device__ __forceinline__ void tma_load(u32 shared, const TensorMap& map, int column, int row, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(shared),
+        "l"(&map), "r"(column), "r"(row), "r"(barrier) : "memory");
+}
+
+// Consecutive bytes, a multiple of 16, global -> shared.
+__device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
+                 "l"(global), "r"(bytes), "r"(barrier) : "memory");
+}
+
+// The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
+__device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
+// 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
+__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+
+// The multiply step of a warpgroup, 64 rows x 32 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
+// the first, commit after the last, wait before its registers or shared memory change.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Wait until at most `Pending` of the newest groups are still at work.
+template <int Pending>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+}
+
+// sums += a * B; a in registers, B [16, 32] where the low word of its descriptor, b, says.
+__device__ __forceinline__ void wgmma(float (&sums)[16], const u32 (&a)[4], u32 b) {
+    asm volatile(
+        "{ .reg .b64 b; mov.b64 b, {%20, %21};\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+        "}, {%16, %17, %18, %19}, b, 1, 1, 1, 0; }"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),           "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15])        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(kWeightsHigh));
+}
+
+// Elements are bfloat16, kept as bits.
+using Element = unsigned short;
+
+__device__ __forceinline__ u32 pack(float low, float high) {
+    u32 bits;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+
+__device__ __forceinline__ float2 unpack(u32 bits) {
+    return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
+}
+
+__device__ __forceinline__ float2 load_pair(const Element* p) { return unpack(*reinterpret_cast<const u32*>(p)); }
+__device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_cast<u32*>(p) = pack(v.x, v.y); }
+__device__ const int __align__(16) kPanelCounts[] = {
+    8,11,11,9,9,8,8,11,11,9,9,8,8,11,11,9,
+    9,8,8,11,11,9,9,8,
+};
+
+__device__ const int __align__(16) kPanelTable[] = {
+    0,64,128,192,-1,-129,-257,-385,0,0,0,32,64,160,192,-33,
+    -65,-161,-289,-417,-545,-801,64,96,192,224,-97,-193,-225,-353,-481,-609,
+    -865,32,64,160,192,-321,-577,-673,-833,-929,0,0,64,96,192,224,
+    -449,-705,-737,-961,-993,0,0,0,64,128,192,-513,-641,-769,-897,0,
+    0,0,256,320,384,448,-1,-129,-257,-385,0,0,0,288,320,416,
+    448,-33,-65,-161,-289,-417,-545,-801,320,352,448,480,-97,-193,-225,-353,
+    -481,-609,-865,288,320,416,448,-321,-577,-673,-833,-929,0,0,320,352,
+    448,480,-449,-705,-737,-961,-993,0,0,256,320,384,448,-513,-641,-769,
+    -897,0,0,0,512,576,640,704,-1,-129,-257,-385,0,0,0,544,
+    576,672,704,-33,-65,-161,-289,-417,-545,-801,576,608,704,736,-97,-193,
+    -225,-353,-481,-609,-865,544,576,672,704,-321,-577,-673,-833,-929,0,0,
+    576,608,704,736,-449,-705,-737,-961,-993,0,0,512,576,640,704,-513,
+    -641,-769,-897,0,0,0,768,832,896,960,-1,-129,-257,-385,0,0,
+    0,800,832,928,960,-33,-65,-161,-289,-417,-545,-801,832,864,960,992,
+    -97,-193,-225,-353,-481,-609,-865,800,832,928,960,-321,-577,-673,-833,-929,
+    0,0,832,864,960,992,-449,-705,-737,-961,-993,0,0,768,832,896,
+    960,-513,-641,-769,-897,0,0,0,
+};  // [tiles, kPanels]: first feature of a panel of x, ~feature for one of dy
+__device__ const int __align__(16) kUnitCounts[] = {
+    4,4,4,4,4,4,4,4,4,4,4,4,4,4,4,4,
+    4,4,4,4,4,4,4,4,4,4,4,4,4,4,4,4,
+    4,4,4,4,4,4,4,4,4,4,4,4,4,4,4,4,
+};  // [tiles, kGroups]
+__device__ const int __align__(16) kUnitTable[] = {
+    16777216,1024,0,2048,16777216,1280,128,2560,16777216,1536,256,3072,16777216,1792,384,3584,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777728,1024,7168,9216,16777728,1280,7296,9472,16777728,1536,7424,9728,16777728,1792,7552,9984,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1024,1024,2176,16777216,2304,1536,4224,16777216,1280,1152,2304,16777472,1536,2688,8320,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1792,1280,3200,16777216,2560,1792,5248,16777728,1280,8192,9344,16777472,2048,3712,8576,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    50331648,1024,2432,11264,50331648,2304,4480,11776,16777216,1280,2816,6144,16777216,1536,2944,6272,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    50331648,1792,3456,11520,50331648,2560,5504,12032,16777728,1280,9600,11392,16777216,2048,3968,6528,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1024,1408,3328,16777216,1280,1664,4352,16777472,1536,4736,8832,16777728,1792,8960,10880,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777728,1024,8448,9856,16777728,1280,8704,10368,16777216,1792,1920,5376,16777472,2048,5760,9088,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1024,3840,6400,16777216,1280,4864,6656,16777216,1536,4992,6784,16777728,1792,11136,12160,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777728,1024,10112,11648,16777728,1280,10624,11904,16777216,1792,5888,6912,16777216,2048,6016,7040,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1024,512,4096,16777216,1280,640,4608,16777216,1536,768,5120,16777216,1792,896,5632,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777728,1024,7680,10240,16777728,1280,7808,10496,16777728,1536,7936,10752,16777728,1792,8064,11008,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1024,12288,14336,16777216,1280,12416,14848,16777216,1536,12544,15360,16777216,1792,12672,15872,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777728,1024,19456,21504,16777728,1280,19584,21760,16777728,1536,19712,22016,16777728,1792,19840,22272,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1024,13312,14464,16777216,2304,13824,16512,16777216,1280,13440,14592,16777472,1536,14976,20608,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1792,13568,15488,16777216,2560,14080,17536,16777728,1280,20480,21632,16777472,2048,16000,20864,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    50331648,1024,14720,23552,50331648,2304,16768,24064,16777216,1280,15104,18432,16777216,1536,15232,18560,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    50331648,1792,15744,23808,50331648,2560,17792,24320,16777728,1280,21888,23680,16777216,2048,16256,18816,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1024,13696,15616,16777216,1280,13952,16640,16777472,1536,17024,21120,16777728,1792,21248,23168,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777728,1024,20736,22144,16777728,1280,20992,22656,16777216,1792,14208,17664,16777472,2048,18048,21376,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1024,16128,18688,16777216,1280,17152,18944,16777216,1536,17280,19072,16777728,1792,23424,24448,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777728,1024,22400,23936,16777728,1280,22912,24192,16777216,1792,18176,19200,16777216,2048,18304,19328,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1024,12800,16384,16777216,1280,12928,16896,16777216,1536,13056,17408,16777216,1792,13184,17920,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777728,1024,19968,22528,16777728,1280,20096,22784,16777728,1536,20224,23040,16777728,1792,20352,23296,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1024,24576,26624,16777216,1280,24704,27136,16777216,1536,24832,27648,16777216,1792,24960,28160,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777728,1024,31744,33792,16777728,1280,31872,34048,16777728,1536,32000,34304,16777728,1792,32128,34560,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1024,25600,26752,16777216,2304,26112,28800,16777216,1280,25728,26880,16777472,1536,27264,32896,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1792,25856,27776,16777216,2560,26368,29824,16777728,1280,32768,33920,16777472,2048,28288,33152,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    50331648,1024,27008,35840,50331648,2304,29056,36352,16777216,1280,27392,30720,16777216,1536,27520,30848,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    50331648,1792,28032,36096,50331648,2560,30080,36608,16777728,1280,34176,35968,16777216,2048,28544,31104,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1024,25984,27904,16777216,1280,26240,28928,16777472,1536,29312,33408,16777728,1792,33536,35456,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777728,1024,33024,34432,16777728,1280,33280,34944,16777216,1792,26496,29952,16777472,2048,30336,33664,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1024,28416,30976,16777216,1280,29440,31232,16777216,1536,29568,31360,16777728,1792,35712,36736,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777728,1024,34688,36224,16777728,1280,35200,36480,16777216,1792,30464,31488,16777216,2048,30592,31616,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1024,25088,28672,16777216,1280,25216,29184,16777216,1536,25344,29696,16777216,1792,25472,30208,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777728,1024,32256,34816,16777728,1280,32384,35072,16777728,1536,32512,35328,16777728,1792,32640,35584,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1024,36864,38912,16777216,1280,36992,39424,16777216,1536,37120,39936,16777216,1792,37248,40448,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777728,1024,44032,46080,16777728,1280,44160,46336,16777728,1536,44288,46592,16777728,1792,44416,46848,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1024,37888,39040,16777216,2304,38400,41088,16777216,1280,38016,39168,16777472,1536,39552,45184,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1792,38144,40064,16777216,2560,38656,42112,16777728,1280,45056,46208,16777472,2048,40576,45440,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    50331648,1024,39296,48128,50331648,2304,41344,48640,16777216,1280,39680,43008,16777216,1536,39808,43136,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    50331648,1792,40320,48384,50331648,2560,42368,48896,16777728,1280,46464,48256,16777216,2048,40832,43392,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1024,38272,40192,16777216,1280,38528,41216,16777472,1536,41600,45696,16777728,1792,45824,47744,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777728,1024,45312,46720,16777728,1280,45568,47232,16777216,1792,38784,42240,16777472,2048,42624,45952,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1024,40704,43264,16777216,1280,41728,43520,16777216,1536,41856,43648,16777728,1792,48000,49024,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777728,1024,46976,48512,16777728,1280,47488,48768,16777216,1792,42752,43776,16777216,2048,42880,43904,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,1024,37376,40960,16777216,1280,37504,41472,16777216,1536,37632,41984,16777216,1792,37760,42496,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777728,1024,44544,47104,16777728,1280,44672,47360,16777728,1536,44800,47616,16777728,1792,44928,47872,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+};  // [tiles, kGroups, kUnits, 4]: descriptors of x.T and dy, chunks of dW where its first and second block begin
+
+// Fills the ring with stages first ... last - 1 of a tile's rows; four warps, whose lanes load a panel each.
+__device__ __forceinline__ void produce(const TensorMap& x, const TensorMap& dy, u32 stages_base, u32 full, u32 empty, int tile, int first, int last) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, panel = lane * 4 + warp, panels = kPanelCounts[tile];
+    const int load = panel < panels ? kPanelTable[tile * kPanels + panel] : 0;
+    int slot = 0;
+    u32 parity = 1;
+    for (int stage = first; stage < last; ++stage) {
+        const u32 barrier = full + slot * 8;
+        barrier_wait(empty + slot * 8, parity);
+        producers_sync();
+        if (panel == 0) barrier_expect(barrier, panels * kPanelBytes);
+        if (panel < panels) tma_load(stages_base + slot * kStageBytes + panel * kPanelBytes, load < 0 ? dy : x, stage * kStageRows, load < 0 ? ~load : load, barrier);
+        if (++slot == kStages) slot = 0, parity ^= 1;
+    }
+}
+
+using Sums = float[kUnits][kBlock / 2];
+
+// One stage of one unit. A warp's 16 features of x pass through registers, half of which the step before still reads.
+__device__ __forceinline__ void multiply(float (&sums)[kBlock / 2], u32 (&a)[2][4], u32 stage, u32 place) {
+    const u32 from = stage + (place & 0xffff) * 16, right = (stage & 0x3ffff) / 16 + (place >> 16);
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+        wgmma_wait<1>();
+        ldmatrix_x4(a[k % 2], from ^ k * (kStep * 16));
+        wgmma_fence();
+        wgmma(sums, a[k % 2], right + k * kStep);
+        wgmma_commit();
+    }
+}
+
+// Accumulators -> partial sums [units, 64, kBlock], float32.
+__device__ __forceinline__ void store(const Sums& sums, int count, float* __restrict__ partials) {
+    const int lane = threadIdx.x % 32, top = threadIdx.x / 32 % 4 * 16 + lane / 4, left = lane % 4 * 2;
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+        if (u >= count) break;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float* to = partials + (u * 64 + top + half * 8) * kBlock + left;
+#pragma unroll
+            for (int j = 0; j < kBlock / 8; ++j) *reinterpret_cast<float2*>(to + j * 8) = make_float2(sums[u][j * 4 + half * 2], sums[u][j * 4 + half * 2 + 1]);
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
+bsgen_wgrad_b32_bfloat16_hopper_8bd202088863656e(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap dy_map, float* __restrict__ partials, int n) {
+    extern __shared__ __align__(1024) unsigned char shared[];
+    const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
+    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), stages = (n + kStageRows - 1) / kStageRows;
+    const int tile = blockIdx.x % kTiles, split = blockIdx.x / kTiles;
+    const int first = static_cast<long long>(stages) * split / kSplits, last = static_cast<long long>(stages) * (split + 1) / kSplits;
+    if (threadIdx.x == 0) {
+        tma_prefetch(x_map), tma_prefetch(dy_map);
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
+        barrier_init_fence();
+    }
+    __syncthreads();
+
+    if (group == kGroups) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+        produce(x_map, dy_map, stages_base, full, empty, tile, first, last);
+        return;
+    }
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    const int lane = threadIdx.x % 32, mine = tile * kGroups + group, count = __shfl_sync(~0u, kUnitCounts[mine], 0);
+    const int* units = kUnitTable + mine * (kUnits * 4);
+    // Warps 0 and 1 multiply the first block of a unit, 2 and 3 the second. Where this lane's chunk of a fragment lies in a panel (PTX: ldmatrix), swizzled.
+    const u32 second = threadIdx.x / 64 % 2, feature = threadIdx.x / 32 % 2 * 16 + lane % 16;
+    const u32 chunk = feature * (kLineBytes / 16) + (lane / 16 ^ feature % 8);
+    u32 places[kUnits];  // chunks from a stage's start to this lane's of x in the low half of the word, to dy in the high half
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+        const int2 unit = *reinterpret_cast<const int2*>(units + u * 4);
+        places[u] = (unit.x & 0xffff) + second * (unit.x >> 16) + chunk | unit.y << 16;
+    }
+    Sums sums = {};
+    int slot = 0;
+    u32 parity = 0;
+    for (int stage = first; stage < last; ++stage) {
+        barrier_wait(full + slot * 8, parity);
+        u32 a[2][4];
+#pragma unroll
+        for (int u = 0; u < kUnits; ++u) {
+            if (u >= count) break;
+            u32 place = places[u];
+            asm volatile("" : "+r"(place));  // else its halves have a register each
+            multiply(sums[u], a, stages_base + slot * kStageBytes, place);
+        }
+        wgmma_wait<0>();
+        __syncwarp();  // every lane has read its last
+        if (lane == 0) barrier_arrive(empty + slot * 8);
+        if (++slot == kStages) slot = 0, parity ^= 1;
+    }
+    store(sums, count, partials + (static_cast<long long>(blockIdx.x) * kGroups + group) * (kUnits * 64 * kBlock));
+}
+
+// The splits' partial sums, added in order; a thread block for each unit.
+extern "C" __global__ void __launch_bounds__(256)
+bsgen_wgrad_b32_bfloat16_hopper_8bd202088863656e_reduce(const float* __restrict__ partials, Element* __restrict__ dw, int accumulate) {
+    constexpr int kUnitElements = 64 * kBlock;
+    constexpr long long kSplitElements = 1179648;
+    if (static_cast<int>(blockIdx.x) % kUnits >= kUnitCounts[blockIdx.x / kUnits]) return;
+    const float* from = partials + static_cast<long long>(blockIdx.x) * kUnitElements;
+    const int* words = kUnitTable + blockIdx.x * 4;
+    for (int i = threadIdx.x * 4; i < kUnitElements; i += 256 * 4) {
+        const int row = i / kBlock, place = words[2 + row / kUnitRows];
+        if (place < 0) continue;
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+        for (int s = 0; s < kSplits; ++s) {
+            const float4 v = *reinterpret_cast<const float4*>(from + s * kSplitElements + i);
+            sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+        }
+        Element* to = dw + static_cast<long long>(place) * 8 + row % kUnitRows * kBlock + i % kBlock;
+        if (accumulate) {
+            const float2 low = load_pair(to), high = load_pair(to + 2);
+            sum.x += low.x, sum.y += low.y, sum.z += high.x, sum.w += high.y;
+        }
+        store_pair(to, make_float2(sum.x, sum.y));
+        store_pair(to + 2, make_float2(sum.z, sum.w));
+    }
+}
