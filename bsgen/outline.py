@@ -58,7 +58,8 @@ class Launch:
     workspace; 32-bit integers: n (rows of x, or its columns where features come first), accumulate (wgrad: 1 adds into out and
     dgate). dgrad's activations are called dy, wgrad has x and dy, and with gates w and dgate, which may be null together.
     `maps` are those of its arguments that are tensor maps. Where weights have gates, their product begins the workspace, and
-    the kernel takes that for w.
+    the kernel takes that for w. A `dependent` kernel waits by itself for the one ahead in its stream, so that it may be set up
+    before that has ended (CUDA: programmatic dependent launch).
     """
 
     entry: str
@@ -67,6 +68,7 @@ class Launch:
     shared_memory: int
     arguments: tuple[str, ...]
     maps: tuple[TensorMap, ...] = ()
+    dependent: bool = False
 
 
 @dataclass(frozen=True)

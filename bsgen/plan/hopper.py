@@ -118,7 +118,7 @@ class HopperPlan(ProductPlan):
         tail = self.tail_arguments[1:] if shape.staging else self.tail_arguments
         arguments = (*(tensor_map.argument for tensor_map in maps), *tail)
         grid = Grid(self.tiles, shape.rows * shape.cluster, persistent=True, cluster=shape.cluster)
-        main = Launch(self.entry, grid, shape.threads, self.shared_memory, arguments, maps)
+        main = Launch(self.entry, grid, shape.threads, self.shared_memory, arguments, maps, dependent=True)
         return *self.gate_launches, main, *self.reduce_launches
 
     @property

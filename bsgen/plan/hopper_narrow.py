@@ -102,7 +102,7 @@ class HopperNarrowPlan(ProductPlan):
         shape, maps = self.geometry.shape, self.maps
         arguments = (*(tensor_map.argument for tensor_map in maps), self.weights, *self.tail_arguments)
         grid = Grid(self.tiles, shape.rows * shape.cluster, persistent=True, cluster=shape.cluster)
-        main = Launch(self.entry, grid, shape.threads, self.shared_memory, arguments, maps)
+        main = Launch(self.entry, grid, shape.threads, self.shared_memory, arguments, maps, dependent=True)
         return *self.gate_launches, main, *self.reduce_launches
 
     @property

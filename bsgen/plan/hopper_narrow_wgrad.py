@@ -106,6 +106,11 @@ class HopperNarrowWGradPlan(WGradPlan):
         return tuple(TensorMap(name, width, 0, shape.panel, shape.rows, dtype) for name, width in names)
 
     @property
+    def dependent(self) -> bool:
+        """It does."""
+        return True
+
+    @property
     def summary(self) -> str:
         """One line: units, the pipeline and the splits of N."""
         return f"TMA, {super().summary}"

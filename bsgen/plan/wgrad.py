@@ -243,6 +243,11 @@ class WGradPlan:
         """How TMA sees x and dy; none where threads copy."""
         return ()
 
+    @property
+    def dependent(self) -> bool:
+        """Whether the main kernel waits by itself for the one ahead."""
+        return False
+
     @cached_property
     def launches(self) -> tuple[Launch, ...]:
         """The main kernel, and the reduction over splits or for gates where there are any; nothing for a layout with no blocks."""
@@ -252,9 +257,8 @@ class WGradPlan:
         tail = ("n",) if self.summed_later else ("n", "accumulate")
         inputs = tuple(tensor_map.argument for tensor_map in self.maps) or ("x", "dy")
         arguments = (*inputs, *destination, *tail)
-        main = Launch(
-            self.entry, Grid(self.tiles * self.splits), self.threads, self.shared_memory, arguments, self.maps
-        )
+        grid = Grid(self.tiles * self.splits)
+        main = Launch(self.entry, grid, self.threads, self.shared_memory, arguments, self.maps, self.dependent)
         if not self.summed_later:
             return (main,)
         if self.gated:

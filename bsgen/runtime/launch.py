@@ -47,14 +47,7 @@ class _Arguments(threading.local):
 
 
 _arguments = _Arguments()
-_handles: dict[int, Any] = {}  # CUstream of each address: making one takes longer than finding it
-_MAXIMUM_HANDLES = 256
-
-
-def _handle(stream: int) -> Any:
-    if len(_handles) >= _MAXIMUM_HANDLES:  # a program that makes streams without end
-        _handles.clear()
-    return _handles.setdefault(stream, driver.bindings().CUstream(stream))
+_MAXIMUM_CONFIGURATIONS = 256
 
 
 class _Loaded:
@@ -70,10 +63,12 @@ class _Loaded:
         self.maps = [(encoder.spec.argument, encoder.spec.operand, encoder.kept, encoder) for encoder in encoders]
         codes = (_code(name, launch) for name in launch.arguments)
         self.pack = struct.Struct("<" + "".join(codes)).pack_into
-        self.enqueue = driver.bindings().cuLaunchKernel
+        self.attributes = _attributes(launch)
+        self.configurations: dict[tuple[int, int], Any] = {}  # by blocks and stream: making one takes longer than finding it
+        self.enqueue = driver.bindings().cuLaunchKernelEx
 
-    def __call__(self, stream: Any, operands: dict[str, Any]) -> None:
-        """Enqueue it on a CUstream; tensor maps are added to `operands`."""
+    def __call__(self, stream: int, operands: dict[str, Any]) -> None:
+        """Enqueue it on a stream (a CUstream handle); tensor maps are added to `operands`."""
         n = operands["n"]
         blocks = self.blocks * -(-n // self.rows) if self.rows else self.blocks  # as Grid.size
         if blocks > self.most:
@@ -85,12 +80,35 @@ class _Loaded:
             return _refuse(blocks, n)
         arguments = _arguments
         self.pack(arguments.slots, 0, *self.pick(operands))
-        (error,) = self.enqueue(
-            self.function, blocks, 1, 1, self.threads, 1, 1, self.shared_memory, stream, arguments.address, 0
-        )
+        key = (blocks, stream)
+        configuration = self.configurations.get(key) or self._configuration(key)
+        (error,) = self.enqueue(configuration, self.function, arguments.address, 0)
         if error:
-            raise driver.failure("cuLaunchKernel", error)
+            raise driver.failure("cuLaunchKernelEx", error)
         return None
+
+    def _configuration(self, key: tuple[int, int]) -> Any:
+        """How to launch so many thread blocks on a stream; nothing changes it, so threads may share it."""
+        cuda = driver.bindings()
+        made = cuda.CUlaunchConfig()
+        made.gridDimX, made.hStream = key[0], cuda.CUstream(key[1])
+        made.gridDimY = made.gridDimZ = made.blockDimY = made.blockDimZ = 1
+        made.blockDimX, made.sharedMemBytes = self.threads, self.shared_memory
+        made.attrs, made.numAttrs = self.attributes, len(self.attributes)
+        if len(self.configurations) >= _MAXIMUM_CONFIGURATIONS:
+            self.configurations.clear()
+        return self.configurations.setdefault(key, made)
+
+
+def _attributes(launch: Launch) -> list[Any]:
+    """CUDA's launch attributes: whether it may be set up while the kernel ahead still runs."""
+    if not launch.dependent:
+        return []
+    cuda = driver.bindings()
+    attribute = cuda.CUlaunchAttribute()
+    attribute.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    return [attribute]
 
 
 def _resident(launch: Launch, function: Any, device: int) -> int:
@@ -154,11 +172,10 @@ class Kernels:
         if loaded is None:
             context.forbid_capture(device, stream)
             loaded = self.load(device)
-        handle = _handles.get(stream) or _handle(stream)
         pushed = driver.enter(device)
         try:
             for kernel in loaded:
-                kernel(handle, operands)
+                kernel(stream, operands)
         finally:
             if pushed:
                 driver.leave()

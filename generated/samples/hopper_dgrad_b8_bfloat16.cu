@@ -1,6 +1,6 @@
 // dx = dy @ W.T for one block-sparse W [512, 128], bfloat16.
 // Layout de24d623f93223f9: 384 of 1024 blocks of 8 x 8 (37.50 %).
-// Plan: hopper, mma_bf16, tile 128 x 256, 16 warps, panels of 64, clusters of 2, 3 stages of 72 KiB, contiguous groups.
+// Plan: hopper, mma_bf16, tile 128 x 256, 16 warps, panels of 64, 3 stages of 72 KiB, contiguous groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kWarps * kSlots output blocks, groups of output blocks fastest. Four warps keep a
 // ring of stages full: panels of activations, stored blocks, and a record of what to multiply. Each other warp owns all rows of kSlots
@@ -12,8 +12,7 @@ constexpr int kFeaturesOut = 512;  // of a row of dx
 constexpr int kBlock = 8, kMTiles = 8, kNTiles = 1;  // a block's side; 16-row and 8-column steps
 constexpr int kWarps = 16, kSlots = 2, kThreads = 32 * kWarps + 128;  // warps that multiply, output blocks of each
 constexpr int kRows = 128;
-constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the stored blocks
-constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
+constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
 constexpr int kTiles = 2;
 constexpr int kStages = 3, kStageBytes = 73728, kBounds = kStageBytes - 144;  // a stage ends with its record, and that with bounds
 constexpr int kRowBytes = 128, kPanelBytes = 16384;  // of a panel
@@ -107,36 +106,6 @@ __device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 by
 
 // The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
 __device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
-// Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
-
-// All threads of the cluster meet. Orders nothing else: barriers have a fence of their own, and no thread reads what another wrote.
-__device__ __forceinline__ void cluster_sync() {
-    __syncwarp();
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-
-// Arrive on the barrier that lies where `barrier` does, in the thread block of that rank. Only reads of shared memory come before it,
-// so the scope of the thread block will do; that of the cluster would wait for the memory system at each arrival.
-__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
-    asm volatile(
-        "{ .reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(barrier), "r"(rank) : "memory");
-}
-
-// tma_load into every thread block whose bit is set in `ranks`, and their barriers.
-__device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned short ranks) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
-        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
-}
-
-// bulk_load into every thread block of the cluster whose bit is set in `ranks`, and their barriers (PTX: cp.async.bulk, multicast).
-__device__ __forceinline__ void bulk_multicast(u32 shared, const void* global, u32 bytes, u32 barrier, unsigned short ranks) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(shared),
-                 "l"(global), "r"(bytes), "r"(barrier), "h"(ranks) : "memory");
-}
-
 // Elements are bfloat16, kept as bits.
 using Element = unsigned short;
 
@@ -268,7 +237,7 @@ struct Walk {
 };
 
 // Fills the ring of stages, tile after tile: four warps, each thread one load of a stage.
-__device__ __forceinline__ void produce(const TensorMap& activations, const Element* __restrict__ w, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
+__device__ __forceinline__ void produce(const TensorMap& activations, const Element* __restrict__ w, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride) {
     const int mine = threadIdx.x % 32 * 4 + threadIdx.x / 32 % 4;  // neighbouring loads are other warps', which issue side by side
     const auto fetch = [&](const Walk& walk) {
         return mine < kLoads && walk.more() ? reinterpret_cast<const int2*>(kLoadTable)[static_cast<long long>(walk.stage) * kLoads + mine] : make_int2(-1, 0);
@@ -279,7 +248,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Elem
     u32 parity = 1;
     while (walk.more()) {
         const int2 load = ahead;
-        const int row0 = tiles.row(walk.tile) * kTileRows + rank * kRows;
+        const int row0 = tiles.row(walk.tile) * kTileRows;
         walk.advance();
         ahead = fetch(walk);  // arrives while the copies of this stage are issued
         const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
@@ -291,7 +260,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Elem
             bulk_load(stage + kStageBytes - low * 16, kRecords + static_cast<long long>(load.x) * 4, low * 16, barrier);
         } else if (load.y != 0) {
             const void* from = w + static_cast<long long>(load.x) * 8;
-            if (mine % kCluster == rank) bulk_multicast(stage + low * 16, from, high * 16, barrier, (1 << kCluster) - 1);
+            bulk_load(stage + low * 16, from, high * 16, barrier);
         } else if (load.x >= 0) {
             tma_load(stage + (mine - 1) * kPanelBytes, activations, load.x, row0, barrier);
         }
@@ -410,24 +379,24 @@ __device__ __forceinline__ void store(const Sums& sums, const int (&targets)[kSl
     }
 }
 
-extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
 bsgen_dgrad_b8_bfloat16_hopper_de24d623f93223f9(const __grid_constant__ TensorMap dy_map, const Element* __restrict__ w, Element* __restrict__ dx, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
-    const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
+    const int first_tile = blockIdx.x, stride = gridDim.x;
     const Tiles tiles(n);
 
     if (threadIdx.x == 0) {
         tma_prefetch(dy_map);
-        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kWarps * kCluster);
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kWarps);
         barrier_init_fence();
     }
-    cluster_sync();
+    __syncthreads();
 
     if (warp >= kWarps) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        produce(dy_map, w, stages_base, full, empty, tiles, first_tile, stride, rank);
+        produce(dy_map, w, stages_base, full, empty, tiles, first_tile, stride);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         const int lane = threadIdx.x % 32;
@@ -436,7 +405,7 @@ bsgen_dgrad_b8_bfloat16_hopper_de24d623f93223f9(const __grid_constant__ TensorMa
         int slot = 0;
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
-            const int group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
+            const int group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows;
             int targets[kSlots];  // read long before they are needed
 #pragma unroll
             for (int s = 0; s < kSlots; ++s) {
@@ -451,12 +420,10 @@ bsgen_dgrad_b8_bfloat16_hopper_de24d623f93223f9(const __grid_constant__ TensorMa
                 barrier_wait(full + slot * 8, parity);
                 multiply_stage(sums, places, stage, stage + kBounds + warp * (kSlots * 4));
                 __syncwarp();  // every lane has read its last
-                if (lane == 0)
-                    for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
+                if (lane == 0) barrier_arrive(empty + slot * 8);
                 if (++slot == kStages) slot = 0, parity ^= 1;
             }
             store(sums, targets, row0, n, dx, scratch);
         }
     }
-    cluster_sync();  // neighbours still write to this thread block's memory
 }

@@ -126,6 +126,10 @@ __device__ __forceinline__ void bulk_wait_read() {
 __device__ __forceinline__ void copy_engine_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 // The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
 __device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
+// Programmatic dependent launch (PTX: griddepcontrol). The kernel ahead in the stream may still run, until which has ended nothing may be
+// read or written that is not this kernel's own; and the one behind may be set up from here on.
+__device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
 // Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
 
 // All threads of the cluster meet. Orders nothing else: barriers have a fence of their own, and no thread reads what another wrote.
@@ -374,6 +378,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
     Walk walk(tiles, first_tile, stride);
     int slot = 0, ahead = fetch(walk);
     u32 parity = 1;
+    wait_for_kernel_ahead();
     while (walk.more()) {
         const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows + rank * kRows;
         walk.advance();
@@ -511,6 +516,7 @@ bsgen_fprop_b32_bfloat16_hopper_8bd202088863656e(const __grid_constant__ TensorM
     const Tiles tiles(n);
 
     if (threadIdx.x == 0) {
+        let_kernel_behind_begin();
         tma_prefetch(x_map), tma_prefetch(w_map), tma_prefetch(y_map);
         for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
         barrier_init_fence();
@@ -522,6 +528,7 @@ bsgen_fprop_b32_bfloat16_hopper_8bd202088863656e(const __grid_constant__ TensorM
         produce(x_map, w_map, stages_base, full, empty, tiles, first_tile, stride, rank);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+        wait_for_kernel_ahead();
         const int column = group % kColumns, lane = threadIdx.x % 32;
         const u32 scratch = (empty + kStages * 8 + 1023 & ~1023u) + threadIdx.x / 32 * kScratchBytes;
         const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;

@@ -71,6 +71,10 @@ __device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 by
 
 // The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
 __device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
+// Programmatic dependent launch (PTX: griddepcontrol). The kernel ahead in the stream may still run, until which has ended nothing may be
+// read or written that is not this kernel's own; and the one behind may be set up from here on.
+__device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
 // 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
 __device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -294,6 +298,7 @@ __device__ __forceinline__ void produce(const TensorMap& x, const TensorMap& dy,
     const int load = panel < panels ? kPanelTable[tile * kPanels + panel] : 0;
     int slot = 0;
     u32 parity = 1;
+    wait_for_kernel_ahead();
     for (int stage = first; stage < last; ++stage) {
         const u32 barrier = full + slot * 8;
         barrier_wait(empty + slot * 8, parity);
@@ -342,6 +347,7 @@ bsgen_wgrad_b32_bfloat16_hopper_8bd202088863656e(const __grid_constant__ TensorM
     const int tile = blockIdx.x % kTiles, split = blockIdx.x / kTiles;
     const int first = static_cast<long long>(stages) * split / kSplits, last = static_cast<long long>(stages) * (split + 1) / kSplits;
     if (threadIdx.x == 0) {
+        let_kernel_behind_begin();
         tma_prefetch(x_map), tma_prefetch(dy_map);
         for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
         barrier_init_fence();
@@ -366,6 +372,7 @@ bsgen_wgrad_b32_bfloat16_hopper_8bd202088863656e(const __grid_constant__ TensorM
         places[u] = (unit.x & 0xffff) + second * (unit.x >> 16) + chunk | unit.y << 16;
     }
     Sums sums = {};
+    wait_for_kernel_ahead();
     int slot = 0;
     u32 parity = 0;
     for (int stage = first; stage < last; ++stage) {

@@ -71,6 +71,10 @@ __device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 by
 
 // The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
 __device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
+// Programmatic dependent launch (PTX: griddepcontrol). The kernel ahead in the stream may still run, until which has ended nothing may be
+// read or written that is not this kernel's own; and the one behind may be set up from here on.
+__device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
 // The multiply step of a warpgroup, 64 rows x 32 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
 // the first, commit after the last, wait before its registers or shared memory change.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -205,6 +209,7 @@ __device__ __forceinline__ void produce(const TensorMap& x, const TensorMap& dy,
     const int load = panel < panels ? kPanelTable[tile * kPanels + panel] : 0;
     int slot = 0;
     u32 parity = 1;
+    wait_for_kernel_ahead();
     for (int stage = first; stage < last; ++stage) {
         const u32 barrier = full + slot * 8;
         barrier_wait(empty + slot * 8, parity);
@@ -240,6 +245,7 @@ bsgen_wgrad_b32_float16_hopper_0dd315799237382c(const __grid_constant__ TensorMa
     const int tile = blockIdx.x % kTiles, split = blockIdx.x / kTiles;
     const int first = static_cast<long long>(stages) * split / kSplits, last = static_cast<long long>(stages) * (split + 1) / kSplits;
     if (threadIdx.x == 0) {
+        let_kernel_behind_begin();
         tma_prefetch(x_map), tma_prefetch(dy_map);
         for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
         barrier_init_fence();
@@ -262,6 +268,7 @@ bsgen_wgrad_b32_float16_hopper_0dd315799237382c(const __grid_constant__ TensorMa
         left[u] = __shfl_sync(~0u, base + unit.x, 0), right[u] = __shfl_sync(~0u, base + unit.y, 0);
     }
     Sums sums = {};
+    wait_for_kernel_ahead();
     int slot = 0, before = -1;
     u32 parity = 0;
     for (int stage = first; stage < last; ++stage) {

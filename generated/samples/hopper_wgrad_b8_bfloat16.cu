@@ -76,6 +76,10 @@ __device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 by
 
 // The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
 __device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
+// Programmatic dependent launch (PTX: griddepcontrol). The kernel ahead in the stream may still run, until which has ended nothing may be
+// read or written that is not this kernel's own; and the one behind may be set up from here on.
+__device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
 // d += a * b on tensor cores, 16 x 8 x 16, bfloat16 in, float32 sums (PTX: mma.sync.m16n8k16).
 __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -365,6 +369,7 @@ __device__ __forceinline__ void produce(const TensorMap& x, const TensorMap& dy,
     const int id = panel < panels ? kPanelIds[tile * kPanels + panel] : 0;
     int slot = 0;
     u32 parity = 1;
+    wait_for_kernel_ahead();
     for (int stage = first; stage < last; ++stage) {
         const u32 barrier = full + slot * 8;
         barrier_wait(empty + slot * 8, parity);
@@ -412,6 +417,7 @@ bsgen_wgrad_b8_bfloat16_hopper_c94ebbb269905b2d(const __grid_constant__ TensorMa
     const int first = static_cast<long long>(stages) * split / kSplits, last = static_cast<long long>(stages) * (split + 1) / kSplits;
 
     if (threadIdx.x == 0) {
+        let_kernel_behind_begin();
         tma_prefetch(x_map), tma_prefetch(dy_map);
         for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kWarps);
         barrier_init_fence();
@@ -434,6 +440,7 @@ bsgen_wgrad_b8_bfloat16_hopper_c94ebbb269905b2d(const __grid_constant__ TensorMa
         place[u] = unit[0] >= 0 ? places(unit, lane) : 0;
     }
     float sums[kUnits][kMTiles][kNTiles][4] = {};
+    wait_for_kernel_ahead();
     int slot = 0;
     u32 parity = 0;
     for (int i = first; i < last; ++i) {
