@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from emulator import COMPILER
-from problems import ARITHMETIC, BIG, bernoulli, hub, sample, some_of
+from problems import ARITHMETIC, BIG, bernoulli, cheapest, hub, sample, some_of
 from test_emulated import check as check_kernels
 from test_hopper import check as check_hopper
+from test_hopper_narrow import check as check_hopper_narrow
 from test_kernels_compile import EPILOGUES, compiled_plan, named
 from test_reference import check as check_tables
 
@@ -65,6 +66,9 @@ def test_gates_on_the_host() -> None:
     for op, block in product(Op, (16, 32)):
         problem = Problem(op, bernoulli(6, 5, 0.5), block, DType.FLOAT16, gate=True, axis=0)
         check_kernels(choose(problem, BIG), 24)
+    for op, block in ((Op.FPROP, 8), (Op.DGRAD, 16)):
+        problem = Problem(op, bernoulli(6, 5, 0.5), block, DType.FLOAT16, gate=True, axis=0)
+        check_kernels(cheapest(hopper_narrow, problem, BIG), 24)
 
 
 @pytest.mark.parametrize(("op", "block", "kind"), some_of(MATRIX, 5), ids=named)
@@ -86,13 +90,15 @@ def test_what_families_serve() -> None:
     """Those that read rows of features step aside; Hopper's reads lines of N elements, if they are whole chunks of 16 bytes."""
     for op, block in product(Op, BLOCK_SIZES):
         problem = Problem(op, LAYOUT, block, DType.BFLOAT16, axis=0)
-        for family in (hopper_wgrad, hopper_narrow, hopper_narrow_wgrad):
+        for family in (hopper_wgrad, hopper_narrow_wgrad):
             assert list(family.shortlist(problem, BIG)) == []
         for batch, served in ((None, True), (8, True), (20, False), (63, False), (16384, True)):
             wanted = replace(problem, batch=batch)
             if op is not Op.WGRAD:
                 assert bool(list(hopper.shortlist(wanted, BIG))) == (served and block >= 32)
                 assert next(hopper.candidates(wanted, BIG), None) is None or served
+                assert bool(list(hopper_narrow.shortlist(wanted, BIG))) == (served and block < 32)
+                assert next(hopper_narrow.candidates(wanted, BIG), None) is None or served
     assert choose(Problem(Op.FPROP, LAYOUT, 32, DType.BFLOAT16, batch=4096, axis=0), BIG).family == "hopper"
     assert choose(Problem(Op.FPROP, LAYOUT, 32, DType.BFLOAT16, batch=4095, axis=0), BIG).family == "portable"
     assert choose(Problem(Op.DGRAD, LAYOUT, 32, DType.FLOAT32, batch=4096, axis=0), BIG).family == "portable"
@@ -124,6 +130,42 @@ def test_hopper_kernels(op: Op, block: int) -> None:
             check_tables(plan, n)
             if COMPILER:
                 check_kernels(plan, n, seed=n)
+
+
+@pytest.mark.parametrize(("op", "block"), list(product((Op.FPROP, Op.DGRAD), hopper_narrow.BLOCK_SIZES)), ids=named)
+def test_hopper_kernels_for_narrow_blocks(op: Op, block: int) -> None:
+    """Tables, no spills, and on the host the exact result; with an epilogue where there is one."""
+    finish = EPILOGUES[0] if op is Op.FPROP else Epilogue()
+    dtype = DType.FLOAT16 if block == 8 else DType.BFLOAT16
+    for layout in (bernoulli(13, 11, 0.3), hub(150, 5) if op is Op.FPROP else hub(5, 150)):
+        problem = Problem(op, layout, block, dtype, epilogue=finish, batch=1000, axis=0)
+        found: dict[object, hopper_narrow.Draft] = {}
+        for draft in hopper_narrow.drafts(problem, BIG):
+            found.setdefault((draft.geometry.shape.rows, bool(draft.reductions)), draft)
+        for n, draft in zip((8, 200), sample(list(found.values()), 2), strict=True):
+            plan = hopper_narrow.assemble(problem, BIG, draft)
+            check_hopper_narrow(plan)
+            compiled_plan(plan)
+            check_tables(plan, n)
+            if COMPILER:
+                check_kernels(plan, n, seed=n)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="there is no g++")
+@pytest.mark.parametrize("block", hopper_narrow.BLOCK_SIZES)
+def test_panels_of_every_width_and_tiles_of_every_height_on_the_host(block: int) -> None:
+    """Lines of 32, 64 and 128 bytes, one box a panel and two, alone and in clusters; features that no panel divides."""
+    problem = Problem(Op.DGRAD, bernoulli(9, 13, 0.4), block, DType.BFLOAT16, axis=0)
+    found: dict[object, hopper_narrow.Draft] = {}
+    for draft in hopper_narrow.drafts(problem, BIG):
+        shape = draft.geometry.shape
+        found.setdefault((shape.m_tiles, shape.panel), draft)
+    assert len(found) == 4 * len(hopper_narrow.panels(problem))
+    for turn, draft in enumerate(some_of(list(found.values()), 2 + block // 16)):
+        shape = replace(draft.geometry.shape, cluster=1 + turn % 2)
+        plan = hopper_narrow.assemble(problem, BIG, replace(draft, geometry=replace(draft.geometry, shape=shape)))
+        check_hopper_narrow(plan)
+        check_kernels(plan, (8, 144, 264)[turn % 3], seed=turn)
 
 
 def test_ranges_of_multiples_and_of_others() -> None:

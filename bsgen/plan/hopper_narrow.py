@@ -2,7 +2,8 @@
 
 A *panel* is 32 or 64 features of the activations, for all rows of a tile: TMA fetches lines of 64 bytes and more at the full rate,
 narrower ones at half of it or less. Where features come first, a line is of rows of one feature, and a panel may be as narrow as
-a block: a tile then loads the input blocks that it multiplies, and few others. A *run* is stored blocks that follow one another in W, fetched by one copy.
+a block: a tile then loads the input blocks that it multiplies, and few others. A *run* is stored blocks that follow one another
+in W, fetched by one copy.
 """
 
 from __future__ import annotations
