@@ -17,6 +17,7 @@ PRODUCER_WARPS = 4
 PRODUCER_REGISTERS = 32
 MOST_LAUNCH_REGISTERS = 128
 LINE_BYTES = 128  # of the widest swizzle
+MOST_AHEAD = 4  # 16-row tiles of a warp that has registers for the residual of all
 SCRATCH_BYTES = 512  # of a warp that stores: 16 rows of 16 outputs, or 32 of 8
 
 
@@ -149,6 +150,12 @@ class NarrowGeometry:
     def store_tiles(self) -> int:
         """16-row tiles whose results a warp stores together where features come first: 32 rows of 8 outputs, or 16 of 16."""
         return min(2, self.shape.m_tiles)
+
+    @property
+    def residuals_ahead(self) -> int:
+        """Chunks of the residual that a lane has on their way together where features come first: those of a feature, or one in
+        tiles so tall that there are no registers for more."""
+        return self.shape.m_tiles // self.store_tiles if self.shape.m_tiles <= MOST_AHEAD else 1
 
     @property
     def accumulators(self) -> int:

@@ -19,6 +19,7 @@ constexpr int kLineBytes = 128, kPanelBytes = 4096;  // of a feature in a box, o
 constexpr int kPanelBoxes = 1, kBoxRows = 64, kBoxBytes = 4096;  // a panel is loaded in boxes of kBoxRows rows
 constexpr int kStoreTiles = 2, kStoreSteps = 2 / kStoreTiles;  // 16-row tiles and 8-column steps that a warp stores at once
 constexpr int kScratchBytes = 512;  // of a warp, for those
+constexpr int kResidualsAhead = 2;  // chunks of the residual that a lane has on their way together
 constexpr int kLoads = 9;  // entries of a stage in kLoadTable
 
 // The address of shared memory as PTX instructions take it.
@@ -386,20 +387,23 @@ __device__ __forceinline__ void store(const Sums& sums, const int (&targets)[kSl
             target[i] = targets[(u + i) / kNTiles];
             biases[i] = load_pair(bias + max(target[i], 0) * kBlock + (u + i) % kNTiles * 8 + lane % 4 * 2);
         }
+        if (target[0] < 0 && target[kStoreSteps - 1] < 0) continue;
         const int mine = feature / 8 ? target[kStoreSteps - 1] : target[0];
         const long long line = static_cast<long long>(max(mine, 0) * kBlock + (u + feature / 8) % kNTiles * 8 + feature % 8) * n;
-        uint4 ahead[kMTiles / kStoreTiles];  // of all rows, on their way together
+        uint4 ahead[kResidualsAhead];
 #pragma unroll
         for (int m = 0; m < kMTiles; m += kStoreTiles) {
             const int row = row0 + m * 16 + chunk * 8;
-            ahead[m / kStoreTiles] = uint4{};
-            if (row < n && mine >= 0) ahead[m / kStoreTiles] = *reinterpret_cast<const uint4*>(residual + line + row);
-        }
+            if (m / kStoreTiles % kResidualsAhead == 0)
 #pragma unroll
-        for (int m = 0; m < kMTiles; m += kStoreTiles) {
+                for (int i = 0; i < kResidualsAhead; ++i) {
+                    const int r = row + i * kStoreTiles * 16;
+                    ahead[i] = uint4{};
+                    if (r < n && mine >= 0) ahead[i] = *reinterpret_cast<const uint4*>(residual + line + r);
+                }
             // Through shared memory, so that each lane has what belongs to its sums.
             u32 residuals[4];
-            store_chunk(chunks, ahead[m / kStoreTiles]);
+            store_chunk(chunks, ahead[m / kStoreTiles % kResidualsAhead]);
             __syncwarp();
             ldmatrix_x4_trans(residuals, matrices);
             __syncwarp();
@@ -416,7 +420,6 @@ __device__ __forceinline__ void store(const Sums& sums, const int (&targets)[kSl
             __syncwarp();
             const uint4 v = load_shared_chunk(chunks);
             __syncwarp();
-            const int row = row0 + m * 16 + chunk * 8;
             if (row < n && mine >= 0) store_global_chunk(y + line + row, v);
         }
     }

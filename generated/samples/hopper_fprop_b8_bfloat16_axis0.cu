@@ -415,10 +415,12 @@ __device__ __forceinline__ void store(const Sums& sums, const int (&targets)[kSl
         for (int i = 0; i < kStoreSteps; ++i) {
             target[i] = targets[(u + i) / kNTiles];
         }
+        if (target[0] < 0 && target[kStoreSteps - 1] < 0) continue;
         const int mine = feature / 8 ? target[kStoreSteps - 1] : target[0];
         const long long line = static_cast<long long>(max(mine, 0) * kBlock + (u + feature / 8) % kNTiles * 8 + feature % 8) * n;
 #pragma unroll
         for (int m = 0; m < kMTiles; m += kStoreTiles) {
+            const int row = row0 + m * 16 + chunk * 8;
             u32 words[4];
 #pragma unroll
             for (int i = 0; i < 4; ++i) {  // 8 rows, then 8 more, of each 16-row tile
@@ -432,7 +434,6 @@ __device__ __forceinline__ void store(const Sums& sums, const int (&targets)[kSl
             __syncwarp();
             const uint4 v = load_shared_chunk(chunks);
             __syncwarp();
-            const int row = row0 + m * 16 + chunk * 8;
             if (row < n && mine >= 0) store_global_chunk(y + line + row, v);
         }
     }
