@@ -15,6 +15,7 @@ from bsgen.plan.cost import LAUNCH_SECONDS, Cost, gate_seconds, memory_bytes, ov
 from bsgen.plan.grouping import Tiles
 from bsgen.plan.hopper_cost import COPY, L2_RATE, OVERLAP, SHARED_RATE, makespan
 from bsgen.plan.narrow_tile import NarrowGeometry
+from bsgen.plan.tile import MMA_ROWS
 from bsgen.problem import Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
@@ -74,12 +75,13 @@ def _demands(geo: NarrowGeometry, counts: Counts) -> tuple[Floats, dict[str, Flo
     l2_bytes = counts.panels * geo.panel_bytes + blocks * geo.piece_bytes / shape.cluster
     fragments = 512 * shape.m_tiles + (2 * geo.piece_bytes if geo.paired else CONFLICT * geo.piece_bytes)
     multiplies = shape.m_tiles * geo.n_tiles
-    instructions = OPERATION + shape.m_tiles + 1 + multiplies
+    turns = 0 if geo.axis else geo.box_rows // MMA_ROWS - 1  # addresses along a swizzled line of rows
+    instructions = OPERATION + shape.m_tiles + 1 + turns + multiplies
     return l2_bytes, {
         "L2": l2_bytes / L2_RATE[shape.cluster],
         "shared memory": (arriving + total * fragments) / SHARED_RATE,
         "math": total * multiplies * STEP / 4,
         "issue": total * instructions * ISSUE / 4,
         "latency": busiest * (LATENCY + multiplies * STEP),
-        "copies": (counts.panels + blocks / shape.cluster) * COPY / 4,
+        "copies": (counts.panels * geo.panel_boxes + blocks / shape.cluster) * COPY / 4,
     }
