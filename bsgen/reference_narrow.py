@@ -56,8 +56,8 @@ class _Stage:
         """The features at a byte of row 0 of a panel."""
         geo = self.plan.geometry
         position, inside = divmod(at, geo.panel_bytes)
-        assert inside < geo.row_bytes, "an operation starts past the first row of its panel"
-        return np.asarray(self.panels[position] + inside // geo.itemsize + np.arange(geo.block, dtype=np.int64))
+        assert inside < geo.shape.panel * geo.feature_bytes, "an operation starts past the first row of its panel"
+        return np.asarray(self.panels[position] + inside // geo.feature_bytes + np.arange(geo.block, dtype=np.int64))
 
     def weights(self, at: int) -> NDArray[np.int64]:
         """The elements of W of the stored block at a byte of the stage, [inputs, outputs]."""

@@ -52,11 +52,11 @@ def _memory(plan: HopperNarrowPlan, stage: int) -> np.ndarray:
         elif place < 1 << 31:
             at, size = panels * plan.geometry.panel_bytes, plan.geometry.panel_bytes
             assert place % shape.panel == 0
-            _fill(memory, at, np.tile(FEATURE + np.arange(place, place + shape.panel), shape.rows))
+            _fill(memory, at, _panel(plan, place))
             panels += 1
         else:
             continue
-        assert at % (1024 if not word else 16) == 0, "TMA writes whole swizzle atoms, bulk copies whole chunks"
+        assert at % (16 if word else _atom_bytes(plan)) == 0, "TMA writes whole swizzle atoms, bulk copies whole chunks"
         filled += size
     assert filled == whole, "the barrier waits for other bytes than come"
     assert panels > 0
@@ -64,6 +64,24 @@ def _memory(plan: HopperNarrowPlan, stage: int) -> np.ndarray:
     assert len(loads) <= 127, "a thread of four warps for each load beside the record's"
     assert len(loads) == len(rest) or all(word == 0 and place >= 1 << 31 for place, word in rest[len(loads) :])
     return memory
+
+
+def _line_rows(plan: HopperNarrowPlan) -> int:
+    """Rows of a feature in a line of at most 128 bytes; taller panels have several boxes."""
+    return min(64, plan.geometry.shape.rows)
+
+
+def _atom_bytes(plan: HopperNarrowPlan) -> int:
+    """Where boxes may begin."""
+    return 8 * 2 * _line_rows(plan) if plan.problem.feature_first else 1024
+
+
+def _panel(plan: HopperNarrowPlan, first: int) -> np.ndarray:
+    """A panel's elements, before the swizzle: rows of features, or in each box features of rows."""
+    shape, features = plan.geometry.shape, FEATURE + np.arange(first, first + plan.geometry.shape.panel)
+    if not plan.problem.feature_first:
+        return np.tile(features, shape.rows)
+    return np.tile(np.repeat(features, _line_rows(plan)), shape.rows // _line_rows(plan))
 
 
 def _fill(memory: np.ndarray, at: int, values: np.ndarray) -> None:
@@ -97,10 +115,18 @@ def _first_feature(plan: HopperNarrowPlan, memory: np.ndarray, place: int) -> in
     """The first feature of an operation's inputs; every row of the tile must hold the same."""
     shape, block = plan.geometry.shape, plan.problem.block_size
     panel, inside = divmod(place, plan.geometry.panel_bytes)
-    assert inside < plan.geometry.row_bytes, "an operation starts below row 0"
-    assert inside % (2 * block) == 0, "the kernel steps along the inputs of an operation by exclusive or"
     start = panel * plan.geometry.panel_bytes // 2
-    rows = memory[start : start + shape.rows * shape.panel].reshape(shape.rows, shape.panel)
+    elements = memory[start : start + shape.rows * shape.panel]
+    if plan.problem.feature_first:
+        line, boxes = _line_rows(plan), elements.reshape(-1, shape.panel, _line_rows(plan))
+        assert inside < shape.panel * 2 * line, "an operation starts below row 0"
+        assert inside % _atom_bytes(plan) == 0, "a lane's place in a swizzle atom is the same for all operations"
+        rows = boxes.transpose(0, 2, 1).reshape(shape.rows, shape.panel)
+        inside //= line
+    else:
+        assert inside < 2 * shape.panel, "an operation starts below row 0"
+        assert inside % (2 * block) == 0, "the kernel steps along the inputs of an operation by exclusive or"
+        rows = elements.reshape(shape.rows, shape.panel)
     features = rows[:, inside // 2 : inside // 2 + block]
     begin = int(features[0, 0])
     assert (features == np.arange(begin, begin + block)).all()

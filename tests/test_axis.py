@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from emulator import COMPILER
 from emulator import run as run_on_host
-from problems import ARITHMETIC, BIG, bernoulli, hub, sample, some_of
+from problems import ARITHMETIC, BIG, bernoulli, cheapest, hub, sample, some_of
 from test_emulated import check as check_kernels
 from test_hopper import check as check_hopper
+from test_hopper_narrow import check as check_hopper_narrow
 from test_hopper_wgrad import check as check_gradients
 from test_kernels_compile import EPILOGUES, check_instructions, compiled_plan, named
 from test_reference import check as check_tables
@@ -68,6 +69,9 @@ def test_gates_on_the_host() -> None:
     for op, block in product(Op, (16, 32)):
         problem = Problem(op, bernoulli(6, 5, 0.5), block, DType.FLOAT16, gate=True, axis=0)
         check_kernels(choose(problem, BIG), 24)
+    for op, block in ((Op.FPROP, 8), (Op.DGRAD, 16)):
+        problem = Problem(op, bernoulli(6, 5, 0.5), block, DType.FLOAT16, gate=True, axis=0)
+        check_kernels(cheapest(hopper_narrow, problem, BIG), 24)
 
 
 @pytest.mark.parametrize(("op", "block", "kind"), some_of(MATRIX, 5), ids=named)
@@ -89,11 +93,11 @@ def test_what_families_serve() -> None:
     """Those that read rows of features step aside; others read lines of N elements, if they are whole chunks of 16 bytes."""
     for op, block in product(Op, BLOCK_SIZES):
         problem = Problem(op, LAYOUT, block, DType.BFLOAT16, axis=0)
-        assert list(hopper_narrow.shortlist(problem, BIG)) == []
-        served_by = hopper if op is not Op.WGRAD else hopper_wgrad if block >= 32 else hopper_narrow_wgrad
+        families = (hopper_wgrad, hopper_narrow_wgrad) if op is Op.WGRAD else (hopper, hopper_narrow)
+        served_by = families[block < 32]
         for batch, served in ((None, True), (8, True), (20, False), (63, False), (16384, True)):
             wanted = replace(problem, batch=batch)
-            assert bool(list(served_by.shortlist(wanted, BIG))) == (served and (block >= 32 or op is Op.WGRAD))
+            assert bool(list(served_by.shortlist(wanted, BIG))) == served
             assert next(served_by.candidates(wanted, BIG), None) is None or served
     for op in Op:
         assert choose(Problem(op, LAYOUT, 32, DType.BFLOAT16, batch=4096, axis=0), BIG).family == "hopper"
@@ -168,6 +172,41 @@ def test_hopper_gradients_accumulate() -> None:
         plan = hopper_wgrad.assemble(problem, BIG, draft)
         got = run_on_host(plan, {**arrays, "out": out}, out.shape, n=24, accumulate=1).astype(np.float64)
         np.testing.assert_allclose(got, expected(problem, arrays) + 2, rtol=1e-2, atol=1e-1)
+
+
+@pytest.mark.parametrize(("op", "block"), list(product((Op.FPROP, Op.DGRAD), hopper_narrow.BLOCK_SIZES)), ids=named)
+def test_hopper_kernels_for_narrow_blocks(op: Op, block: int) -> None:
+    """Tables, no spills, and on the host the exact result; with an epilogue where there is one."""
+    finish = EPILOGUES[0] if op is Op.FPROP else Epilogue()
+    dtype = DType.FLOAT16 if block == 8 else DType.BFLOAT16
+    for layout in (bernoulli(13, 11, 0.3), hub(150, 5) if op is Op.FPROP else hub(5, 150)):
+        problem = Problem(op, layout, block, dtype, epilogue=finish, batch=1000, axis=0)
+        found: dict[object, hopper_narrow.Draft] = {}
+        for draft in hopper_narrow.drafts(problem, BIG):
+            found.setdefault((draft.geometry.shape.rows, bool(draft.reductions)), draft)
+        for n, draft in zip((8, 200), sample(list(found.values()), 2), strict=True):
+            plan = hopper_narrow.assemble(problem, BIG, draft)
+            check_hopper_narrow(plan)
+            compiled_plan(plan)
+            check_tables(plan, n)
+            if COMPILER:
+                check_kernels(plan, n, seed=n)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="there is no g++")
+@pytest.mark.parametrize("block", hopper_narrow.BLOCK_SIZES)
+def test_panels_of_every_width_and_tiles_of_every_height_on_the_host(block: int) -> None:
+    """Lines of 32, 64 and 128 bytes, one box a panel and two; features that no panel divides."""
+    problem = Problem(Op.DGRAD, bernoulli(9, 13, 0.4), block, DType.BFLOAT16, axis=0)
+    found: dict[object, hopper_narrow.Draft] = {}
+    for draft in hopper_narrow.drafts(problem, BIG):
+        shape = draft.geometry.shape
+        found.setdefault((shape.m_tiles, shape.panel), draft)
+    assert len(found) == 4 * len(hopper_narrow.panels(problem))
+    for turn, draft in enumerate(some_of(list(found.values()), 2 + block // 16)):
+        plan = hopper_narrow.assemble(problem, BIG, draft)
+        check_hopper_narrow(plan)
+        check_kernels(plan, (8, 144, 264)[turn % 3], seed=turn)
 
 
 def test_ranges_of_multiples_and_of_others() -> None:

@@ -93,17 +93,19 @@ def hopper_plans() -> list[Plan]:
 
 
 def uncommon_plans() -> list[Plan]:
-    """Hopper's kernels that are not in the choice: for narrow blocks, alone and in clusters, with results that TMA stores, and with
-    inputs that warpgroups share out."""
+    """Hopper's kernels that are not in the choice: for narrow blocks, alone, in clusters and with features first, with results that
+    TMA stores, and with inputs that warpgroups share out."""
     narrow = replace(BASE, dtype=DType.FLOAT16, block_size=16, epilogue=EVERYTHING)
     drafts = list(hopper_narrow.drafts(narrow, BIG))
     chosen = [next(each for each in drafts if each.geometry.shape.cluster == size) for size in hopper_narrow.CLUSTERS]
+    first = replace(narrow, layout=hub(150, 4), axis=0)
+    split = next(plan for plan in hopper_narrow.candidates(first, BIG) if plan.reductions)
     wide = replace(BASE, dtype=DType.BFLOAT16)
     staged = next(hopper.staged_plans(wide, BIG, 2))
     joint = hopper.assemble(wide, BIG, next(hopper.drafts(wide, BIG, hopper.JOINT_SHAPES)))
     gradients = [Problem(Op.WGRAD, BASE.layout, block, DType.FLOAT16, batch=16384) for block in (8, 16)]
     wgrad = [cheapest(hopper_narrow_wgrad, problem, BIG) for problem in gradients]
-    return [*(hopper_narrow.assemble(narrow, BIG, draft) for draft in chosen), staged, joint, *wgrad]
+    return [*(hopper_narrow.assemble(narrow, BIG, draft) for draft in chosen), split, staged, joint, *wgrad]
 
 
 def gated_plans() -> list[Plan]:

@@ -224,7 +224,9 @@ def test_hopper_wgrad_with_and_without_splits(block: int) -> None:
 @pytest.mark.parametrize("block", hopper_narrow.BLOCK_SIZES)
 @pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
 def test_kernels_for_narrow_blocks_compile(op: Op, block: int) -> None:
-    check_entries(cheapest(hopper_narrow, Problem(op, LARGE, block, DType.FLOAT16, gate=True), BIG), "gate")
+    for axis in (1, 0):
+        problem = Problem(op, LARGE, block, DType.FLOAT16, gate=True, axis=axis)
+        check_entries(cheapest(hopper_narrow, problem, BIG), "gate")
 
 
 @pytest.mark.parametrize("block", hopper.BLOCK_SIZES)

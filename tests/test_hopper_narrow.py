@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from narrow_tables import narrow_terms
-from problems import BIG, NARROW_KINDS, SMALL, bernoulli, cheapest, hub, sample, small_layouts
+from problems import BIG, NARROW_KINDS, SMALL, bernoulli, hub, sample, small_layouts
 from test_kernels_compile import EPILOGUES, check_instructions, compiled_plan, named
 from test_plan import check_block, check_launches, check_outputs, check_terms
 from test_reference import check as check_numbers
@@ -30,10 +30,11 @@ thorough = settings(
 
 @st.composite
 def narrow_problems(draw: st.DrawFn) -> Problem:
-    """Problems that the family serves, of every layout that has a block, with hints for N."""
+    """Problems that the family serves, of every layout that has a block, features last or first, with hints for N."""
     op, block, dtype = draw(st.sampled_from(NARROW_KINDS))
     layout = draw(small_layouts(16).filter(lambda layout: layout.nnz > 0))
-    return Problem(op, layout, block, dtype, batch=draw(st.sampled_from([None, 1, 40])))
+    batch, axis = draw(st.sampled_from([None, 1, 40])), draw(st.sampled_from([1, 0]))
+    return Problem(op, layout, block, dtype, batch=batch, axis=axis)
 
 
 def some(problem: Problem, count: int) -> list[Plan]:
@@ -47,7 +48,8 @@ def some(problem: Problem, count: int) -> list[Plan]:
 def test_tables(data: st.DataObject, problem: Problem) -> None:
     drafts = list(hopper_narrow.drafts(problem, BIG))
     places = data.draw(st.lists(st.integers(0, len(drafts) - 1), min_size=1, max_size=3, unique=True), "candidates")
-    check(cheapest(hopper_narrow, problem, BIG))
+    for plan in hopper_narrow.shortlist(problem, BIG):
+        check(plan)
     for place in places:
         check(hopper_narrow.assemble(problem, BIG, drafts[place]))
 
@@ -58,27 +60,30 @@ def test_split_outputs(op: Op, block: int) -> None:
     """A long hub, and a layout of few tiles whose output blocks are all split."""
     mask = hub(400, 6).mask
     for layout in (Layout(mask if op is Op.FPROP else mask.T), bernoulli(70, 40, 0.4)):
-        problem = Problem(op, layout, block, DType.FLOAT16, batch=64)
-        split = [draft for draft in hopper_narrow.drafts(problem, BIG) if draft.reductions]
-        assert split
-        for draft in sample(split, 3):
-            plan = hopper_narrow.assemble(problem, BIG, draft)
-            check(plan)
-            check_numbers(plan, 17)
+        for axis, n in ((1, 17), (0, 24)):
+            problem = Problem(op, layout, block, DType.FLOAT16, batch=64, axis=axis)
+            split = [draft for draft in hopper_narrow.drafts(problem, BIG) if draft.reductions]
+            assert split
+            for draft in sample(split, 2):
+                plan = hopper_narrow.assemble(problem, BIG, draft)
+                check(plan)
+                check_numbers(plan, n)
 
 
 @pytest.mark.parametrize(("op", "block", "dtype"), NARROW_KINDS)
 def test_numbers(op: Op, block: int, dtype: DType) -> None:
     for layout in (bernoulli(24, 20, 0.3), Layout(np.diag([1, 0, 1, 0, 0])), Layout(np.ones((20, 24), bool))):
-        for plan in some(Problem(op, layout, block, dtype), 3):
-            check_numbers(plan, 17)
+        for axis, n in ((1, 17), (0, 24)):
+            for plan in some(Problem(op, layout, block, dtype, axis=axis), 2):
+                check_numbers(plan, n)
 
 
 def test_dense_layouts_have_panels_with_more_blocks_than_a_stage_holds() -> None:
     for block, (op, density) in product(hopper_narrow.BLOCK_SIZES, ((Op.FPROP, 1.0), (Op.DGRAD, 0.8))):
-        problem = Problem(op, bernoulli(36, 64, density), block, DType.BFLOAT16)
-        for plan in some(problem, 3):
-            check(plan)
+        for axis in (1, 0):
+            problem = Problem(op, bernoulli(36, 64, density), block, DType.BFLOAT16, axis=axis)
+            for plan in some(problem, 2):
+                check(plan)
 
 
 def check(plan: Plan) -> None:
@@ -114,30 +119,34 @@ def check_registers(plan: HopperNarrowPlan) -> None:
 def check_maps(plan: HopperNarrowPlan) -> None:
     """What cuTensorMapEncodeTiled accepts, with rows of one swizzle line."""
     (activations,) = plan.maps
+    geo, first = plan.geometry, plan.problem.feature_first
     assert 0 < activations.box_rows <= 256
-    assert activations.box_columns * 2 == plan.geometry.row_bytes
-    assert plan.geometry.row_bytes in (64, 128)
+    assert activations.box_columns * 2 == geo.line_bytes
+    assert geo.line_bytes in ((32, 64, 128) if first else (64, 128))
     assert activations.columns * 2 % 16 == 0
-    assert (activations.operand, activations.columns, activations.rows) == (plan.activations, plan.features[0], 0)
-    assert activations.box_rows * plan.geometry.row_bytes == plan.geometry.panel_bytes
+    assert activations.operand == plan.activations
+    assert (activations.columns, activations.rows) == ((0, plan.features[0]) if first else (plan.features[0], 0))
+    assert activations.box_rows * geo.line_bytes == geo.box_bytes
+    assert geo.panel_boxes * geo.box_bytes == geo.panel_bytes == geo.shape.rows * geo.shape.panel * 2
 
 
 def check_grids(plan: HopperNarrowPlan) -> None:
-    """Whole clusters, no more thread blocks than multiprocessors, and none for no rows."""
+    """No more thread blocks than multiprocessors, and none for no rows."""
     main, shape = plan.launches[0], plan.geometry.shape
     assert main.grid.size(0, 132) == 0
     for n, sms in product(BATCHES, (132, 131, 7)):
-        work = plan.tiles * -(-n // (shape.rows * shape.cluster)) * shape.cluster
-        assert main.grid.size(n, sms) == min(work, sms // shape.cluster * shape.cluster) > 0
+        work = plan.tiles * -(-n // shape.rows)
+        assert main.grid.size(n, sms) == min(work, sms) > 0
 
 
+@pytest.mark.parametrize("axis", [1, 0])
 @pytest.mark.parametrize(("op", "block", "dtype"), NARROW_KINDS, ids=named)
-def test_kernels_of_every_shape(op: Op, block: int, dtype: DType) -> None:
+def test_kernels_of_every_shape(op: Op, block: int, dtype: DType, axis: int) -> None:
     """No candidate spills, whatever the layout: shapes alone make the code."""
     drafts: dict[object, tuple[Problem, hopper_narrow.Draft]] = {}
     skewed = hub(400, 6)
     for layout in (bernoulli(32, 32, 0.2), skewed if op is Op.FPROP else skewed.transpose()):
-        problem = Problem(op, layout, block, dtype)
+        problem = Problem(op, layout, block, dtype, axis=axis)
         for draft in hopper_narrow.drafts(problem, BIG):
             key = replace(draft.geometry.shape, stages=0, stage_bytes=0), bool(draft.reductions)
             drafts.setdefault(key, (problem, draft))
@@ -147,10 +156,11 @@ def test_kernels_of_every_shape(op: Op, block: int, dtype: DType) -> None:
     check_instructions(plan, binary, multiplies="HMMA")
 
 
+@pytest.mark.parametrize("axis", [1, 0])
 @pytest.mark.parametrize("epilogue", EPILOGUES, ids=named)
 @pytest.mark.parametrize("block", hopper_narrow.BLOCK_SIZES)
-def test_epilogues(block: int, epilogue: Epilogue) -> None:
-    problem = Problem(Op.FPROP, hub(400, 6), block, DType.BFLOAT16, epilogue=epilogue)
+def test_epilogues(block: int, epilogue: Epilogue, axis: int) -> None:
+    problem = Problem(Op.FPROP, hub(400, 6), block, DType.BFLOAT16, epilogue=epilogue, axis=axis)
     for plan in some(problem, 2):
         compiled_plan(plan)
 
@@ -164,6 +174,8 @@ def test_what_it_serves() -> None:
         assert served or not isinstance(choose(problem, target), HopperNarrowPlan)
         large = replace(problem, layout=bernoulli(64, 64, 0.2), batch=16384)
         assert op is Op.WGRAD or isinstance(choose(large, target), HopperNarrowPlan) == served
+    assert list(hopper_narrow.shortlist(Problem(Op.FPROP, layout, 8, DType.FLOAT16, batch=16, axis=0), BIG))
+    assert not list(hopper_narrow.shortlist(Problem(Op.FPROP, layout, 8, DType.FLOAT16, batch=17, axis=0), BIG))
     nothing = Problem(Op.FPROP, Layout(np.zeros((2, 3), bool)), 8, DType.FLOAT16)
     assert list(hopper_narrow.candidates(nothing, BIG)) == list(hopper_narrow.shortlist(nothing, BIG)) == []
 

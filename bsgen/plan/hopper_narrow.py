@@ -1,7 +1,9 @@
 """Plans for fprop and dgrad on Hopper with blocks of 8 and 16: rings filled by TMA, and warps that multiply (mma.sync).
 
-A *panel* is 32 or 64 features of the activations, for all rows of a tile: TMA fetches rows of 64 bytes and more at the full rate,
-narrower ones at half of it or less. A *run* is stored blocks that follow one another in W, fetched by one copy.
+A *panel* is 32 or 64 features of the activations, for all rows of a tile: TMA fetches lines of 64 bytes and more at the full rate,
+narrower ones at half of it or less. Where features come first, a line is of rows of one feature, and a panel may be as narrow as
+a block: a tile then loads the input blocks that it multiplies, and few others. A *run* is stored blocks that follow one another
+in W, fetched by one copy.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from bsgen.outline import Grid, Launch, TensorMap
 from bsgen.plan.blocks import IntArray, OutputBlocks, Part, Reduction, output_blocks, split
 from bsgen.plan.cost import Cost
 from bsgen.plan.grouping import Grouping, Tiles, groupings, similar
+from bsgen.plan.hopper import chosen
 from bsgen.plan.narrow_cost import Counts, narrow_cost, tile_counts
 from bsgen.plan.narrow_stages import (
     NarrowStage,
@@ -36,8 +39,8 @@ from bsgen.ranges import DEFAULT_ROWS
 BLOCK_SIZES = (8, 16)
 BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
 STAGES = (3, 4)
-CLUSTERS = (1,)
 PANELS = (32, 64)
+FEATURE_FIRST_PANELS = (8, 16, 32)
 WAYS, SPREAD_ROWS = (2, 3, 4, 6, 8), 512  # to split the inputs of every output block, where rows are few, too
 
 
@@ -94,6 +97,8 @@ class HopperNarrowPlan(ProductPlan):
     def maps(self) -> tuple[TensorMap, ...]:
         """How TMA sees the activations."""
         shape, dtype = self.geometry.shape, str(self.problem.dtype)
+        if self.problem.feature_first:
+            return (TensorMap(self.activations, 0, self.features[0], self.geometry.box_rows, shape.panel, dtype),)
         return (TensorMap(self.activations, self.features[0], 0, shape.panel, shape.rows, dtype),)
 
     @cached_property
@@ -101,7 +106,7 @@ class HopperNarrowPlan(ProductPlan):
         """The main kernel, after weights are gated, and the reduction of split output blocks when there are any."""
         shape, maps = self.geometry.shape, self.maps
         arguments = (*(tensor_map.argument for tensor_map in maps), self.weights, *self.tail_arguments)
-        grid = Grid(self.tiles, shape.rows * shape.cluster, persistent=True, cluster=shape.cluster)
+        grid = Grid(self.tiles, shape.rows, persistent=True)
         main = Launch(self.entry, grid, shape.threads, self.shared_memory, arguments, maps, dependent=True)
         return *self.gate_launches, main, *self.reduce_launches
 
@@ -111,7 +116,6 @@ class HopperNarrowPlan(ProductPlan):
         geo, shape = self.geometry, self.geometry.shape
         return (
             f"{geo.math.name}, tile {shape.rows} x {shape.tile_slots * geo.block}, {shape.warps} warps, panels of {shape.panel}, "
-            f"{f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}"
             f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, {self.grouping} groups{self.split_text}"
             f"{self.gate_text}"
         )
@@ -125,7 +129,6 @@ def serves(problem: Problem, target: Target) -> bool:
         and problem.block_size in BLOCK_SIZES
         and problem.dtype is not DType.FLOAT32
         and problem.layout.nnz > 0
-        and not problem.feature_first
     )
 
 
@@ -144,14 +147,21 @@ SHAPES = (
 
 
 def shapes(problem: Problem, target: Target) -> Iterator[NarrowShape]:
-    """Every shape, alone and in clusters, with every ring; no taller than the hint for N asks."""
+    """Every shape with every ring; no taller than the hint for N asks."""
     n, block = problem.batch or DEFAULT_ROWS, problem.block_size
     least = min(m_tiles * 16 for m_tiles, _, _ in SHAPES)
     for m_tiles, warps, columns in SHAPES:
-        for panel, cluster, stages in product(PANELS, CLUSTERS, STAGES):
-            shape = _with_ring(NarrowShape(m_tiles, warps, columns // block, panel, cluster, stages), target)
-            if shape.rows * cluster < max(2 * n, 2 * least) and shape.stage_bytes > 0:
+        for panel, stages in product(panels(problem), STAGES):
+            shape = _with_ring(NarrowShape(m_tiles, warps, columns // block, panel, stages), target)
+            if shape.rows < max(2 * n, 2 * least) and shape.stage_bytes > 0:
                 yield shape
+
+
+def panels(problem: Problem) -> tuple[int, ...]:
+    """Features of a panel, to choose from."""
+    if problem.feature_first:
+        return tuple(panel for panel in FEATURE_FIRST_PANELS if panel >= problem.block_size)
+    return PANELS
 
 
 def _with_ring(shape: NarrowShape, target: Target) -> NarrowShape:
@@ -211,13 +221,13 @@ def _padded(parts: Sequence[Part], length: int) -> list[Part | None]:
 
 def candidates(problem: Problem, target: Target) -> Iterator[HopperNarrowPlan]:
     """Plans of all drafts, to measure."""
-    for draft in drafts(problem, target):
+    for draft in drafts(problem, target) if chosen(problem) else ():
         yield assemble(problem, target, draft)
 
 
 def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iterator[HopperNarrowPlan]:
     """The plan of the cheapest draft, if below `limit` seconds."""
-    best = min(drafts(problem, target), key=lambda draft: draft.cost.seconds, default=None)
+    best = min(drafts(problem, target) if chosen(problem) else (), key=lambda draft: draft.cost.seconds, default=None)
     if best is not None and best.cost.seconds < limit:
         yield assemble(problem, target, best)
 

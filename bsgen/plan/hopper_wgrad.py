@@ -292,7 +292,9 @@ class HopperWGradPlan:
         geo, maps = self.geometry, self.maps
         destination, tail = (("workspace",), ("n",)) if self.summed_later else (("out",), ("n", "accumulate"))
         arguments = (*(tensor_map.argument for tensor_map in maps), *destination, *tail)
-        main = Launch(self.entry, Grid(self.tiles * self.splits), geo.threads, self.shared_memory, arguments, maps, dependent=True)
+        main = Launch(
+            self.entry, Grid(self.tiles * self.splits), geo.threads, self.shared_memory, arguments, maps, dependent=True
+        )
         if not self.summed_later:
             return (main,)
         if self.gated:

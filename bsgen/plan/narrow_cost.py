@@ -1,8 +1,8 @@
 """The cost model of the Hopper kernels for narrow blocks: five demands of a tile, as in plan/hopper_cost.py.
 
-The constants are fits to the timings of 122 plans on an H200 (bfloat16; C = K = 4096, N = 16384, 1 ... 50 % of the blocks, and
-12288 with N = 64; b = 8 and 16), with a root mean square error of 15 %; the plan of least predicted time took at most 11 % longer than
-the fastest of those timed (`tests/gpu/results/variants_h200.json`). Clocks are those of `Target.clock`, which the GPU exceeds.
+The constants are fits to the timings of 122 plans on an H200 (bfloat16, features last; C = K = 4096, N = 16384, 1 ... 50 % of the
+blocks, and 12288 with N = 64; b = 8 and 16), with a root mean square error of 15 %; the plan of least predicted time took at most
+11 % longer than the fastest (`tests/gpu/results/variants_h200.json`). Clocks are of `Target.clock`, which the GPU exceeds.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from bsgen.plan.cost import LAUNCH_SECONDS, Cost, gate_seconds, memory_bytes, ov
 from bsgen.plan.grouping import Tiles
 from bsgen.plan.hopper_cost import COPY, makespan
 from bsgen.plan.narrow_tile import NarrowGeometry
+from bsgen.plan.tile import MMA_ROWS
 from bsgen.problem import Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
@@ -57,12 +58,12 @@ def tile_counts(tiles: Tiles, problem: Problem, geo: NarrowGeometry) -> Counts:
 
 def _apart(tiles: Tiles, geo: NarrowGeometry) -> float:
     """The share of output blocks narrower than a sector of 32 bytes that are not in slots beside the other half's."""
-    if geo.block * geo.itemsize >= SECTOR_BYTES:
+    if geo.axis == 0 or geo.block * geo.itemsize >= SECTOR_BYTES:
         return 0.0
     targets = np.array([[-1 if part is None else part.target for part in tile] for tile in tiles])
     first, second = targets[:, 0::2], targets[:, 1::2]
     whole = (first % 2 == 0) & (second == first + 1)
-    return float(1 - 2 * np.count_nonzero(whole & (first >= 0)) / max(1, np.count_nonzero(targets >= 0)))
+    return float(1 - 2 * np.count_nonzero(whole & (first >= 0)) / max(1, int(np.count_nonzero(targets >= 0))))
 
 
 def narrow_cost(problem: Problem, target: Target, geo: NarrowGeometry, counts: Counts, reduced: bool) -> Cost:
@@ -71,13 +72,13 @@ def narrow_cost(problem: Problem, target: Target, geo: NarrowGeometry, counts: C
     l2_bytes, demands = _demands(geo, counts)
     tiles = sum((demand**OVERLAP for demand in demands.values()), np.zeros(1)) ** (1 / OVERLAP)
     tiles = tiles + (TILE + SECTOR * counts.apart) * shape.rows * shape.tile_slots * geo.block + TILE_LATENCY
-    row_tiles = -(-n // (shape.rows * shape.cluster))
-    seconds = makespan(tiles, row_tiles, target.sms // shape.cluster) / target.clock
+    row_tiles = -(-n // shape.rows)
+    seconds = makespan(tiles, row_tiles, target.sms) / target.clock
     memory = memory_bytes(problem, n) / target.hbm
     largest = max(demands, key=lambda name: float(demands[name].sum()))
     limiter = "device memory" if memory > seconds else largest
     total = overlapped(seconds, memory) + LAUNCH_SECONDS * (1 + reduced) + gate_seconds(problem, target)
-    return Cost(n, total, limiter, float(l2_bytes.sum()) * row_tiles * shape.cluster)
+    return Cost(n, total, limiter, float(l2_bytes.sum()) * row_tiles)
 
 
 def _demands(geo: NarrowGeometry, counts: Counts) -> tuple[Floats, dict[str, Floats]]:
@@ -89,16 +90,17 @@ def _demands(geo: NarrowGeometry, counts: Counts) -> tuple[Floats, dict[str, Flo
     steps = (counts.operations + odd) / (2 if geo.paired else 1)
     warps = steps.reshape(len(steps), shape.warps, shape.slots).sum(axis=2)
     total, busiest = warps.sum(axis=1), warps.max(axis=1)
-    rate = L2_RATE / (NARROW if geo.row_bytes < LINE_BYTES else 1)
-    l2_bytes = counts.panels * geo.panel_bytes + blocks * geo.piece_bytes / shape.cluster
+    rate = L2_RATE / (NARROW if geo.line_bytes < LINE_BYTES else 1)
+    l2_bytes = counts.panels * geo.panel_bytes + blocks * geo.piece_bytes
     fragments = 512 * shape.m_tiles + CONFLICT * geo.piece_bytes
     multiplies = shape.m_tiles * geo.n_tiles
-    instructions = OPERATION + shape.m_tiles + 1 + multiplies
+    turns = 0 if geo.axis else geo.box_rows // MMA_ROWS - 1  # addresses along a swizzled line of rows
+    instructions = OPERATION + shape.m_tiles + 1 + turns + multiplies
     return l2_bytes, {
         "L2": counts.panels * geo.panel_bytes / rate + blocks * geo.piece_bytes / L2_RATE,
         "shared memory": (arriving + total * fragments) / SHARED_RATE,
         "math": total * multiplies * STEP / 4,
         "issue": total * instructions * ISSUE / 4,
         "latency": busiest * (LATENCY + multiplies * STEP),
-        "copies": (counts.panels + blocks / shape.cluster) * COPY / 4,
+        "copies": (counts.panels * geo.panel_boxes + blocks) * COPY / 4,
     }

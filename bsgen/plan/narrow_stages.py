@@ -174,7 +174,7 @@ def _record(stage: NarrowStage, geo: NarrowGeometry) -> IntArray:
     place = {block: weights + i * geo.piece_bytes for i, block in enumerate(stage.stored)}
     work: list[list[int]] = [[] for _ in range(geo.shape.tile_slots)]
     for position, inside, slot, block in stage.operations:
-        work[slot] += position * geo.panel_bytes + inside * geo.block * geo.itemsize, place[block]
+        work[slot] += position * geo.panel_bytes + inside * geo.block * geo.feature_bytes, place[block]
     word, bounds = 0, [start]
     for words in work:
         word = -(-word // 4) * 4 if geo.paired else word

@@ -1,4 +1,8 @@
-"""Shapes of the Hopper kernels for narrow blocks: warps side by side, each with all rows of a tile and a few output blocks."""
+"""Shapes of the Hopper kernels for narrow blocks: warps side by side, each with all rows of a tile and a few output blocks.
+
+A panel of activations arrives by TMA in boxes, a swizzle line a row of the box. A line is a row of the panel's features, or where
+features come first up to 64 rows of one feature; taller tiles then have several boxes, one after the other.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +16,19 @@ from bsgen.problem import Op, Problem
 PRODUCER_WARPS = 4
 PRODUCER_REGISTERS = 32
 MOST_LAUNCH_REGISTERS = 128
-SCRATCH_BYTES = 512  # of a warp that stores: 16 rows of 16 outputs
+LINE_BYTES = 128  # of the widest swizzle
+MOST_AHEAD = 4  # 16-row tiles of a warp that has registers for the residual of all
+SCRATCH_BYTES = 512  # of a warp that stores: 16 rows of 16 outputs, or 32 of 8
 
 
 @dataclass(frozen=True)
 class NarrowShape:
-    """What a candidate decides: 16-row tiles of a warp, warps and output blocks of each, features of a panel, and the ring.
-
-    Thread blocks of a cluster have the same output blocks and neighbouring rows: each run of W is loaded once for all.
-    """
+    """What a candidate decides: 16-row tiles of a warp, warps and output blocks of each, features of a panel, and the ring."""
 
     m_tiles: int
     warps: int
     slots: int
     panel: int
-    cluster: int = 1
     stages: int = 0
     stage_bytes: int = 0
 
@@ -78,6 +80,7 @@ class NarrowGeometry:
     block: int
     math: Math
     shape: NarrowShape
+    axis: int = 1
 
     @property
     def chunk(self) -> int:
@@ -95,14 +98,34 @@ class NarrowGeometry:
         return CHUNK_BYTES // self.math.chunk
 
     @cached_property
-    def row_bytes(self) -> int:
-        """Bytes of a row of a panel: the width of the swizzle."""
-        return self.shape.panel * self.itemsize
+    def box_rows(self) -> int:
+        """Rows of the activations in a box."""
+        return self.shape.rows if self.axis else min(self.shape.rows, LINE_BYTES // self.itemsize)
+
+    @cached_property
+    def panel_boxes(self) -> int:
+        """Boxes of a panel."""
+        return self.shape.rows // self.box_rows
+
+    @cached_property
+    def line_bytes(self) -> int:
+        """Bytes of a line of a box: the width of the swizzle."""
+        return (self.shape.panel if self.axis else self.box_rows) * self.itemsize
+
+    @cached_property
+    def feature_bytes(self) -> int:
+        """From a feature to the next in row 0 of a panel, not swizzled."""
+        return self.itemsize if self.axis else self.line_bytes
+
+    @cached_property
+    def box_bytes(self) -> int:
+        """Bytes of a box."""
+        return self.shape.panel * self.box_rows * self.itemsize
 
     @cached_property
     def panel_bytes(self) -> int:
         """Bytes of a panel."""
-        return self.row_bytes * self.shape.rows
+        return self.panel_boxes * self.box_bytes
 
     @cached_property
     def panel_blocks(self) -> int:
@@ -120,6 +143,17 @@ class NarrowGeometry:
         return self.block // MMA_COLUMNS
 
     @property
+    def store_tiles(self) -> int:
+        """16-row tiles whose results a warp stores together where features come first: 32 rows of 8 outputs, or 16 of 16."""
+        return min(2, self.shape.m_tiles)
+
+    @property
+    def residuals_ahead(self) -> int:
+        """Chunks of the residual that a lane has on their way together where features come first: those of a feature, or one in
+        tiles so tall that there are no registers for more."""
+        return self.shape.m_tiles // self.store_tiles if self.shape.m_tiles <= MOST_AHEAD else 1
+
+    @property
     def accumulators(self) -> int:
         """float32 accumulators of a thread."""
         return self.shape.m_tiles * self.shape.slots * self.n_tiles * 4
@@ -127,4 +161,4 @@ class NarrowGeometry:
 
 def narrow_geometry(problem: Problem, shape: NarrowShape) -> NarrowGeometry:
     """The geometry of `problem` under `shape`."""
-    return NarrowGeometry(problem.op, problem.block_size, math_of(problem), shape)
+    return NarrowGeometry(problem.op, problem.block_size, math_of(problem), shape, problem.axis)

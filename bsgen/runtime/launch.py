@@ -64,7 +64,9 @@ class _Loaded:
         codes = (_code(name, launch) for name in launch.arguments)
         self.pack = struct.Struct("<" + "".join(codes)).pack_into
         self.attributes = _attributes(launch)
-        self.configurations: dict[tuple[int, int], Any] = {}  # by blocks and stream: making one takes longer than finding it
+        self.configurations: dict[
+            tuple[int, int], Any
+        ] = {}  # by blocks and stream: making one takes longer than finding it
         self.enqueue = driver.bindings().cuLaunchKernelEx
 
     def __call__(self, stream: int, operands: dict[str, Any]) -> None:

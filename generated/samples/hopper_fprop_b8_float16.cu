@@ -2,7 +2,7 @@
 // Layout 35c0a61d52f85996: 384 of 1024 blocks of 8 x 8 (37.50 %).
 // Plan: hopper, mma_f16, tile 128 x 256, 16 warps, panels of 64, 3 stages of 72 KiB, contiguous groups.
 //
-// Persistent thread blocks walk tiles of kRows rows x kWarps * kSlots output blocks, groups of output blocks fastest. Four warps keep a
+// Persistent thread blocks walk tiles of kTileRows rows x kWarps * kSlots output blocks, groups of output blocks fastest. Four warps keep a
 // ring of stages full: panels of activations, stored blocks, and a record of what to multiply. Each other warp owns all rows of kSlots
 // output blocks; it follows the operations of its slots and gives the stage back, as fast as it can for itself.
 
@@ -11,8 +11,7 @@ using u32 = unsigned int;
 constexpr int kFeaturesOut = 512;  // of a row of y
 constexpr int kBlock = 8, kMTiles = 8, kNTiles = 1;  // a block's side; 16-row and 8-column steps
 constexpr int kWarps = 16, kSlots = 2, kThreads = 32 * kWarps + 128;  // warps that multiply, output blocks of each
-constexpr int kRows = 128;
-constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
+constexpr int kTileRows = 128;
 constexpr int kTiles = 2;
 constexpr int kStages = 3, kStageBytes = 73728, kBounds = kStageBytes - 144;  // a stage ends with its record, and that with bounds
 constexpr int kRowBytes = 128, kPanelBytes = 16384;  // of a panel
@@ -106,6 +105,10 @@ __device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 by
 
 // The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
 __device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
+// Programmatic dependent launch (PTX: griddepcontrol). The kernel ahead in the stream may still run, until which has ended nothing may be
+// read or written that is not this kernel's own; and the one behind may be set up from here on.
+__device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
 // Elements are float16, kept as bits.
 using Element = unsigned short;
 
@@ -253,6 +256,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Elem
     int slot = 0;
     int2 ahead = fetch(walk);
     u32 parity = 1;
+    wait_for_kernel_ahead();
     while (walk.more()) {
         const int2 load = ahead;
         const int row0 = tiles.row(walk.tile) * kTileRows;
@@ -400,6 +404,7 @@ bsgen_fprop_b8_float16_hopper_35c0a61d52f85996(const __grid_constant__ TensorMap
     const Tiles tiles(n);
 
     if (threadIdx.x == 0) {
+        let_kernel_behind_begin();
         tma_prefetch(x_map);
         for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kWarps);
         barrier_init_fence();
@@ -411,6 +416,7 @@ bsgen_fprop_b8_float16_hopper_35c0a61d52f85996(const __grid_constant__ TensorMap
         produce(x_map, w, stages_base, full, empty, tiles, first_tile, stride);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+        wait_for_kernel_ahead();
         const int lane = threadIdx.x % 32;
         const u32 scratch = empty + kStages * 8 + warp * kScratchBytes;
         const Lane places(lane);

@@ -53,7 +53,7 @@ def joint(problem: Problem, target: Target) -> list[HopperPlan]:
 
 
 def narrow(problem: Problem, target: Target) -> list[HopperNarrowPlan]:
-    """A plan for narrow blocks of each shape and cluster, taking turns at panels, groupings and rings; and two that are split."""
+    """A plan for narrow blocks of each shape, taking turns at panels, groupings and rings; and two that are split."""
     by_shape: dict[object, list[hopper_narrow.Draft]] = {}
     for draft in hopper_narrow.drafts(problem, target):
         by_shape.setdefault(replace(draft.geometry.shape, panel=0, stages=0, stage_bytes=0), []).append(draft)

@@ -70,24 +70,26 @@ def hopper_plans(problem: Problem, target: Target) -> list[Plan]:
     return [*spread(problem, target), *staged(problem, target), *joint(problem, target)]
 
 
-def run_hopper(block: int, dtype: str, clusters: bool) -> None:
-    """All of them, on exact allocations."""
+def run_hopper(block: int, dtype: str, clusters: bool, axis: int) -> None:
+    """All of them, on exact allocations; with features first on lines of whole chunks of 16 bytes."""
     rng = np.random.default_rng(1)
     mask = rng.random((BLOCKS, BLOCKS + 1)) < 0.4
     mask[:, 0] = True
     layout, features = Layout(mask), {"x": BLOCKS * block, "dy": (BLOCKS + 1) * block}
-    shapes = {name: (N, width) for name, width in features.items()} | {"w": (layout.nnz, block, block)}
+    n = N if axis else N + 4
+    shapes = {name: (n, width) if axis else (width, n) for name, width in features.items()}
+    shapes["w"] = (layout.nnz, block, block)
     for op, taken, made in ((Op.FPROP, "x", "dy"), (Op.DGRAD, "dy", "x"), (Op.WGRAD, "x", "w")):
-        problem = Problem(op, layout, block, DType(dtype))
+        problem = Problem(op, layout, block, DType(dtype), axis=axis)
         names = (taken, "dy" if op is Op.WGRAD else "w")
         inputs = {name: upload(rng.standard_normal(shapes[name]).astype(problem.dtype.numpy), dtype) for name in names}
         plans = hopper_plans(problem, TARGETS["sm_90a"])
         plans = [plan for plan in plans if clusters or plan.launches[0].grid.cluster == 1]
         for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
             out = DeviceArray(shapes[made], dtype, 0, driver.DEFAULT_STREAM)
-            workspace = DeviceArray((plan.workspace.elements(N),), "float32", 0, driver.DEFAULT_STREAM)
+            workspace = DeviceArray((plan.workspace.elements(n),), "float32", 0, driver.DEFAULT_STREAM)
             arrays = {**inputs, "out": out, "workspace": workspace}
-            launch(kernels, {name: array.pointer for name, array in arrays.items()}, N)
+            launch(kernels, {name: array.pointer for name, array in arrays.items()}, n)
             context.wait(0, driver.DEFAULT_STREAM)
 
 
@@ -97,5 +99,6 @@ if __name__ == "__main__":
         run(block, dtype, precision)
         if precision == "tensor" and driver.device(0).arch == "sm_90a":
             # racecheck does not follow a barrier that another thread block arrives on.
-            run_hopper(block, dtype, clusters=tool != "racecheck")
+            for axis in (1, 0):
+                run_hopper(block, dtype, tool != "racecheck", axis)
     print("done")

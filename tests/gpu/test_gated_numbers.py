@@ -219,13 +219,22 @@ def test_hopper_of_narrow_blocks(name: str, op: Op, block: int) -> None:
     w, gate = normal(layout.nnz, block, block, dtype="bfloat16", seed=1), gates(layout.nnz)
     dense = dense_of(layout, scaled(w, gate))
     dense = dense if op is Op.FPROP else dense.T
-    problems = [Problem(op, layout, block, DType.BFLOAT16, batch=batch, gate=True) for batch in (64, 4096)]
+    problems = [
+        Problem(op, layout, block, DType.BFLOAT16, batch=batch, gate=True, axis=axis)
+        for batch in (64, 4096)
+        for axis in (1, 0)
+    ]
     plans = [plan for problem in problems for plan in hopper_narrow.shortlist(problem, TARGETS["sm_90a"])]
     for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
-        for n in (1, 64, 1000):
+        for n in (8, 64, 1000) if plan.problem.feature_first else (1, 64, 1000):
             x = normal(n, dense.shape[0], dtype="bfloat16", seed=n)
             arrays = {plan.activations: x, "w": switched_off(w, gate), "gate": gate}
-            out, _ = run(plan, kernels, arrays, (n, dense.shape[1]), n)
+            if plan.problem.feature_first:
+                arrays[plan.activations] = x.T.contiguous()
+                out, _ = run(plan, kernels, arrays, (dense.shape[1], n), n)
+                out = out.T
+            else:
+                out, _ = run(plan, kernels, arrays, (n, dense.shape[1]), n)
             assert_close(out, x.double() @ dense, 5e-3)
 
 

@@ -9,7 +9,7 @@ from plans import joint, launch, loaded, narrow, spread, staged
 
 from bsgen.layout import Layout
 from bsgen.plan import Plan, hopper, hopper_narrow
-from bsgen.problem import TARGETS, DType, Op, Problem
+from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Problem
 from bsgen.runtime import driver
 
 NAMES = ("random1", "random10", "random50", "one", "holes", "hub", "full", "banded", "wide", "tall")
@@ -53,11 +53,11 @@ def test_products(name: str, kind: tuple[str, int, str]) -> None:
             assert_close(out, x.double() @ dense, 1e-3 if dtype == "float32" else 5e-3)
 
 
-@pytest.mark.parametrize("block", hopper.BLOCK_SIZES)
+@pytest.mark.parametrize("block", hopper_narrow.BLOCK_SIZES + hopper.BLOCK_SIZES)
 @pytest.mark.parametrize("op", ["fprop", "dgrad"])
 @pytest.mark.parametrize("name", ["random10", "random50", "holes", "hub", "tall"])
 def test_features_first(name: str, op: str, block: int) -> None:
-    """N of whole chunks of 16 bytes."""
+    """N of whole chunks of 16 bytes; the same bits again."""
     layout = Layout(LAYOUTS[name](BLOCKS[block]))
     plans = plans_of(Problem(Op(op), layout, block, DType.BFLOAT16, axis=0))
     w = normal(layout.nnz, block, block, dtype="bfloat16", seed=1)
@@ -68,6 +68,22 @@ def test_features_first(name: str, op: str, block: int) -> None:
             x = normal(dense.shape[1], n, dtype="bfloat16", seed=n)
             out = _call(plan, kernels, x, w, dense.shape[0], n)
             assert_close(out, dense @ x.double(), 5e-3)
+            assert torch.equal(_call(plan, kernels, x, w, dense.shape[0], n), out), plan.summary
+
+
+@pytest.mark.parametrize("block", hopper_narrow.BLOCK_SIZES)
+@pytest.mark.parametrize("name", ["random10", "hub"])
+def test_epilogue_of_narrow_blocks_with_features_first(name: str, block: int) -> None:
+    layout, finish = Layout(LAYOUTS[name](BLOCKS[block])), Epilogue(True, Activation.RELU, True)
+    plans = plans_of(Problem(Op.FPROP, layout, block, DType.BFLOAT16, epilogue=finish, axis=0))
+    w, bias = (normal(*s, dtype="bfloat16") for s in ((layout.nnz, block, block), (layout.shape[1] * block,)))
+    dense = _dense(layout, w).T
+    for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
+        for n in (8, 136, 1000):
+            x, residual = (normal(features, n, dtype="bfloat16", seed=n) for features in (dense.shape[1], len(dense)))
+            out = _call(plan, kernels, x, w, len(dense), n, bias=bias, residual=residual)
+            exact = torch.relu(dense @ x.double() + bias.double()[:, None]) + residual.double()
+            assert_close(out, exact, 5e-3)
 
 
 def test_thread_blocks_that_meet_only_empty_groups() -> None:
@@ -104,11 +120,11 @@ def _dense(layout: Layout, w: object) -> object:
     return dense.permute(0, 2, 1, 3).reshape(rows * block, columns * block)
 
 
-def _call(plan: Plan, kernels: object, x: object, w: object, features: int, n: int) -> object:
+def _call(plan: Plan, kernels: object, x: object, w: object, features: int, n: int, **others: object) -> object:
     shape = (features, n) if plan.problem.feature_first else (n, features)
     out = poison(*shape, dtype=str(plan.problem.dtype))
     workspace = poison(max(1, plan.workspace.elements(n)), dtype="float32")
-    arrays = {plan.activations: x, "w": w, "out": out, "workspace": workspace}
+    arrays = {plan.activations: x, "w": w, "out": out, "workspace": workspace, **others}
     stream = torch.cuda.current_stream().cuda_stream
     launch(kernels, {name: array.data_ptr() for name, array in arrays.items()}, n, stream)
     torch.cuda.synchronize()
