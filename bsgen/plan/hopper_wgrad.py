@@ -300,7 +300,8 @@ class HopperWGradPlan:
         if self.gated:
             return main, gradient_launch(self.entry, self.problem)
         grid = Grid(self.tiles * geo.capacity)
-        return main, Launch(f"{self.entry}_reduce", grid, REDUCE_THREADS, 0, ("workspace", "out", "accumulate"))
+        arguments = ("workspace", "out", "accumulate")
+        return main, Launch(f"{self.entry}_reduce", grid, REDUCE_THREADS, 0, arguments, dependent=True)
 
     @property
     def summary(self) -> str:

@@ -38,6 +38,11 @@ class ProductPlan:
         raise NotImplementedError
 
     @property
+    def dependent(self) -> bool:
+        """Whether the kernels wait by themselves for those ahead."""
+        return self.family == "hopper"
+
+    @property
     def tiles(self) -> int:
         """Tiles of output blocks; they repeat for each tile of rows."""
         return len(self.targets)
@@ -133,7 +138,7 @@ class ProductPlan:
             Grid(len(self.reductions), self.reduce_rows),
             ("out", *self.epilogue_arguments, "workspace", "n"),
         )
-        return (Launch(f"{self.entry}_reduce", grid, REDUCE_THREADS, 0, arguments),)
+        return (Launch(f"{self.entry}_reduce", grid, REDUCE_THREADS, 0, arguments, dependent=self.dependent),)
 
     @property
     def workspace(self) -> Workspace:

@@ -245,7 +245,7 @@ class WGradPlan:
 
     @property
     def dependent(self) -> bool:
-        """Whether the main kernel waits by itself for the one ahead."""
+        """Whether the kernels wait by themselves for those ahead."""
         return False
 
     @cached_property
@@ -264,7 +264,8 @@ class WGradPlan:
         if self.gated:
             return main, gradient_launch(self.entry, self.problem)
         grid = Grid(-(-self.elements // (REDUCE_THREADS * REDUCE_ELEMENTS)))
-        return main, Launch(f"{self.entry}_reduce", grid, REDUCE_THREADS, 0, ("workspace", "out", "accumulate"))
+        arguments = ("workspace", "out", "accumulate")
+        return main, Launch(f"{self.entry}_reduce", grid, REDUCE_THREADS, 0, arguments, dependent=self.dependent)
 
     @property
     def summary(self) -> str:
