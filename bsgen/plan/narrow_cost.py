@@ -26,6 +26,7 @@ LATENCY = 90.0  # clocks of a multiply alone: words, fragments, first step
 CONFLICT = 2  # times that weights of 16-wide blocks, 32 bytes a row, pass through shared memory
 TILE = 0.1  # clocks of an output element
 TILE_LATENCY = 1500.0
+FULL_LINE = 64  # bytes of the narrowest line that TMA fetches at the full rate
 
 Floats = NDArray[np.float64]
 
@@ -73,12 +74,13 @@ def _demands(geo: NarrowGeometry, counts: Counts) -> tuple[Floats, dict[str, Flo
     total, busiest = warps.sum(axis=1), warps.max(axis=1)
     arriving = counts.panels * geo.panel_bytes + blocks * geo.piece_bytes
     l2_bytes = counts.panels * geo.panel_bytes + blocks * geo.piece_bytes / shape.cluster
+    slowed = l2_bytes + counts.panels * geo.panel_bytes * (max(1.0, FULL_LINE / geo.line_bytes) - 1)
     fragments = 512 * shape.m_tiles + (2 * geo.piece_bytes if geo.paired else CONFLICT * geo.piece_bytes)
     multiplies = shape.m_tiles * geo.n_tiles
     turns = 0 if geo.axis else geo.box_rows // MMA_ROWS - 1  # addresses along a swizzled line of rows
     instructions = OPERATION + shape.m_tiles + 1 + turns + multiplies
     return l2_bytes, {
-        "L2": l2_bytes / L2_RATE[shape.cluster],
+        "L2": slowed / L2_RATE[shape.cluster],
         "shared memory": (arriving + total * fragments) / SHARED_RATE,
         "math": total * multiplies * STEP / 4,
         "issue": total * instructions * ISSUE / 4,
