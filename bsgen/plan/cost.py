@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bsgen.plan.wgrad import WGradGeometry
 
 LAUNCH_SECONDS = 2.5e-6
+DEPENDENT_LAUNCH_SECONDS = 1.3e-6  # of a kernel that is set up while the one ahead ends
 BLOCK_LATENCY = 2500.0  # clocks until the first records and stages have come from L2
 SHARED_GAIN = 0.96  # two resident blocks fill each other's gaps better than the demands tell
 EPILOGUE_CLOCKS = 0.1  # an output element: L2 takes results and loads one after the other

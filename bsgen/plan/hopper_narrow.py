@@ -41,7 +41,7 @@ BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
 STAGES = (3, 4)
 PANELS = (32, 64)
 FEATURE_FIRST_PANELS = (8, 16, 32)
-WAYS, SPREAD_ROWS = (2, 3, 4, 6, 8), 512  # to split the inputs of every output block, where rows are few, too
+WAYS, SPREAD_ROWS = (2, 3, 4, 5, 6, 8), 512  # to split the inputs of every output block, where rows are few, too
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +195,8 @@ def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
         for index, (grouping, tiles, reductions) in enumerate(ways[key]):
             if (*key, shape.panel, index) not in counted:
                 counted[(*key, shape.panel, index)] = tile_counts(tiles, problem, geo)
-            cost = narrow_cost(problem, target, geo, counted[(*key, shape.panel, index)], bool(reductions))
+            partials = sum(reduction.count for reduction in reductions)
+            cost = narrow_cost(problem, target, geo, counted[(*key, shape.panel, index)], partials)
             yield Draft(geo, grouping, tiles, reductions, cost)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bsgen.outline import TensorMap
 from bsgen.plan.blocks import IntArray
-from bsgen.plan.cost import LAUNCH_SECONDS, Cost, memory_bytes, overlapped
+from bsgen.plan.cost import DEPENDENT_LAUNCH_SECONDS, Cost, memory_bytes, overlapped
 from bsgen.plan.hopper import chosen
 from bsgen.plan.narrow_tile import MOST_LAUNCH_REGISTERS, PRODUCER_REGISTERS, PRODUCER_WARPS
 from bsgen.plan.occupancy import REGISTERS
@@ -233,7 +233,7 @@ def _cost(problem: Problem, target: Target, geo: WGradGeometry, clocks: NDArray[
     work = clocks * -(-stages // splits) + START + sums / (len(clocks) * splits) / STORE
     rounds = -(-len(clocks) * splits // target.sms)
     seconds = max(float(work.mean()) * rounds, float(work.max())) / target.clock
-    reduce = LAUNCH_SECONDS + REDUCE * 2 * sums / target.hbm if splits > 1 or problem.gate else 0.0
+    reduce = DEPENDENT_LAUNCH_SECONDS + REDUCE * 2 * sums / target.hbm if splits > 1 or problem.gate else 0.0
     memory = memory_bytes(problem, n) / target.hbm
     limiter = "device memory" if memory > seconds else "L2"
-    return Cost(n, overlapped(seconds, memory) + reduce + LAUNCH_SECONDS, limiter, 0.0)
+    return Cost(n, overlapped(seconds, memory) + reduce + DEPENDENT_LAUNCH_SECONDS, limiter, 0.0)

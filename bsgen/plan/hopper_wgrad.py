@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from bsgen.outline import Grid, Launch, TensorMap, Workspace
 from bsgen.plan.blocks import IntArray
-from bsgen.plan.cost import LAUNCH_SECONDS, Cost, memory_bytes, overlapped
+from bsgen.plan.cost import DEPENDENT_LAUNCH_SECONDS, Cost, memory_bytes, overlapped
 from bsgen.plan.gates import gradient_lanes, gradient_launch
 from bsgen.plan.gradient_tiles import NOTHING, Column, GradientTile, Room, gradient_tiles, heights
 from bsgen.plan.hopper import chosen
@@ -414,11 +414,11 @@ def _cost(
     work = clocks * -(-stages // splits) + START + store
     rounds = -(-len(tiles) * splits // target.sms)
     seconds = max(float(work.mean()) * rounds, float(work.max())) / target.clock
-    reduce = LAUNCH_SECONDS + sums / target.hbm if splits > 1 or problem.gate else 0.0
+    reduce = DEPENDENT_LAUNCH_SECONDS + sums / target.hbm if splits > 1 or problem.gate else 0.0
     l2_bytes = float(sum(_panels(tile, geo) for tile in tiles)) * geo.panel_bytes * stages
     memory = memory_bytes(problem, n) / target.hbm
     limiter = "device memory" if memory > seconds else "L2"
-    return Cost(n, overlapped(seconds, memory) + reduce + LAUNCH_SECONDS, limiter, l2_bytes)
+    return Cost(n, overlapped(seconds, memory) + reduce + DEPENDENT_LAUNCH_SECONDS, limiter, l2_bytes)
 
 
 def assemble(problem: Problem, target: Target, draft: Draft) -> HopperWGradPlan:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bsgen.plan.cost import LAUNCH_SECONDS, Cost, gate_seconds, memory_bytes, overlapped
+from bsgen.plan.cost import DEPENDENT_LAUNCH_SECONDS, Cost, gate_seconds, memory_bytes, overlapped
 from bsgen.plan.grouping import Tiles
 from bsgen.plan.hopper_cost import COPY, makespan
 from bsgen.plan.narrow_tile import NarrowGeometry
@@ -32,7 +32,7 @@ TILE = 0.09  # clocks of an output element
 SECTOR = 0.5  # and of one whose neighbour in the same 32 bytes of a row is stored apart from it
 TILE_LATENCY = 630.0
 OVERLAP = 8.0  # the norm's exponent
-LINE_BYTES, SECTOR_BYTES = 128, 32
+LINE_BYTES, SECTOR_BYTES, FLOAT_BYTES = 128, 32, 4
 
 Floats = NDArray[np.float64]
 
@@ -66,8 +66,8 @@ def _apart(tiles: Tiles, geo: NarrowGeometry) -> float:
     return float(1 - 2 * np.count_nonzero(whole & (first >= 0)) / max(1, int(np.count_nonzero(targets >= 0))))
 
 
-def narrow_cost(problem: Problem, target: Target, geo: NarrowGeometry, counts: Counts, reduced: bool) -> Cost:
-    """The cost of a plan; `reduced` has a second launch for split output blocks."""
+def narrow_cost(problem: Problem, target: Target, geo: NarrowGeometry, counts: Counts, partials: int) -> Cost:
+    """The cost of a plan with so many partial sums of split output blocks, which a second launch adds."""
     shape, n = geo.shape, problem.batch or DEFAULT_ROWS
     l2_bytes, demands = _demands(geo, counts)
     tiles = sum((demand**OVERLAP for demand in demands.values()), np.zeros(1)) ** (1 / OVERLAP)
@@ -77,7 +77,10 @@ def narrow_cost(problem: Problem, target: Target, geo: NarrowGeometry, counts: C
     memory = memory_bytes(problem, n) / target.hbm
     largest = max(demands, key=lambda name: float(demands[name].sum()))
     limiter = "device memory" if memory > seconds else largest
-    total = overlapped(seconds, memory) + LAUNCH_SECONDS * (1 + reduced) + gate_seconds(problem, target)
+    total = overlapped(seconds, memory) + DEPENDENT_LAUNCH_SECONDS + gate_seconds(problem, target)
+    if partials:
+        sums = 2 * FLOAT_BYTES * partials * geo.block * n
+        total += DEPENDENT_LAUNCH_SECONDS + sums / (L2_RATE * target.sms * target.clock)
     return Cost(n, total, limiter, float(l2_bytes.sum()) * row_tiles)
 
 
