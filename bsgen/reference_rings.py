@@ -38,7 +38,7 @@ def _visits(plan: HopperPlan, record: NDArray[np.int32]) -> Iterator[tuple[int, 
             mask, piece = visit & 0xFF, (visit >> 16) * 16
             for slot in range(slots):
                 if mask >> slot & 1:
-                    yield column // geo.shape.joint * slots + slot, panel, piece
+                    yield column * slots + slot, panel, piece
                     piece += geo.piece_bytes
 
 

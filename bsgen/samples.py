@@ -17,7 +17,7 @@ import numpy as np
 from bsgen.emit import render
 from bsgen.files import write_together
 from bsgen.layout import Layout
-from bsgen.plan import Plan, choose, hopper, hopper_narrow, hopper_narrow_wgrad
+from bsgen.plan import Plan, choose, hopper_narrow, hopper_narrow_wgrad
 from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Precision, Problem, Target
 from bsgen.topology import banded
 
@@ -39,21 +39,10 @@ def hub(rows: int, cols: int) -> Layout:
 
 
 def narrow(problem: Problem, target: Target) -> Plan:
-    """The kernels for narrow blocks, which are not in the choice yet."""
+    """The kernels for narrow blocks, where the planner would choose the portable ones for so small a layout."""
     if problem.op is Op.WGRAD:
         return next(hopper_narrow_wgrad.shortlist(problem, target))
     return next(hopper_narrow.shortlist(problem, target))
-
-
-def joint(problem: Problem, target: Target) -> Plan:
-    """Inputs that warpgroups share out, which are not in the choice yet."""
-    drafts = hopper.drafts(problem, target, hopper.JOINT_SHAPES)
-    return hopper.assemble(problem, target, min(drafts, key=lambda draft: draft.cost.seconds))
-
-
-def staged(problem: Problem, target: Target) -> Plan:
-    """Results that TMA stores, which are not in the choice yet."""
-    return next(hopper.staged_plans(problem, target, 2))
 
 
 @dataclass(frozen=True)
@@ -133,26 +122,6 @@ SAMPLES = (
         arch=HOPPER,
         axis=0,
     ),
-    Sample(
-        "hopper_fprop_b32_bfloat16_staged",
-        Op.FPROP,
-        lambda: scattered(32, 32),
-        32,
-        DType.BFLOAT16,
-        batch=MANY,
-        arch=HOPPER,
-        planner=staged,
-    ),
-    Sample(
-        "hopper_fprop_b32_bfloat16_joint",
-        Op.FPROP,
-        lambda: scattered(32, 16),
-        32,
-        DType.BFLOAT16,
-        batch=FEW,
-        arch=HOPPER,
-        planner=joint,
-    ),
     Sample("hopper_fprop_b32_float16_split", Op.FPROP, lambda: hub(256, 12), 32, DType.FLOAT16, batch=FEW, arch=HOPPER),
     Sample("hopper_dgrad_b32_float32", Op.DGRAD, lambda: scattered(16, 16), 32, DType.FLOAT32, batch=MANY, arch=HOPPER),
     Sample(
@@ -196,7 +165,6 @@ SAMPLES = (
         DType.FLOAT16,
         batch=MANY,
         arch=HOPPER,
-        planner=narrow,
     ),
     Sample(
         "hopper_fprop_b16_bfloat16_bias_gelu_residual",
@@ -207,7 +175,6 @@ SAMPLES = (
         epilogue=Epilogue(bias=True, activation=Activation.GELU, residual=True),
         batch=MANY,
         arch=HOPPER,
-        planner=narrow,
     ),
     Sample(
         "hopper_dgrad_b8_bfloat16",
@@ -217,7 +184,6 @@ SAMPLES = (
         DType.BFLOAT16,
         batch=MANY,
         arch=HOPPER,
-        planner=narrow,
     ),
     Sample(
         "hopper_fprop_b16_bfloat16_split",
@@ -237,7 +203,6 @@ SAMPLES = (
         DType.BFLOAT16,
         batch=MANY,
         arch=HOPPER,
-        planner=narrow,
         axis=0,
     ),
     Sample(
@@ -249,7 +214,6 @@ SAMPLES = (
         epilogue=Epilogue(bias=True, activation=Activation.GELU, residual=True),
         batch=MANY,
         arch=HOPPER,
-        planner=narrow,
         axis=0,
     ),
     Sample(
@@ -300,7 +264,6 @@ SAMPLES = (
         DType.FLOAT16,
         batch=MANY,
         arch=HOPPER,
-        planner=narrow,
     ),
     Sample(
         "hopper_wgrad_b8_float16_split_axis0",

@@ -85,8 +85,7 @@ def visits(plan: HopperPlan, stage: int) -> Iterator[Visit]:
             mask, place = words[at + 1] & 0xFFFF, (words[at + 1] >> 16) * 16
             assert 0 < mask < 1 << geo.shape.slots, "a visit of no slot, or of one that does not exist"
             slots = [slot for slot in range(geo.shape.slots) if mask >> slot & 1]
-            first_slot = column // geo.shape.joint * geo.shape.slots
-            pieces = [(first_slot + slot, place + i * geo.piece_bytes) for i, slot in enumerate(slots)]
+            pieces = [(column * geo.shape.slots + slot, place + i * geo.piece_bytes) for i, slot in enumerate(slots)]
             yield Visit(column, words[at], tuple(pieces))
 
 

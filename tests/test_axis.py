@@ -108,7 +108,7 @@ def test_what_families_serve() -> None:
 def hopper_plans(problem: Problem, count: int) -> list[Plan]:
     """Plans of turning shapes, one of them with split outputs if there are any."""
     seen: dict[object, hopper.Draft] = {}
-    for draft in hopper.drafts(problem, BIG, hopper.SHAPES + hopper.JOINT_SHAPES):
+    for draft in hopper.drafts(problem, BIG):
         shape = replace(draft.geometry.shape, stages=0, stage_bytes=0)
         seen.setdefault((shape, bool(draft.reductions)), draft)
     drafts = [draft for (_, split), draft in seen.items() if not split]

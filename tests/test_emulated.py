@@ -56,28 +56,6 @@ def test_warpgroups(op: Op) -> None:
             check(hopper.assemble(problem, BIG, draft), n, seed=n)
 
 
-@pytest.mark.parametrize(("op", "block"), [(Op.FPROP, 32), (Op.DGRAD, 64), (Op.FPROP, 128)])
-def test_results_that_tma_stores(op: Op, block: int) -> None:
-    layout = hub(150, 5) if block == 32 else bernoulli(7, 9, 0.4)
-    problem = Problem(op, layout, block, DType.BFLOAT16, batch=100)
-    plan = next(hopper.staged_plans(problem, BIG, 4 if block == 32 else 2))
-    check(plan, 150 if block < 128 else 20, seed=block)
-
-
-@pytest.mark.parametrize(("op", "block"), [(Op.FPROP, 32), (Op.DGRAD, 64)])
-def test_inputs_that_warpgroups_share_out(op: Op, block: int) -> None:
-    """Every shape, on several tiles a thread block: sums that pass through shared memory twice."""
-    layout = bernoulli(20, 7, 0.4) if op is Op.FPROP else bernoulli(7, 9, 0.4)
-    problem = Problem(op, layout, block, DType.BFLOAT16, batch=64)
-    seen: dict[object, hopper.Draft] = {}
-    for draft in hopper.drafts(problem, BIG, hopper.JOINT_SHAPES):
-        shape = draft.geometry.shape
-        seen.setdefault((shape.columns, shape.joint, shape.cluster), draft)
-    assert len(seen) > 3
-    for seed, draft in enumerate(some_of(list(seen.values()), 2)):
-        check(hopper.assemble(problem, BIG, draft), 150, seed=seed)
-
-
 def test_gradients_of_weights() -> None:
     problem = Problem(Op.WGRAD, bernoulli(6, 5, 0.5), 32, DType.FLOAT16, batch=1000)
     for n, plan in zip((5, 200), sample(list(hopper_wgrad.candidates(problem, BIG)), 2), strict=True):

@@ -229,11 +229,6 @@ def test_kernels_for_narrow_blocks_compile(op: Op, block: int) -> None:
         check_entries(cheapest(hopper_narrow, problem, BIG), "gate")
 
 
-@pytest.mark.parametrize("block", hopper.BLOCK_SIZES)
-def test_results_that_tma_stores_compile(block: int) -> None:
-    check_entries(next(hopper.staged_plans(Problem(Op.DGRAD, LARGE, block, DType.BFLOAT16, gate=True), BIG, 2)), "gate")
-
-
 @pytest.mark.parametrize("family", [hopper, matmul], ids=["hopper", "portable"])
 def test_split_outputs_compile(family: Any) -> None:
     problem = Problem(

@@ -18,7 +18,6 @@ from bsgen.plan.grouping import Grouping, Tiles, groupings, similar
 from bsgen.plan.hopper_cost import Counts, hopper_cost, tile_counts
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
 from bsgen.plan.rings import RingStage, encode_loads, encode_records, pack, record_bytes, room, tile_items
-from bsgen.plan.tile import MMA_ROWS
 from bsgen.plan.warpgroup import ATOM_ROWS, WARPGROUP_ROWS, WarpgroupGeometry, WarpgroupShape, warpgroup_geometry
 from bsgen.problem import DType, Op, Precision, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
@@ -76,8 +75,6 @@ class HopperPlan(ProductPlan):
     @property
     def store(self) -> str:
         """The template of what follows a tile's multiplies."""
-        if self.geometry.shape.staging:
-            return "store_staged"
         if self.problem.feature_first:
             return "store_features"
         return "store_residual" if self.problem.epilogue.residual else "store"
@@ -98,25 +95,21 @@ class HopperPlan(ProductPlan):
         return 1
 
     @property
-    def maps(self) -> tuple[TensorMap, ...]:
-        """How TMA sees the activations and W, and the result if it stores that."""
+    def maps(self) -> tuple[TensorMap, TensorMap]:
+        """How TMA sees the activations and W."""
         geo, problem, dtype = self.geometry, self.problem, str(self.problem.dtype)
         if problem.feature_first:
             activations = TensorMap(self.activations, 0, self.features[0], WARPGROUP_ROWS, geo.depth, dtype)
         else:
             activations = TensorMap(self.activations, self.features[0], 0, geo.depth, geo.shape.rows, dtype)
         rows = problem.layout.nnz * problem.block_size
-        weights = TensorMap(self.weights, problem.block_size, rows, geo.box_columns, geo.box_rows, dtype)
-        if not geo.shape.staging:
-            return activations, weights
-        return activations, weights, TensorMap("out", self.features[1], 0, geo.depth, MMA_ROWS, dtype)
+        return activations, TensorMap(self.weights, problem.block_size, rows, geo.box_columns, geo.box_rows, dtype)
 
     @cached_property
     def launches(self) -> tuple[Launch, ...]:
         """The main kernel, after weights are gated, and the reduction of split output blocks when there are any."""
         shape, maps = self.geometry.shape, self.maps
-        tail = self.tail_arguments[1:] if shape.staging else self.tail_arguments
-        arguments = (*(tensor_map.argument for tensor_map in maps), *tail)
+        arguments = (*(tensor_map.argument for tensor_map in maps), *self.tail_arguments)
         grid = Grid(self.tiles, shape.rows * shape.cluster, persistent=True, cluster=shape.cluster)
         main = Launch(self.entry, grid, shape.threads, self.shared_memory, arguments, maps, dependent=True)
         return *self.gate_launches, main, *self.reduce_launches
@@ -128,10 +121,8 @@ class HopperPlan(ProductPlan):
         return (
             f"wgmma_{geo.math.ptx}, tile {shape.rows} x {shape.tile_slots * geo.block}, "
             f"{shape.row_groups} x {shape.columns} warpgroups of {64 * shape.m_tiles} x {shape.slots * geo.block}, "
-            f"{f'{shape.joint} of them for the same outputs, ' * (shape.joint > 1)}"
             f"{f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}"
-            f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, "
-            f"{f'{shape.staging // 1024} KiB of results a warp, ' * bool(shape.staging)}{self.grouping} groups"
+            f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, {self.grouping} groups"
             f"{f' in bands of {self.band}' * (self.band > 1)}{self.split_text}{self.gate_text}"
         )
 
@@ -146,13 +137,12 @@ def serves(problem: Problem, target: Target) -> bool:
 
 
 class Form(NamedTuple):
-    """Warpgroups down and across, 64-row tiles and columns of each, and how many across share output blocks."""
+    """Warpgroups down and across, 64-row tiles and columns of each."""
 
     row_groups: int
     columns: int
     m_tiles: int
     width: int
-    joint: int = 1
 
 
 # Those that were best for some layout or N on an H200, and (1, 3, 1, 32), of which 384 output blocks of 32 make 128 tiles.
@@ -173,29 +163,17 @@ SHAPES: tuple[Form, ...] = (
     Form(1, 2, 1, 128),
     Form(1, 1, 1, 128),
 )
-# For few rows, where a tile's chain of visits takes longest. No candidates before they have been timed.
-JOINT_SHAPES: tuple[Form, ...] = (
-    Form(1, 4, 1, 32, 4),
-    Form(1, 2, 1, 32, 2),
-    Form(1, 4, 1, 32, 2),
-    Form(1, 6, 1, 32, 2),
-    Form(1, 2, 1, 64, 2),
-    Form(1, 4, 1, 64, 4),
-    Form(1, 2, 1, 128, 2),
-)
 
 
-def shapes(problem: Problem, target: Target, forms: Sequence[Form] = SHAPES) -> Iterator[WarpgroupShape]:
+def shapes(problem: Problem, target: Target) -> Iterator[WarpgroupShape]:
     """Every shape whose accumulators fit the registers, alone and in clusters, with every ring."""
     most = MAXIMUM_SLOTS[problem.dtype is DType.FLOAT32]
-    for row_groups, columns, m_tiles, width, joint in forms:
+    for row_groups, columns, m_tiles, width in SHAPES:
         slots = width // problem.block_size
         if width % problem.block_size or slots > most:
             continue
-        exchange = (columns - columns // joint) * row_groups * m_tiles * WARPGROUP_ROWS * width * 4
         for cluster, few, stages in product(CLUSTERS, _few(problem, row_groups * m_tiles), STAGES):
-            shape = WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, few, stages)
-            shape = _with_ring(replace(shape, joint=joint, exchange=exchange), target)
+            shape = _with_ring(WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, few, stages), target)
             geo = warpgroup_geometry(problem, shape)
             if geo.registers(1) <= shape.consumer_registers and room(geo) >= geo.panel_bytes + 2 * geo.piece_bytes:
                 yield shape
@@ -214,23 +192,6 @@ def _with_ring(shape: WarpgroupShape, target: Target) -> WarpgroupShape:
     return replace(shape, stage_bytes=budget // shape.stages // 1024 * 1024)
 
 
-def staged(shape: WarpgroupShape, boxes: int, problem: Problem, target: Target) -> WarpgroupShape | None:
-    """The shape with `boxes` places for results that TMA stores, a smaller ring, and the same everything else; None where that
-    cannot be: boxes must be a part of a tile's, and rows past `few` belong to the next tile."""
-    geo = warpgroup_geometry(problem, shape)
-    if (
-        shape.few
-        or shape.joint > 1
-        or problem.dtype is DType.FLOAT32
-        or geo.tile_boxes % boxes
-        or problem.feature_first
-    ):
-        return None
-    wanted = _with_ring(replace(shape, staging=boxes * geo.store_bytes), target)
-    geo = warpgroup_geometry(problem, wanted)
-    return wanted if room(geo) >= geo.panel_bytes + 2 * geo.piece_bytes else None
-
-
 @dataclass(frozen=True, eq=False)
 class Draft:
     """A candidate before its stages are cut, with its cost."""
@@ -243,15 +204,15 @@ class Draft:
     cost: Cost
 
 
-def drafts(problem: Problem, target: Target, forms: Sequence[Form] = SHAPES) -> Iterator[Draft]:
+def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
     """Every shape with every grouping."""
     if not serves(problem, target):
         return
     view = output_blocks(problem)
     ways: dict[tuple[int, int], list[Grouping]] = {}
     counted: dict[tuple[int, int, int], Counts] = {}
-    for shape in shapes(problem, target, forms):
-        geo, key = warpgroup_geometry(problem, shape), (shape.output_columns, shape.slots)
+    for shape in shapes(problem, target):
+        geo, key = warpgroup_geometry(problem, shape), (shape.columns, shape.slots)
         if key not in ways:
             ways[key] = [*groupings(view, *key, target), *similar(view, shape.tile_slots)]
         for index, (grouping, tiles, reductions) in enumerate(ways[key]):
@@ -279,14 +240,6 @@ def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iter
     if ranked and ranked[0].cost.seconds < limit:
         alike = [draft for draft in ranked if draft.cost.seconds <= ranked[0].cost.seconds]
         yield assemble(problem, target, max(alike, key=_buffered))
-
-
-def staged_plans(problem: Problem, target: Target, boxes: int) -> Iterator[HopperPlan]:
-    """Plans of all drafts that can have TMA store their results, the cheapest first; no candidates before they have been timed."""
-    for draft in sorted(drafts(problem, target), key=lambda draft: draft.cost.seconds):
-        shape = staged(draft.geometry.shape, boxes, problem, target)
-        if shape is not None:
-            yield assemble(problem, target, replace(draft, geometry=warpgroup_geometry(problem, shape)))
 
 
 def _buffered(draft: Draft) -> float:

@@ -28,7 +28,6 @@ VISIT, PAIR = 15.0, 106.0  # clocks of a visit beside its multiply steps: alone,
 STEP = 17.0  # clocks between multiply steps that depend on each other
 COPY = 1.2  # clocks of the loading warp that a copy takes, as far as they are not hidden
 TILE = 0.18  # clocks of an output element
-JOIN = 100.0  # clocks of the barriers at which warpgroups that share output blocks meet; a guess, not fitted
 OVERLAP = 4.8  # the norm's exponent
 WALKED_ROWS = 128
 
@@ -37,7 +36,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """What tiles ask for: panels and [tiles, output columns] pieces and visits."""
+    """What tiles ask for: panels and [tiles, columns of warpgroups] pieces and visits."""
 
     panels: Floats
     pieces: Floats
@@ -48,10 +47,9 @@ def tile_counts(tiles: Tiles, inputs: int, geo: WarpgroupGeometry) -> Counts:
     """Count from the parts in the slots of tiles, for a layout of so many input blocks; panels loaded twice count once."""
     shape = geo.shape
     panels = np.zeros(len(tiles))
-    columns = shape.output_columns
-    pieces, visits = np.zeros((len(tiles), columns)), np.zeros((len(tiles), columns))
+    pieces, visits = np.zeros((len(tiles), shape.columns)), np.zeros((len(tiles), shape.columns))
     for index, tile in enumerate(tiles):
-        uses = np.zeros((inputs, columns, shape.slots), bool)
+        uses = np.zeros((inputs, shape.columns, shape.slots), bool)
         for slot, part in enumerate(tile):
             if part is not None:
                 uses[part.inputs, slot // shape.slots, slot % shape.slots] = True
@@ -67,8 +65,6 @@ def hopper_cost(problem: Problem, target: Target, geo: WarpgroupGeometry, counts
     l2_bytes, demands = _demands(geo, counts)
     tiles = sum((demand**OVERLAP for demand in demands.values()), np.zeros(1)) ** (1 / OVERLAP)
     tiles = tiles + TILE * shape.rows * shape.tile_slots * geo.block
-    if shape.joint > 1:
-        tiles = tiles + JOIN + 2 * shape.exchange / SHARED_RATE
     row_tiles = -(-n // (shape.rows * shape.cluster))
     seconds = makespan(tiles, row_tiles, target.sms // shape.cluster) / target.clock
     memory = memory_bytes(problem, n) / target.hbm
@@ -101,6 +97,6 @@ def _demands(geo: WarpgroupGeometry, counts: Counts) -> tuple[Floats, dict[str, 
         "L2": l2_bytes / L2_RATE[shape.cluster],
         "shared memory": shared / SHARED_RATE,
         "math": pieces * (geo.steps * max(geo.block / 2, LEAST_STEP) * shape.multiplied_rows / WARPGROUP_ROWS),
-        "latency": chain.max(axis=1) / shape.joint,
+        "latency": chain.max(axis=1),
         "copies": (counts.panels + pieces * geo.piece_boxes / shape.cluster) * COPY,
     }

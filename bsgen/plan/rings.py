@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle, groupby
+from itertools import groupby
 from operator import itemgetter
 
 import numpy as np
@@ -136,14 +136,12 @@ def encode_records(stages: Sequence[RingStage], geo: WarpgroupGeometry) -> IntAr
     piece in 16 bytes << 16. The pieces follow one another by slot.
     """
     table = np.zeros((len(stages), record_bytes(geo) // 4), np.int64)
-    turns = [cycle(range(geo.shape.joint)) for _ in range(geo.shape.output_columns)]
     for row, stage in zip(table, stages, strict=True):
-        _encode_record(row, stage, geo, turns)
+        _encode_record(row, stage, geo)
     return table.astype(np.uint32).view(np.int32)
 
 
-def _encode_record(row: np.ndarray, stage: RingStage, geo: WarpgroupGeometry, turns: Sequence[Iterator[int]]) -> None:
-    """`turns`: which of the warpgroups with the same output blocks takes the next visit."""
+def _encode_record(row: np.ndarray, stage: RingStage, geo: WarpgroupGeometry) -> None:
     slots, word = geo.shape.slots, first_visit(geo.shape.columns)
     visits: list[list[int]] = [[] for _ in range(geo.shape.columns)]
     piece = 0
@@ -152,7 +150,7 @@ def _encode_record(row: np.ndarray, stage: RingStage, geo: WarpgroupGeometry, tu
             members = list(run)
             mask = sum(1 << slot % slots for slot, _, _ in members)
             place = (len(stage.panels) * geo.panel_bytes + piece * geo.piece_bytes) // 16
-            visits[column * geo.shape.joint + next(turns[column])] += [position * geo.panel_bytes, mask | place << 16]
+            visits[column] += [position * geo.panel_bytes, mask | place << 16]
             piece += len(members)
     for column, words in enumerate(visits):
         row[column] = word * 4 | len(words) // 2 << 16

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bsgen.plan.occupancy import REGISTERS
-from bsgen.plan.tile import MMA_ROWS, Math, math_of
+from bsgen.plan.tile import Math, math_of
 from bsgen.problem import Op, Problem
 
 LINE_BYTES = 128
@@ -31,9 +31,6 @@ class WarpgroupShape:
 
     Thread blocks of a cluster have the same output blocks and neighbouring rows: each piece of W is loaded once for all.
     A tile of `few` rows (a multiple of 8, 0: none) loads no more of the 64 that are multiplied; the others are never stored.
-    With `staging` bytes, results of a warp go there, for TMA to store while the next tile is multiplied; 0: the warp stores them.
-    `joint` neighbouring columns of warpgroups have the same output blocks and share out the panels; their sums pass through
-    `exchange` bytes to the first of them.
     """
 
     row_groups: int
@@ -44,9 +41,6 @@ class WarpgroupShape:
     few: int = 0
     stages: int = 0
     stage_bytes: int = 0
-    staging: int = 0
-    joint: int = 1
-    exchange: int = 0
 
     @property
     def groups(self) -> int:
@@ -55,8 +49,8 @@ class WarpgroupShape:
 
     @property
     def scratch_bytes(self) -> int:
-        """Shared memory through which results are stored, and sums passed on."""
-        return (self.staging or SCRATCH_BYTES) * 4 * self.groups + self.exchange
+        """Shared memory through which results are stored."""
+        return SCRATCH_BYTES * 4 * self.groups
 
     @property
     def rows(self) -> int:
@@ -71,12 +65,7 @@ class WarpgroupShape:
     @property
     def tile_slots(self) -> int:
         """Output blocks of a tile."""
-        return self.output_columns * self.slots
-
-    @property
-    def output_columns(self) -> int:
-        """Columns of warpgroups with output blocks of their own."""
-        return self.columns // self.joint
+        return self.columns * self.slots
 
     @property
     def threads(self) -> int:
@@ -229,21 +218,6 @@ class WarpgroupGeometry:
     def weights_step(self) -> int:
         """From one multiply step to the next in a piece, in 16 bytes: rows for fprop, along them for dgrad."""
         return (self.step * self.row_bytes if self.op is Op.FPROP else self.step * self.itemsize) >> 4
-
-    @cached_property
-    def store_bytes(self) -> int:
-        """Bytes of a box of results that TMA stores: 16 rows of a swizzle line."""
-        return MMA_ROWS * self.row_bytes
-
-    @cached_property
-    def store_boxes(self) -> int:
-        """Boxes of a warp that are on their way at once; each has its place, and all of a tile take turns."""
-        return self.shape.staging // self.store_bytes
-
-    @cached_property
-    def tile_boxes(self) -> int:
-        """Boxes of a warp's part of a tile."""
-        return self.shape.m_tiles * self.shape.slots * self.slices
 
     @cached_property
     def accumulators(self) -> int:

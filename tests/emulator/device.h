@@ -90,7 +90,6 @@ struct Fiber {
     Block* block;
     dim3 index;
     bool done = false;
-    int group = 0;  // of bulk copies out of shared memory
 };
 
 inline std::vector<Fiber> fibers;
@@ -147,8 +146,6 @@ inline T __shfl_xor_sync(u32, T value, int mask) { return exchange(value)[lane_i
 template <class T>
 inline T __shfl_down_sync(u32, T value, int by) { return exchange(value)[min(lane_id() + by, 31u)]; }
 
-inline void pass_time();
-inline bool stores_left();
 // Start every thread block of a cluster at once, cluster after cluster.
 template <class Kernel>
 inline void launch(unsigned count, unsigned threads, unsigned cluster, unsigned seed, Kernel kernel) {
@@ -167,7 +164,7 @@ inline void launch(unsigned count, unsigned threads, unsigned cluster, unsigned 
         }
         for (unsigned i = 0; i < fibers.size(); ++i) {
             Fiber& fiber = fibers[i];
-            fiber.block = &blocks[i / threads], fiber.index.x = i % threads, fiber.stack.resize(kStackBytes), fiber.done = false, fiber.group = 0;
+            fiber.block = &blocks[i / threads], fiber.index.x = i % threads, fiber.stack.resize(kStackBytes), fiber.done = false;
             getcontext(&fiber.context);
             fiber.context.uc_stack.ss_sp = fiber.stack.data(), fiber.context.uc_stack.ss_size = kStackBytes;
             fiber.context.uc_link = &scheduler;
@@ -187,10 +184,9 @@ inline void launch(unsigned count, unsigned threads, unsigned cluster, unsigned 
             for (size_t i = 0; i < copies.size();)
                 if (--copies[i].delay <= 0) copies[i].land(), copies.erase(copies.begin() + i), idle = 0;
                 else ++i;
-            pass_time();
             if (++idle > 2000) fail("every thread waits for something that does not come");
         }
-        if (!copies.empty() || stores_left()) fail("copies on their way at the end of a thread block");
+        if (!copies.empty()) fail("copies on their way at the end of a thread block");
     }
 }
 
@@ -247,7 +243,6 @@ inline void store_global_chunk(void* global, uint4 v) {
     std::memcpy(global, &v, 16);
 }
 inline void prefetch_l2(const void*) {}
-inline void named_sync(int barrier, int threads) { meet(self->block->named[barrier], threads); }
 inline void producers_sync() { meet(self->block->named[1], 128); }
 inline void cluster_sync() { meet(cluster_meeting, static_cast<int>(fibers.size())); }
 inline void barrier_arrive_at(u32 barrier, u32 rank) {
@@ -297,55 +292,12 @@ inline void tma_multicast(u32 shared, const TensorMap& map, int column, int row,
     for (unsigned rank = 0; rank < blocks.size(); ++rank)
         if (ranks >> rank & 1) tma_load_at(&blocks[rank], shared, map, column, row, barrier);
 }
-inline void bulk_load_at(Block* block, u32 shared, const void* global, u32 bytes, u32 barrier) {
+inline void bulk_load(u32 shared, const void* global, u32 bytes, u32 barrier) {
     if (bytes % 16 || bytes == 0 || shared % 16 || reinterpret_cast<uintptr_t>(global) % 16) fail("a bulk copy is not of whole chunks", bytes);
-    at(shared, 16, block), at(shared + bytes - 16, 16, block);
+    at(shared, 16), at(shared + bytes - 16, 16);
+    Block* block = self->block;
     start(block, barrier, bytes, [=] { std::memcpy(block->shared + (shared - kSharedBase), global, bytes); });
 }
-inline void bulk_load(u32 shared, const void* global, u32 bytes, u32 barrier) { bulk_load_at(self->block, shared, global, bytes, barrier); }
-inline void bulk_multicast(u32 shared, const void* global, u32 bytes, u32 barrier, unsigned short ranks) {
-    for (unsigned rank = 0; rank < blocks.size(); ++rank)
-        if (ranks >> rank & 1) bulk_load_at(&blocks[rank], shared, global, bytes, barrier);
-}
-
-// Bulk groups of a thread: stores read shared memory late, and only waiting for their group makes sure that they have.
-struct Store {
-    Fiber* owner;
-    int group, delay;
-    std::function<void()> land;
-};
-inline std::deque<Store> stores;
-inline void land_stores(const std::function<bool(Store&)>& ready) {
-    for (size_t i = 0; i < stores.size();)
-        if (ready(stores[i])) stores[i].land(), stores.erase(stores.begin() + i), idle = 0;
-        else ++i;
-}
-inline void tma_store(const TensorMap& map, int column, int row, u32 shared) {
-    const int line = map.box_columns * map.item;
-    if (line != 64 && line != 128) fail("a row of a stored box is no swizzle line", line);
-    if (shared % (8 * line)) fail("a stored box starts inside a swizzle atom", shared);
-    Block* block = self->block;
-    at(shared + map.box_rows * line - 16, 16);
-    stores.push_back({self, self->group, static_cast<int>(chance() % 12), [=, &map] {
-        for (int r = 0; r < map.box_rows; ++r)
-            for (int byte = 0; byte < line; byte += map.item) {
-                const u32 place = shared + r * line + byte / 16 * 16;
-                const u32 there = line == 128 ? place ^ (place >> 7 & 7) << 4 : place ^ (place >> 7 & 3) << 4;
-                const long long c = column + byte / map.item;
-                if (row + r < map.rows && c < map.columns)
-                    std::memcpy(const_cast<unsigned char*>(map.base) + ((row + r) * map.columns + c) * map.item, at(there, 16, block) + byte % 16, map.item);
-            }
-    }});
-}
-inline void bulk_commit() { ++self->group; }
-template <int Pending>
-inline void bulk_wait_read() {
-    Fiber* owner = self;
-    land_stores([=](Store& store) { return store.owner == owner && store.group < owner->group - Pending; });
-}
-inline void copy_engine_fence() {}
-inline void pass_time() { land_stores([](Store& store) { return --store.delay < 0; }); }
-inline bool stores_left() { return !stores.empty(); }
 
 // --- 16-bit elements -------------------------------------------------------------------------------------------------------------------
 

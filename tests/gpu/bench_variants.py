@@ -1,9 +1,9 @@
-"""Times plans that are not in the planner's choice yet beside the one that it takes, cuBLAS and Blocked-ELL.
+"""Times the likeliest plans by the cost model beside the one that the planner takes, cuBLAS and Blocked-ELL.
 
-    PYTHONPATH=. python3 tests/gpu/bench_variants.py [narrow] [wgrad] [staged] [axis] [small] [--json FILE]
+    PYTHONPATH=. python3 tests/gpu/bench_variants.py [narrow] [wgrad] [axis] [small] [--json FILE]
 
-*narrow*, *wgrad*: the Hopper kernels for blocks of 8 and 16. *staged*: results that TMA stores. *axis*: features first, for which
-the cost model has not been fitted. *small*: few rows, with inputs that warpgroups share out.
+*narrow*, *wgrad*: the Hopper kernels for blocks of 8 and 16. *axis*: features first, for which the cost model has not been fitted.
+*small*: few rows.
 Each plan is checked before it is timed; one that is wrong is said and left out.
 """
 
@@ -36,7 +36,7 @@ Case = tuple[str, Problem, list[Plan]]
 
 
 def narrow(op: Op, b: int, density: float, n: int = 16384, size: int = SIZE) -> Case:
-    """Blocks of 8 and 16: for each shape, panel and cluster the cheapest plan by the model, the likeliest first."""
+    """Blocks of 8 and 16: for each shape, panel and grouping the cheapest plan by the model, the likeliest first."""
     problem = _problem(op, b, density, n, size)
     best: dict[object, hopper_narrow.Draft] = {}
     for draft in sorted(hopper_narrow.drafts(problem, TARGET), key=lambda draft: draft.cost.seconds):
@@ -54,20 +54,6 @@ def wgrad(b: int, density: float) -> Case:
     return f"wgrad b{b} {density:.0%} N=16384 {SIZE}", problem, list(islice(best.values(), MOST))
 
 
-def staged(name: str) -> Case:
-    """A density or a structure: the cheapest shapes by the model, with 1, 2 and 4 boxes a warp."""
-    side = SIZE // 32
-    structures = {
-        "banded": lambda: topology.banded(side, side, 13),
-        "watts": lambda: topology.watts_strogatz(side, 12, 0.2, seed=1),
-    }
-    problem = _problem(Op.FPROP, 32, 0.1 if name in structures else float(name.rstrip("%")) / 100)
-    if name in structures:
-        problem = replace(problem, layout=structures[name]())
-    plans = [plan for boxes in (1, 2, 4) for plan in islice(hopper.staged_plans(problem, TARGET, boxes), MOST // 3)]
-    return f"fprop b32 {name} N=16384 {SIZE}", problem, list(plans)
-
-
 def axis(op: Op, b: int, density: float) -> Case:
     """Features first: the cheapest plans by the model, which has not been fitted for them."""
     problem = replace(_problem(op, b, density), axis=0)
@@ -77,11 +63,10 @@ def axis(op: Op, b: int, density: float) -> Case:
 
 
 def small(n: int, size: int, density: float) -> Case:
-    """Few rows: for each shape, with inputs shared out among warpgroups or not, the cheapest plan by the model."""
+    """Few rows: for each shape the cheapest plan by the model."""
     problem = _problem(Op.FPROP, 32, density, n, size)
     best: dict[object, hopper.Draft] = {}
-    drafts = hopper.drafts(problem, TARGET, hopper.SHAPES + hopper.JOINT_SHAPES)
-    for draft in sorted(drafts, key=lambda draft: draft.cost.seconds):
+    for draft in sorted(hopper.drafts(problem, TARGET), key=lambda draft: draft.cost.seconds):
         best.setdefault(replace(draft.geometry.shape, stages=0, stage_bytes=0), draft)
     plans = [hopper.assemble(problem, TARGET, draft) for draft in islice(best.values(), MOST)]
     return f"fprop b32 {density:.0%} N={n} {size}", problem, list(plans)
@@ -95,7 +80,6 @@ SUITES: dict[str, list[Callable[[], Case]]] = {
         *(partial(narrow, Op.FPROP, b, 0.05, 64, 3 * SIZE) for b in (16, 8)),
     ],
     "wgrad": [partial(wgrad, b, density) for b, density in ((16, 0.1), (16, 0.01), (16, 0.5), (8, 0.1), (8, 0.02))],
-    "staged": [partial(staged, name) for name in ("1%", "5%", "10%", "20%", "banded", "watts")],
     "axis": [
         *(partial(axis, Op.FPROP, b, density) for b in (8, 16, 32) for density in (0.01, 0.1)),
         *(partial(axis, op, b, 0.1) for op in (Op.DGRAD, Op.WGRAD) for b in (8, 32)),

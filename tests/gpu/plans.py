@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import islice
 
 from bsgen.build import build
 from bsgen.emit import render
@@ -44,14 +43,6 @@ def spread(problem: Problem, target: Target) -> list[HopperPlan]:
     return [replace(plan, band=1 + turn % BANDS) for turn, plan in enumerate(plans)]
 
 
-def joint(problem: Problem, target: Target) -> list[HopperPlan]:
-    """A plan of each shape whose warpgroups share out inputs, alone and in clusters."""
-    found: dict[object, hopper.Draft] = {}
-    for draft in hopper.drafts(problem, target, hopper.JOINT_SHAPES):
-        found.setdefault(replace(draft.geometry.shape, stages=0, stage_bytes=0), draft)
-    return [hopper.assemble(problem, target, draft) for draft in found.values()]
-
-
 def narrow(problem: Problem, target: Target) -> list[HopperNarrowPlan]:
     """A plan for narrow blocks of each shape, taking turns at panels, groupings and rings; and two that are split."""
     by_shape: dict[object, list[hopper_narrow.Draft]] = {}
@@ -60,15 +51,6 @@ def narrow(problem: Problem, target: Target) -> list[HopperNarrowPlan]:
     chosen = [drafts[turn % len(drafts)] for turn, drafts in enumerate(by_shape.values())]
     split = [draft for drafts in by_shape.values() for draft in drafts if draft.reductions]
     return [hopper_narrow.assemble(problem, target, draft) for draft in [*chosen, *split[:1], *split[-1:]]]
-
-
-def staged(problem: Problem, target: Target) -> list[HopperPlan]:
-    """Plans whose results TMA stores, one of each shape that can have it, one box of a warp at a time and several."""
-    found: dict[object, HopperPlan] = {}
-    for boxes in (1, 2, 4):
-        for plan in islice(hopper.staged_plans(problem, target, boxes), 60):
-            found.setdefault(replace(plan.geometry.shape, stages=0, stage_bytes=0), plan)
-    return list(found.values())
 
 
 def gradients(problem: Problem, target: Target) -> list[Plan]:

@@ -15,7 +15,7 @@ from bsgen.runtime import context, driver
 from bsgen.runtime.device_array import DeviceArray
 
 sys.path.insert(0, str(Path(__file__).parent))
-from plans import gradients, joint, launch, loaded, narrow, spread, staged
+from plans import gradients, launch, loaded, narrow, spread
 
 BLOCKS, N = 6, 100
 
@@ -65,9 +65,7 @@ def hopper_plans(problem: Problem, target: Target) -> list[Plan]:
         return gradients(problem, target) if problem.dtype is not DType.FLOAT32 else []
     if hopper_narrow.serves(problem, target):
         return list(narrow(problem, target))
-    if not hopper.serves(problem, target):
-        return []
-    return [*spread(problem, target), *staged(problem, target), *joint(problem, target)]
+    return list(spread(problem, target)) if hopper.serves(problem, target) else []
 
 
 def run_hopper(block: int, dtype: str, clusters: bool, axis: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cases import BLOCKS, LAYOUTS, assert_close, normal, poison, torch
-from plans import joint, launch, loaded, narrow, spread, staged
+from plans import launch, loaded, narrow, spread
 
 from bsgen.layout import Layout
 from bsgen.plan import Plan, hopper, hopper_narrow
@@ -22,11 +22,11 @@ RUNS = 20
 
 
 def plans_of(problem: Problem) -> list[Plan]:
-    """Plans of every shape: for narrow blocks those that are made for them; else results stored either way, inputs shared out."""
+    """Plans of every shape: for narrow blocks those that are made for them."""
     target = TARGETS["sm_90a"]
     if problem.block_size in hopper_narrow.BLOCK_SIZES:
         return list(narrow(problem, target))
-    return [*spread(problem, target), *staged(problem, target), *joint(problem, target)]
+    return list(spread(problem, target))
 
 
 @pytest.fixture(autouse=True)
