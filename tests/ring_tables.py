@@ -110,7 +110,7 @@ def _box_bytes(plan: HopperPlan, which: int) -> int:
 
 def _memory(plan: HopperPlan, stage: int) -> tuple[np.ndarray, np.ndarray]:
     """Shared memory of a stage before the swizzle: the feature, or the element of W, at each place for an element."""
-    loads, (activations, w) = plan.loads[stage], plan.maps
+    loads, (activations, w) = plan.loads[stage], plan.maps[:2]
     panels, boxes = _counts(loads)
     size = plan.geometry.shape.stage_bytes // plan.problem.dtype.itemsize
     features, weights = np.full(size, NOTHING, np.int32), np.full(size, NOTHING, np.int32)

@@ -210,7 +210,11 @@ def test_each_entry_is_a_kernel_with_the_arguments_of_its_launch(all_plans: list
         assert source.name == plan.entry
         assert source.entries == tuple(launch.entry for launch in plan.launches)
         assert source.text.count('extern "C" __global__') == len(source.entries)
+        kernels = source.text.split('extern "C" __global__')[1:]
         for launch in plan.launches:
+            (kernel,) = (each for each in kernels if f"\n{launch.entry}(" in each)
+            waits = "wait_for_kernel_ahead" in (source.text if launch.entry == plan.entry else kernel)
+            assert launch.dependent == waits, "set up early, it must wait by itself"
             names = list(launch.arguments)
             if plan.problem.gate and plan.problem.op is not Op.WGRAD and launch.entry == plan.entry:
                 names[1] = names[1].replace("workspace", "w")  # gate * W, which begins it

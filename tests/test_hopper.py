@@ -148,7 +148,7 @@ def check_registers(plan: HopperPlan) -> None:
 def check_maps(plan: HopperPlan) -> None:
     """What cuTensorMapEncodeTiled accepts, with rows of one swizzle line, and what the stages' bytes were counted with."""
     problem, geo, item = plan.problem, plan.geometry, plan.problem.dtype.itemsize
-    activations, w = plan.maps
+    activations, w, *residual = plan.maps
     for tensor_map in plan.maps:
         assert 0 < tensor_map.box_rows <= 256
         assert tensor_map.box_columns * item == (geo.row_bytes if tensor_map.columns else 128)
@@ -160,6 +160,13 @@ def check_maps(plan: HopperPlan) -> None:
     assert (w.operand, w.columns, w.rows) == ("w", problem.block_size, problem.layout.nnz * problem.block_size)
     assert activations.box_rows * activations.box_columns * item * geo.panel_boxes == geo.panel_bytes
     assert w.box_rows * geo.row_bytes == geo.box_bytes
+    assert len(residual) == (problem.epilogue.residual and not problem.feature_first)
+    for tensor_map in residual:
+        assert (tensor_map.operand, tensor_map.columns, tensor_map.rows) == ("residual", plan.features[1], 0)
+        assert tensor_map.box_rows * tensor_map.box_columns * item == geo.panel_bytes
+        assert plan.residual_panels * geo.depth == geo.shape.tile_slots * geo.block
+        assert plan.residual_panels * geo.panel_bytes <= geo.shape.stage_bytes
+        assert plan.residual_panels < 32, "a lane of the loading warps each, beside the first"
 
 
 def check_grids(plan: HopperPlan) -> None:

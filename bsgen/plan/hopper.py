@@ -17,8 +17,24 @@ from bsgen.plan.cost import Cost
 from bsgen.plan.grouping import Grouping, Tiles, groupings, similar
 from bsgen.plan.hopper_cost import Counts, hopper_cost, tile_counts
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
-from bsgen.plan.rings import RingStage, encode_loads, encode_records, pack, record_bytes, room, tile_items
-from bsgen.plan.warpgroup import ATOM_ROWS, WARPGROUP_ROWS, WarpgroupGeometry, WarpgroupShape, warpgroup_geometry
+from bsgen.plan.rings import (
+    MAXIMUM_LOADS,
+    RingStage,
+    encode_loads,
+    encode_records,
+    pack,
+    record_bytes,
+    room,
+    tile_items,
+)
+from bsgen.plan.warpgroup import (
+    ATOM_ROWS,
+    WARPGROUP_ROWS,
+    WarpgroupGeometry,
+    WarpgroupShape,
+    residual_panels,
+    warpgroup_geometry,
+)
 from bsgen.problem import DType, Op, Precision, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
@@ -31,7 +47,6 @@ MAXIMUM_SLOTS = {
 STAGES = (3, 4)
 WEIGHTS_BYTES, BAND_BYTES = 12 << 20, 16 << 20  # of W and of a band's activations that stay in the 50 MiB of L2
 CLUSTERS = (1, 2)
-HALVES_AHEAD_OUTPUTS, BIASES_AHEAD_OUTPUTS = 128, 64  # of residual and bias that registers hold at a tile's end
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,17 +92,12 @@ class HopperPlan(ProductPlan):
         """The template of what follows a tile's multiplies."""
         if self.problem.feature_first:
             return "store_features"
-        return "store_residual" if self.problem.epilogue.residual else "store"
+        return "store"
 
     @property
-    def halves_ahead(self) -> int:
-        """8 rows of a slot whose residual is loaded before it is needed: four registers for each 32 outputs, 16 in all."""
-        return max(1, HALVES_AHEAD_OUTPUTS // self.geometry.block)
-
-    @property
-    def biases_ahead(self) -> bool:
-        """Whether there are registers for the bias of all slots at a tile's end."""
-        return self.geometry.shape.slots * self.geometry.block <= BIASES_AHEAD_OUTPUTS
+    def residual_panels(self) -> int:
+        """Panels of the residual that come through the ring at a tile's end."""
+        return residual_panels(self.problem, self.geometry)
 
     @property
     def blocks_per_sm(self) -> int:
@@ -95,21 +105,25 @@ class HopperPlan(ProductPlan):
         return 1
 
     @property
-    def maps(self) -> tuple[TensorMap, TensorMap]:
-        """How TMA sees the activations and W."""
+    def maps(self) -> tuple[TensorMap, ...]:
+        """How TMA sees the activations and W, and the residual where it comes through the ring."""
         geo, problem, dtype = self.geometry, self.problem, str(self.problem.dtype)
         if problem.feature_first:
             activations = TensorMap(self.activations, 0, self.features[0], WARPGROUP_ROWS, geo.depth, dtype)
         else:
             activations = TensorMap(self.activations, self.features[0], 0, geo.depth, geo.shape.rows, dtype)
         rows = problem.layout.nnz * problem.block_size
-        return activations, TensorMap(self.weights, problem.block_size, rows, geo.box_columns, geo.box_rows, dtype)
+        weights = TensorMap(self.weights, problem.block_size, rows, geo.box_columns, geo.box_rows, dtype)
+        if not self.residual_panels:
+            return activations, weights
+        return activations, weights, TensorMap("residual", self.features[1], 0, geo.depth, geo.shape.rows, dtype)
 
     @cached_property
     def launches(self) -> tuple[Launch, ...]:
         """The main kernel, after weights are gated, and the reduction of split output blocks when there are any."""
         shape, maps = self.geometry.shape, self.maps
-        arguments = (*(tensor_map.argument for tensor_map in maps), *self.tail_arguments)
+        tail = (name for name in self.tail_arguments if name != "residual" or not self.residual_panels)
+        arguments = (*(tensor_map.argument for tensor_map in maps), *tail)
         grid = Grid(self.tiles, shape.rows * shape.cluster, persistent=True, cluster=shape.cluster)
         main = Launch(self.entry, grid, shape.threads, self.shared_memory, arguments, maps, dependent=True)
         return *self.gate_launches, main, *self.reduce_launches
@@ -175,7 +189,11 @@ def shapes(problem: Problem, target: Target) -> Iterator[WarpgroupShape]:
         for cluster, few, stages in product(CLUSTERS, _few(problem, row_groups * m_tiles), STAGES):
             shape = _with_ring(WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, few, stages), target)
             geo = warpgroup_geometry(problem, shape)
-            if geo.registers(1) <= shape.consumer_registers and room(geo) >= geo.panel_bytes + 2 * geo.piece_bytes:
+            residual = residual_panels(problem, geo)
+            fits = residual <= MAXIMUM_LOADS and residual * geo.panel_bytes <= shape.stage_bytes
+            if not fits or geo.registers(1) > shape.consumer_registers:
+                continue
+            if room(geo) >= geo.panel_bytes + 2 * geo.piece_bytes:
                 yield shape
 
 

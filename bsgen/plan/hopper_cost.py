@@ -10,14 +10,14 @@ fastest of those timed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bsgen.plan.cost import LAUNCH_SECONDS, Cost, gate_seconds, memory_bytes, overlapped
+from bsgen.plan.cost import DEPENDENT_LAUNCH_SECONDS, Cost, gate_seconds, memory_bytes, overlapped
 from bsgen.plan.grouping import Tiles
-from bsgen.plan.warpgroup import WARPGROUP_ROWS, WarpgroupGeometry
+from bsgen.plan.warpgroup import WARPGROUP_ROWS, WarpgroupGeometry, residual_panels
 from bsgen.problem import Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
@@ -62,6 +62,7 @@ def tile_counts(tiles: Tiles, inputs: int, geo: WarpgroupGeometry) -> Counts:
 def hopper_cost(problem: Problem, target: Target, geo: WarpgroupGeometry, counts: Counts) -> Cost:
     """The cost of a plan."""
     shape, n = geo.shape, problem.batch or DEFAULT_ROWS
+    counts = replace(counts, panels=counts.panels + residual_panels(problem, geo))
     l2_bytes, demands = _demands(geo, counts)
     tiles = sum((demand**OVERLAP for demand in demands.values()), np.zeros(1)) ** (1 / OVERLAP)
     tiles = tiles + TILE * shape.rows * shape.tile_slots * geo.block
@@ -70,7 +71,7 @@ def hopper_cost(problem: Problem, target: Target, geo: WarpgroupGeometry, counts
     memory = memory_bytes(problem, n) / target.hbm
     largest = max(demands, key=lambda name: float(demands[name].sum()))
     limiter = "device memory" if memory > seconds else largest
-    total = overlapped(seconds, memory) + LAUNCH_SECONDS + gate_seconds(problem, target)
+    total = overlapped(seconds, memory) + DEPENDENT_LAUNCH_SECONDS + gate_seconds(problem, target)
     return Cost(n, total, limiter, float(l2_bytes.sum()) * row_tiles * shape.cluster)
 
 

@@ -43,6 +43,11 @@ class ProductPlan:
         return self.family == "hopper"
 
     @property
+    def residual_panels(self) -> int:
+        """Panels of the residual that come through a ring of stages at a tile's end; elsewhere threads read it themselves."""
+        return 0
+
+    @property
     def tiles(self) -> int:
         """Tiles of output blocks; they repeat for each tile of rows."""
         return len(self.targets)

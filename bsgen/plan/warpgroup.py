@@ -244,3 +244,9 @@ class WarpgroupGeometry:
 def warpgroup_geometry(problem: Problem, shape: WarpgroupShape) -> WarpgroupGeometry:
     """The geometry of `problem` under `shape`."""
     return WarpgroupGeometry(problem.op, problem.block_size, math_of(problem), shape, problem.axis)
+
+
+def residual_panels(problem: Problem, geo: WarpgroupGeometry) -> int:
+    """Panels of a tile's residual, as wide as those of activations, which a stage of their own brings after the tile's others;
+    none with features first, whose warps read it themselves."""
+    return geo.shape.tile_slots * geo.slices if problem.epilogue.residual and not problem.feature_first else 0

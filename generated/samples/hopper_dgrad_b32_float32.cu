@@ -22,7 +22,6 @@ constexpr int kRowBytes = 128, kPanelBytes = 16384, kBoxBytes = 4096, kPieceByte
 constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 16777216u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr int kWeightsStep = 2;  // from a multiply step to the next, in 16 bytes
 constexpr int kLoads = 10;  // words of a stage in kLoadTable
-
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -354,6 +353,14 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
     }
 }
 
+// Gives a stage back to the warps that load, once every lane has read its last of it, and goes on to the next.
+__device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
+    if (++slot == kStages) slot = 0, parity ^= 1;
+}
+
 extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
 bsgen_dgrad_b32_float32_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ dx, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
@@ -398,10 +405,7 @@ bsgen_dgrad_b32_float32_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
                 multiply_stage(sums, stage + kRecord, stage + place, descriptor_low(stage), column);
-                __syncwarp();  // every lane has read its last
-                if (lane == 0)
-                    for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
-                if (++slot == kStages) slot = 0, parity ^= 1;
+                give_back(empty, slot, parity);
             }
 #pragma unroll
             for (int m = 0; m < kMTiles; ++m)

@@ -26,7 +26,6 @@ constexpr int kWeightsStep = 2;  // from a multiply step to the next, in 16 byte
 constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
 constexpr long long kGated = 49152;  // float32 elements of gate * W, which begins the workspace and is what the main kernel takes for w
 constexpr int kLoads = 9;  // words of a stage in kLoadTable
-
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -370,6 +369,14 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
     }
 }
 
+// Gives a stage back to the warps that load, once every lane has read its last of it, and goes on to the next.
+__device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
+    if (++slot == kStages) slot = 0, parity ^= 1;
+}
+
 extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
 bsgen_dgrad_b64_bfloat16_hopper_0dd315799237382c(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ dx, float* __restrict__ workspace, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
@@ -392,7 +399,7 @@ bsgen_dgrad_b64_bfloat16_hopper_0dd315799237382c(const __grid_constant__ TensorM
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
         wait_for_kernel_ahead();
-        const int column = group % kColumns, lane = threadIdx.x % 32;
+        const int column = group % kColumns;
         const u32 scratch = empty + kStages * 8 + threadIdx.x / 32 * kScratchBytes;
         const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
         int slot = 0;
@@ -412,10 +419,7 @@ bsgen_dgrad_b64_bfloat16_hopper_0dd315799237382c(const __grid_constant__ TensorM
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
                 multiply_stage(sums, stage + kRecord, panel_low(stage) + group / kColumns * (kGroupRows * kRowBytes / 16), descriptor_low(stage), column);
-                __syncwarp();  // every lane has read its last
-                if (lane == 0)
-                    for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
-                if (++slot == kStages) slot = 0, parity ^= 1;
+                give_back(empty, slot, parity);
             }
 #pragma unroll
             for (int m = 0; m < kMTiles; ++m)
@@ -437,6 +441,7 @@ bsgen_dgrad_b64_bfloat16_hopper_0dd315799237382c_reduce(Element* __restrict__ dx
     const int* reduction = kReductions + blockIdx.x % kSplits * 3;
     const int row = blockIdx.x / kSplits * kReduceRows + threadIdx.x / (kBlock / 2), inside = threadIdx.x % (kBlock / 2) * 2;
     if (row >= n) return;
+    wait_for_kernel_ahead();
     float2 sum = make_float2(0.0f, 0.0f);
     for (int p = 0; p < reduction[2]; ++p) {
         const float2 v = *reinterpret_cast<const float2*>(workspace + kGated + (static_cast<long long>(reduction[1] + p) * n + row) * kBlock + inside);

@@ -25,7 +25,6 @@ constexpr int kStepBytes = 2048;
 constexpr int kWeightsStep = 2;  // from a multiply step to the next, in 16 bytes
 constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
 constexpr int kLoads = 9;  // words of a stage in kLoadTable
-
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -375,6 +374,14 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
     }
 }
 
+// Gives a stage back to the warps that load, once every lane has read its last of it, and goes on to the next.
+__device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
+    if (++slot == kStages) slot = 0, parity ^= 1;
+}
+
 extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
 bsgen_dgrad_b64_float16_hopper_0dd315799237382c(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ dx, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
@@ -397,7 +404,7 @@ bsgen_dgrad_b64_float16_hopper_0dd315799237382c(const __grid_constant__ TensorMa
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         wait_for_kernel_ahead();
-        const int column = group % kColumns, lane = threadIdx.x % 32;
+        const int column = group % kColumns;
         const u32 scratch = empty + kStages * 8 + threadIdx.x / 32 * kScratchBytes;
         const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
         int slot = 0;
@@ -418,10 +425,7 @@ bsgen_dgrad_b64_float16_hopper_0dd315799237382c(const __grid_constant__ TensorMa
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
                 multiply_stage(sums, stage + kRecord, panel_low(stage) + group / kColumns * (kGroupRows * kRowBytes / 16), descriptor_low(stage), column);
-                __syncwarp();  // every lane has read its last
-                if (lane == 0)
-                    for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
-                if (++slot == kStages) slot = 0, parity ^= 1;
+                give_back(empty, slot, parity);
             }
 #pragma unroll
             for (int m = 0; m < kMTiles; ++m)

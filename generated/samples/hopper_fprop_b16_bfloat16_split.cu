@@ -431,6 +431,7 @@ bsgen_fprop_b16_bfloat16_hopper_5734be5d2ec1f220_reduce(Element* __restrict__ y,
     const int* reduction = kReductions + blockIdx.x % kSplits * 3;
     const int row = blockIdx.x / kSplits * kReduceRows + threadIdx.x / (kBlock / 2), inside = threadIdx.x % (kBlock / 2) * 2;
     if (row >= n) return;
+    wait_for_kernel_ahead();
     float2 sum = make_float2(0.0f, 0.0f);
     for (int p = 0; p < reduction[2]; ++p) {
         const float2 v = *reinterpret_cast<const float2*>(workspace + (static_cast<long long>(reduction[1] + p) * n + row) * kBlock + inside);

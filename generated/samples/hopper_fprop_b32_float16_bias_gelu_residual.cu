@@ -1,6 +1,6 @@
 // y = x @ W for one block-sparse W [512, 512] and its epilogue, float16.
 // Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_f16, tile 256 x 128, 2 x 2 warpgroups of 128 x 64, clusters of 2, 4 stages of 54 KiB, similar groups.
+// Plan: hopper, wgmma_f16, tile 256 x 128, 2 x 2 warpgroups of 128 x 64, clusters of 2, 3 stages of 72 KiB, similar groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -15,15 +15,15 @@ constexpr int kMTiles = 2, kSlots = 2;  // 64-row tiles and output blocks of eac
 constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
 constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
 constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
-constexpr int kTiles = 4;
-constexpr int kStages = 4, kStageBytes = 55296, kRecordBytes = 80;  // a stage ends with its record
+constexpr int kTiles = 4, kNoOutput = -2147483647;
+constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 96;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 64, kPanelBytes = 16384, kBoxBytes = 2048, kPieceBytes = 2048;
 constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
 constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
-constexpr int kLoads = 11;  // words of a stage in kLoadTable
-
+constexpr int kLoads = 14;  // words of a stage in kLoadTable
+constexpr int kParts = 1, kResidualPanels = 4;  // panels of an output block's residual, and of a tile's
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -145,18 +145,6 @@ __device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
 
-// 16 bytes into shared memory.
-__device__ __forceinline__ void store_chunk(u32 address, uint4 v) {
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
-}
-
-// 16 bytes to device memory.
-__device__ __forceinline__ void store_global_chunk(void* global, uint4 v) {
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
-}
-
-// The line of an address, from device memory into L2 (PTX: prefetch).
-__device__ __forceinline__ void prefetch_l2(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
 // The multiply step of a warpgroup, 64 rows x 32 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
 // the first, commit after the last, wait before its registers or shared memory change.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -225,49 +213,49 @@ __device__ __forceinline__ float2 finish(float2 v, float2 bias, float2 residual)
 }
 
 __device__ const int __align__(16) kTileStages[] = {
-    0,4,8,12,17,
+    0,4,7,10,14,
 };
 
 __device__ const int __align__(16) kTargets[] = {
     0,4,8,12,1,2,10,5,3,6,14,7,9,11,13,15,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    2050,0,64,0,32,64,96,256,384,512,640,2050,128,192,896,928,
-    960,992,1152,1216,1280,1344,2050,256,320,1536,1568,1600,1632,1792,1920,2048,
-    2176,2050,384,448,2432,2464,2496,2528,2688,2752,2816,2880,1794,32,64,128,
-    160,224,288,320,576,416,0,1282,160,192,1024,1088,1056,1184,1312,0,
-    0,0,1794,288,320,1664,1696,1760,1824,1856,2112,1952,0,1282,416,448,
-    2560,2624,2592,2720,2848,0,0,0,1794,64,96,352,448,704,480,768,
-    832,800,0,1282,192,224,1248,1376,1408,1440,1504,0,0,0,1794,320,
-    352,1888,1984,2240,2016,2304,2368,2336,0,1282,448,480,2784,2912,2944,2976,
-    3040,0,0,0,1282,32,64,192,544,608,672,736,0,0,0,514,
-    96,160,864,1120,0,0,0,0,0,0,514,224,288,1472,1728,0,
-    0,0,0,0,0,1282,320,352,2080,2144,2208,2272,2400,0,0,0,
-    514,416,480,2656,3008,0,0,0,0,0,0,
+    2050,0,64,0,32,64,96,256,384,512,640,0,0,0,2050,128,
+    192,896,928,960,992,1152,1216,1280,1344,0,0,0,2050,256,320,1536,
+    1568,1600,1632,1792,1920,2048,2176,0,0,0,2050,384,448,2432,2464,2496,
+    2528,2688,2752,2816,2880,0,0,0,2563,32,64,160,128,160,224,288,
+    320,576,416,1024,1088,1056,2307,192,288,320,1184,1312,1664,1696,1760,1824,
+    1856,2112,1952,0,1282,416,448,2560,2624,2592,2720,2848,0,0,0,0,
+    0,0,2307,64,96,192,352,448,704,480,768,832,800,1248,1376,0,
+    2563,224,320,352,1408,1440,1504,1888,1984,2240,2016,2304,2368,2336,1282,448,
+    480,2784,2912,2944,2976,3040,0,0,0,0,0,0,1539,32,64,96,
+    192,544,608,672,736,864,0,0,0,0,771,160,224,288,1120,1472,
+    1728,0,0,0,0,0,0,0,1539,320,352,416,2080,2144,2208,2272,
+    2400,2656,0,0,0,0,257,480,3008,0,0,0,0,0,0,0,
+    0,0,0,0,
 };  // [stages, kLoads]: panels | boxes << 8, first row of each panel's features, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
     131080,131096,0,134217731,16384,167772163,0,150994947,16384,184549379,0,0,0,0,0,0,
-    0,0,0,0,131080,131096,0,134217731,16384,167772163,0,150994947,16384,184549379,0,0,
     0,0,0,0,0,0,0,0,131080,131096,0,134217731,16384,167772163,0,150994947,
-    16384,184549379,0,0,0,0,0,0,0,0,0,0,131080,131096,0,134217731,
-    16384,167772163,0,150994947,16384,184549379,0,0,0,0,0,0,0,0,0,0,
-    131080,131096,0,134217731,16384,159383555,0,150994945,16384,176160771,0,0,0,0,0,0,
-    0,0,0,0,131080,131096,0,134217730,16384,159383554,0,142606339,16384,167772161,0,0,
-    0,0,0,0,0,0,0,0,131080,131096,0,134217731,16384,159383555,0,150994945,
-    16384,176160771,0,0,0,0,0,0,0,0,0,0,131080,131096,0,134217730,
-    16384,159383554,0,142606339,16384,167772161,0,0,0,0,0,0,0,0,0,0,
-    131080,131096,0,134217731,16384,167772162,0,150994947,16384,176160771,0,0,0,0,0,0,
-    0,0,0,0,131080,131096,0,134217730,16384,150994947,0,142606337,16384,167772161,0,0,
-    0,0,0,0,0,0,0,0,131080,131096,0,134217731,16384,167772162,0,150994947,
-    16384,176160771,0,0,0,0,0,0,0,0,0,0,131080,131096,0,134217730,
-    16384,150994947,0,142606337,16384,167772161,0,0,0,0,0,0,0,0,0,0,
-    131080,65560,0,134217729,16384,142606339,16384,159383555,0,0,0,0,0,0,0,0,
-    0,0,0,0,8,131080,0,134217730,16384,142606337,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,131080,24,0,134217730,16384,142606337,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,65544,131088,0,134217731,
-    0,150994947,16384,167772162,0,0,0,0,0,0,0,0,0,0,0,0,
-    65544,65552,16384,142606338,0,134217729,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,
+    16384,184549379,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131080,131096,0,134217731,16384,167772163,0,150994947,16384,184549379,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,131080,131096,0,134217731,16384,167772163,0,150994947,
+    16384,184549379,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    196616,196640,0,201326595,16384,226492419,32768,260046850,0,218103809,16384,243269635,32768,268435459,0,0,
+    0,0,0,0,0,0,0,0,196616,196640,0,201326594,16384,218103811,32768,243269635,
+    0,209715201,16384,234881025,32768,260046851,0,0,0,0,0,0,0,0,0,0,
+    131080,131096,0,134217730,16384,159383554,0,142606339,16384,167772161,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,196616,196640,0,201326595,16384,234881026,32768,260046850,
+    0,218103811,16384,243269635,32768,268435457,0,0,0,0,0,0,0,0,0,0,
+    196616,196640,0,201326595,16384,226492419,32768,260046850,0,218103809,16384,243269635,32768,268435459,0,0,
+    0,0,0,0,0,0,0,0,131080,131096,0,134217730,16384,150994947,0,142606337,
+    16384,167772161,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131080,131096,0,201326593,16384,209715203,16384,226492419,32768,243269634,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,131080,65560,16384,209715202,32768,218103809,0,201326593,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    65544,196624,0,201326595,0,218103811,16384,234881026,32768,243269633,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,65544,16,0,67108866,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
 };  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
@@ -290,9 +278,10 @@ struct Walk {
         skip();
     }
     __device__ __forceinline__ bool more() const { return tile < tiles.count; }
+    __device__ __forceinline__ bool at_residual() const { return stage + 1 == last; }  // a stage more, which is in no table
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
-        next_stage = kTileStages[group], next_last = kTileStages[group + 1];
+        next_stage = kTileStages[group], next_last = kTileStages[group + 1] + 1;
     }
     __device__ __forceinline__ void skip() {
         while (stage == last && more()) {
@@ -304,15 +293,22 @@ struct Walk {
 };
 
 // Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
-__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, const TensorMap& residual, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
     const int lane = threadIdx.x % 32;
     const bool mine = lane % 4 == threadIdx.x / 32 % 4;
-    const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
+    const auto fetch = [&](const Walk& walk) {
+        if (!walk.more()) return 0;
+        if (!walk.at_residual()) return lane < kLoads ? kLoadTable[walk.stage * kLoads + lane] : 0;
+        // Lane l brings panel l - 1 of the residual, of the tile's output blocks in their order; none for partial sums and empty slots.
+        const int panel = lane - 1, target = panel < 0 || panel >= kResidualPanels ? -1 : kTargets[tiles.group(walk.tile) * (kColumns * kSlots) + panel / kParts];
+        return target < 0 ? -1 : target * kBlock + panel % kParts * (kBlock / kParts);
+    };
     Walk walk(tiles, first_tile, stride);
     int slot = 0, ahead = fetch(walk);
     u32 parity = 1;
     wait_for_kernel_ahead();
     while (walk.more()) {
+        const bool at_residual = walk.at_residual();
         const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows + rank * kRows;
         walk.advance();
         ahead = fetch(walk);  // arrives while the copies of this stage are issued
@@ -320,6 +316,13 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
         barrier_wait(empty + slot * 8, parity);
         producers_sync();
+        if (at_residual) {
+            const u32 wanted = __ballot_sync(~0u, load >= 0);
+            if (lane == 0 && mine) barrier_expect(barrier, __popc(wanted) * kPanelBytes);
+            if (mine && load >= 0) tma_load(stage + (lane - 1) * kPanelBytes, residual, load, row0, barrier);
+            if (++slot == kStages) slot = 0, parity ^= 1;
+            continue;
+        }
         if (lane == 0 && mine) {
             barrier_expect(barrier, panels * kPanelBytes + boxes * kBoxBytes + kRecordBytes);
             bulk_load(stage + kRecord, kRecords + s * (kRecordBytes / 4), kRecordBytes, barrier);
@@ -400,68 +403,27 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows,
     } while (--count);
 }
 
-// What a warp adds to a slot's 8 rows, 16 bytes of a row a lane; loaded ahead, for it comes from far.
-constexpr int kChunks = kBlock / 32, kAhead = 4;  // of a lane in those rows; rows of so many slots, 8 at a time
-using Residual = uint4[kChunks];
-
-__device__ __forceinline__ void load_residual(Residual& r, const Element* __restrict__ residual, int target, int row, int n) {
-    if (target < 0) return;
-    const Element* from = residual + static_cast<long long>(min(row, n - 1)) * kFeaturesOut + target * kBlock + threadIdx.x % 4 * 8;
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i) r[i] = *reinterpret_cast<const uint4*>(from + i * 32);
-}
-
-// The residual of a warp's part of a tile, into L2 while the tile is multiplied.
-__device__ __forceinline__ void prefetch_residual(const Element* residual, const int (&targets)[kSlots], int row0, int n) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int m = 0; m < kMTiles; ++m)
-#pragma unroll
-        for (int s = 0; s < kSlots; ++s) {
-            const int row = row0 + m * 64 + lane % 16;
-            if (row >= n || targets[s] < 0) continue;
-#pragma unroll
-            for (int i = lane / 16; i < kChunks; i += 2)
-                prefetch_l2(residual + static_cast<long long>(row) * kFeaturesOut + targets[s] * kBlock + i * 32);
-        }
-}
-
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
-__device__ __forceinline__ void store(const Sums& sums, const int (&targets)[kSlots], int row0, int n,
-                                      Element* __restrict__ y, const Element* __restrict__ bias, const Element* __restrict__ residual, u32 scratch) {
+__device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int (&targets)[kSlots], int row0, int n,
+                                      Element* __restrict__ y, const Element* __restrict__ bias, u32 scratch, u32 residual) {
     const int lane = threadIdx.x % 32;
-    u32 biases[kSlots][kBlock / 8];
 #pragma unroll
-    for (int s = 0; s < kSlots; ++s)
+    for (int s = 0; s < kSlots; ++s) {
+        const int target = targets[s];
+        if (target == kNoOutput) continue;
 #pragma unroll
-        for (int j = 0; j < kBlock / 8; ++j) biases[s][j] = *reinterpret_cast<const u32*>(bias + max(targets[s], 0) * kBlock + j * 8 + lane % 4 * 2);
-    // Part i of what this warp stores is 8 rows of a slot: halves, then slots, then 64-row tiles.
-    Residual ahead[kAhead];
-    const auto load = [&](int i) {
-        const int s = i / 2 % kSlots, row = row0 + i / (2 * kSlots) * 64 + i % 2 * 8 + lane / 4;
-        if (i < 2 * kSlots * kMTiles) load_residual(ahead[i % kAhead], residual, targets[s], row, n);
-    };
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) load(i);
-#pragma unroll
-    for (int part = 0; part < 2 * kSlots * kMTiles; ++part) {
-        const int m = part / (2 * kSlots), s = part / 2 % kSlots, half = part % 2, target = targets[s];
-        const int row = row0 + m * 64 + half * 8 + lane / 4;
-        const float* mine = sums[m][s] + half * 2;
-        if (target >= 0) {
-            const long long start = static_cast<long long>(row) * kFeaturesOut;
+        for (int half = 0; half < 2; ++half) {
+            const int row = row0 + half * 8 + lane / 4;
+            const long long start = static_cast<long long>(min(row, n - 1)) * kFeaturesOut;
 #pragma unroll
             for (int j = 0; j < kBlock / 8; j += 4) {
-                // Through shared memory, so that each lane has what belongs to its sums.
-                u32 residuals[4];
-                store_chunk(scratch + swizzled<4>(lane / 4, lane % 4), ahead[part % kAhead][j / 4]);
-                __syncwarp();
-                ldmatrix_x4(residuals, scratch + swizzled<4>(lane % 8, lane / 8));
-                __syncwarp();
                 u32 words[4];
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    const float2 v = finish(make_float2(mine[(j + i) * 4], mine[(j + i) * 4 + 1]), unpack(biases[s][j + i]), unpack(residuals[i]));
+                    const int column = target * kBlock + (j + i) * 8 + lane % 4 * 2;
+                    const u32 chunk = (j + i) % (kRowBytes / 16) ^ lane / 8;  // of the row, swizzled
+                    const float2 r = unpack(load_shared(residual + (s * kParts + (j + i) / (kRowBytes / 16)) * kPanelBytes + half * (8 * kRowBytes) + chunk * 16));
+                    const float2 v = finish(make_float2(sums[s][(j + i) * 4 + half * 2], sums[s][(j + i) * 4 + half * 2 + 1]), load_pair(bias + column), r);
                     words[i] = pack(v.x, v.y);
                 }
                 // Through shared memory, so that each lane stores 16 bytes of a row.
@@ -469,15 +431,22 @@ __device__ __forceinline__ void store(const Sums& sums, const int (&targets)[kSl
                 __syncwarp();
                 const uint4 chunk = load_shared_chunk(scratch + swizzled<4>(lane / 4, lane % 4));
                 __syncwarp();
-                if (row < n) store_global_chunk(y + start + target * kBlock + (j + lane % 4) * 8, chunk);
+                if (row < n) *reinterpret_cast<uint4*>(y + start + target * kBlock + (j + lane % 4) * 8) = chunk;
             }
         }
-        load(part + kAhead);
     }
 }
 
+// Gives a stage back to the warps that load, once every lane has read its last of it, and goes on to the next.
+__device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
+    if (++slot == kStages) slot = 0, parity ^= 1;
+}
+
 extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
-bsgen_fprop_b32_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, const Element* __restrict__ bias, const Element* __restrict__ residual, int n) {
+bsgen_fprop_b32_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, const __grid_constant__ TensorMap residual_map, Element* __restrict__ y, const Element* __restrict__ bias, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
@@ -486,7 +455,7 @@ bsgen_fprop_b32_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
 
     if (threadIdx.x == 0) {
         let_kernel_behind_begin();
-        tma_prefetch(x_map), tma_prefetch(w_map);
+        tma_prefetch(x_map), tma_prefetch(w_map), tma_prefetch(residual_map);
         for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
         barrier_init_fence();
     }
@@ -494,7 +463,7 @@ bsgen_fprop_b32_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
 
     if (group == kGroups) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        produce(x_map, w_map, stages_base, full, empty, tiles, first_tile, stride, rank);
+        produce(x_map, w_map, residual_map, stages_base, full, empty, tiles, first_tile, stride, rank);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         wait_for_kernel_ahead();
@@ -514,18 +483,19 @@ bsgen_fprop_b32_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
                 targets[s] = kTargets[(tile_group * kColumns + column) * kSlots + s];
                 asm volatile("" : "+r"(targets[s]));
             }
-            prefetch_residual(residual, targets, row0 + row, n);
             Sums sums = {};
             for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
                 multiply_stage(sums, stage + kRecord, stage + place, descriptor_low(stage), column);
-                __syncwarp();  // every lane has read its last
-                if (lane == 0)
-                    for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
-                if (++slot == kStages) slot = 0, parity ^= 1;
+                give_back(empty, slot, parity);
             }
-            store(sums, targets, row0 + row, n, y, bias, residual, scratch);
+            barrier_wait(full + slot * 8, parity);
+            const u32 residual = stages_base + slot * kStageBytes + column * (kSlots * kParts * kPanelBytes) + (row + lane / 4) * kRowBytes + lane % 4 * 4;
+#pragma unroll
+            for (int m = 0; m < kMTiles; ++m)
+                store(sums[m], targets, row0 + row + m * 64, n, y, bias, scratch, residual + m * (64 * kRowBytes));
+            give_back(empty, slot, parity);
         }
     }
     cluster_sync();  // neighbours still write to this thread block's memory

@@ -23,7 +23,6 @@ constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of t
 constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
 constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
 constexpr int kLoads = 25;  // words of a stage in kLoadTable
-
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -575,6 +574,14 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
     }
 }
 
+// Gives a stage back to the warps that load, once every lane has read its last of it, and goes on to the next.
+__device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
+    if (++slot == kStages) slot = 0, parity ^= 1;
+}
+
 extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
 bsgen_fprop_b32_float16_hopper_5734be5d2ec1f220(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, float* __restrict__ workspace, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
@@ -620,10 +627,7 @@ bsgen_fprop_b32_float16_hopper_5734be5d2ec1f220(const __grid_constant__ TensorMa
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
                 multiply_stage(sums, stage + kRecord, stage + place, descriptor_low(stage), column);
-                __syncwarp();  // every lane has read its last
-                if (lane == 0)
-                    for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
-                if (++slot == kStages) slot = 0, parity ^= 1;
+                give_back(empty, slot, parity);
             }
 #pragma unroll
             for (int m = 0; m < kMTiles; ++m)
@@ -645,6 +649,7 @@ bsgen_fprop_b32_float16_hopper_5734be5d2ec1f220_reduce(Element* __restrict__ y, 
     const int* reduction = kReductions + blockIdx.x % kSplits * 3;
     const int row = blockIdx.x / kSplits * kReduceRows + threadIdx.x / (kBlock / 2), inside = threadIdx.x % (kBlock / 2) * 2;
     if (row >= n) return;
+    wait_for_kernel_ahead();
     float2 sum = make_float2(0.0f, 0.0f);
     for (int p = 0; p < reduction[2]; ++p) {
         const float2 v = *reinterpret_cast<const float2*>(workspace + (static_cast<long long>(reduction[1] + p) * n + row) * kBlock + inside);

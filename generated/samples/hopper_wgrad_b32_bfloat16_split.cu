@@ -383,6 +383,7 @@ bsgen_wgrad_b32_bfloat16_hopper_8bd202088863656e_reduce(const float* __restrict_
     constexpr int kUnitElements = 64 * kBlock;
     constexpr long long kSplitElements = 1179648;
     if (static_cast<int>(blockIdx.x) % kUnits >= kUnitCounts[blockIdx.x / kUnits]) return;
+    wait_for_kernel_ahead();
     const float* from = partials + static_cast<long long>(blockIdx.x) * kUnitElements;
     const int* words = kUnitTable + blockIdx.x * 4;
     for (int i = threadIdx.x * 4; i < kUnitElements; i += 256 * 4) {

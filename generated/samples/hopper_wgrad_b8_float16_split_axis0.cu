@@ -402,6 +402,7 @@ bsgen_wgrad_b8_float16_hopper_6af3ae58f8370c92_reduce(const float* __restrict__ 
     constexpr long long kElements = 9216;
     const long long i = (static_cast<long long>(blockIdx.x) * 256 + threadIdx.x) * 4;
     if (i >= kElements) return;
+    wait_for_kernel_ahead();
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
     for (int s = 0; s < kSplits; ++s) {

@@ -145,6 +145,13 @@ template <class T>
 inline T __shfl_xor_sync(u32, T value, int mask) { return exchange(value)[lane_id() ^ mask]; }
 template <class T>
 inline T __shfl_down_sync(u32, T value, int by) { return exchange(value)[min(lane_id() + by, 31u)]; }
+inline u32 __ballot_sync(u32, bool vote) {
+    const auto found = exchange(vote);
+    u32 votes = 0;
+    for (u32 lane = 0; lane < 32; ++lane) votes |= u32(found[lane]) << lane;
+    return votes;
+}
+inline int __popc(u32 bits) { return __builtin_popcount(bits); }
 
 // Start every thread block of a cluster at once, cluster after cluster.
 template <class Kernel>
@@ -242,7 +249,6 @@ inline void store_global_chunk(void* global, uint4 v) {
     if (reinterpret_cast<uintptr_t>(global) % 16) fail("a store to a misaligned address");
     std::memcpy(global, &v, 16);
 }
-inline void prefetch_l2(const void*) {}
 inline void producers_sync() { meet(self->block->named[1], 128); }
 inline void cluster_sync() { meet(cluster_meeting, static_cast<int>(fibers.size())); }
 inline void barrier_arrive_at(u32 barrier, u32 rank) {
