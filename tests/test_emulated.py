@@ -56,6 +56,15 @@ def test_warpgroups(op: Op) -> None:
             check(hopper.assemble(problem, BIG, draft), n, seed=n)
 
 
+@pytest.mark.parametrize(("op", "dtype"), [(Op.DGRAD, DType.FLOAT32), (Op.FPROP, DType.BFLOAT16)], ids=str)
+def test_neighbours_in_a_cluster_outlive_what_arrives_at_them(op: Op, dtype: DType) -> None:
+    """A thread block that ended before its neighbour's last arrival at its barriers would be a fault of the launch."""
+    problem = Problem(op, bernoulli(5, 6, 0.4), 32, dtype, batch=1000)
+    drafts = [draft for draft in hopper.drafts(problem, BIG) if draft.geometry.shape.cluster > 1]
+    for seed, draft in enumerate(sample(drafts, 2)):
+        check(hopper.assemble(problem, BIG, draft), 150, seed=seed)
+
+
 def test_gradients_of_weights() -> None:
     problem = Problem(Op.WGRAD, bernoulli(6, 5, 0.5), 32, DType.FLOAT16, batch=1000)
     for n, plan in zip((5, 200), sample(list(hopper_wgrad.candidates(problem, BIG)), 2), strict=True):

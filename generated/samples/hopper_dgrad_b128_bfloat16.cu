@@ -289,6 +289,11 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
             tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, load % kBoxesAcross * kBoxColumns, load / kBoxesAcross, barrier, (1 << kCluster) - 1);
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
+    // The neighbours give back what is left here, too: their arrivals must find this thread block.
+    for (int i = 0; i < kStages; ++i) {
+        barrier_wait(empty + slot * 8, parity);
+        if (++slot == kStages) slot = 0, parity ^= 1;
+    }
 }
 
 // A value that all threads of a warp read alike: keeps what depends on it in uniform registers.
@@ -439,5 +444,5 @@ bsgen_dgrad_b128_bfloat16_hopper_0dd315799237382c(const __grid_constant__ Tensor
                 store(sums[m], targets, row0 + row + m * 64, n, dx, scratch);
         }
     }
-    cluster_sync();  // neighbours still write to this thread block's memory
+    cluster_sync();  // none ends before its neighbours have come so far
 }

@@ -279,6 +279,11 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
             tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
+    // The neighbours give back what is left here, too: their arrivals must find this thread block.
+    for (int i = 0; i < kStages; ++i) {
+        barrier_wait(empty + slot * 8, parity);
+        if (++slot == kStages) slot = 0, parity ^= 1;
+    }
 }
 
 // A value that all threads of a warp read alike: keeps what depends on it in uniform registers.
@@ -432,5 +437,5 @@ bsgen_dgrad_b64_float16_hopper_0dd315799237382c(const __grid_constant__ TensorMa
                 store(sums[m], targets, row0 + row + m * 64, n, dx, scratch);
         }
     }
-    cluster_sync();  // neighbours still write to this thread block's memory
+    cluster_sync();  // none ends before its neighbours have come so far
 }

@@ -332,6 +332,11 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
             tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
+    // The neighbours give back what is left here, too: their arrivals must find this thread block.
+    for (int i = 0; i < kStages; ++i) {
+        barrier_wait(empty + slot * 8, parity);
+        if (++slot == kStages) slot = 0, parity ^= 1;
+    }
 }
 
 // A value that all threads of a warp read alike: keeps what depends on it in uniform registers.
@@ -499,5 +504,5 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
                 store(sums[m], targets, row0 + row + m * 64, n, y, bias, residual, scratch);
         }
     }
-    cluster_sync();  // neighbours still write to this thread block's memory
+    cluster_sync();  // none ends before its neighbours have come so far
 }

@@ -333,6 +333,11 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
             tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
+    // The neighbours give back what is left here, too: their arrivals must find this thread block.
+    for (int i = 0; i < kStages; ++i) {
+        barrier_wait(empty + slot * 8, parity);
+        if (++slot == kStages) slot = 0, parity ^= 1;
+    }
 }
 
 // A value that all threads of a warp read alike: keeps what depends on it in uniform registers.
@@ -498,5 +503,5 @@ bsgen_fprop_b32_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
             give_back(empty, slot, parity);
         }
     }
-    cluster_sync();  // neighbours still write to this thread block's memory
+    cluster_sync();  // none ends before its neighbours have come so far
 }

@@ -79,6 +79,7 @@ struct Block {
         return barriers[address];
     }
     std::unordered_map<u32, Barrier> barriers;
+    unsigned threads = 0;  // that have not ended
 };
 struct Copy {
     int delay;
@@ -172,10 +173,11 @@ inline void launch(unsigned count, unsigned threads, unsigned cluster, unsigned 
         for (unsigned i = 0; i < fibers.size(); ++i) {
             Fiber& fiber = fibers[i];
             fiber.block = &blocks[i / threads], fiber.index.x = i % threads, fiber.stack.resize(kStackBytes), fiber.done = false;
+            ++fiber.block->threads;
             getcontext(&fiber.context);
             fiber.context.uc_stack.ss_sp = fiber.stack.data(), fiber.context.uc_stack.ss_size = kStackBytes;
             fiber.context.uc_link = &scheduler;
-            makecontext(&fiber.context, +[] { (*body)(), self->done = true, idle = 0; }, 0);
+            makecontext(&fiber.context, +[] { (*body)(), self->done = true, --self->block->threads, idle = 0; }, 0);
         }
         std::vector<unsigned> order(fibers.size() / 32);
         for (unsigned i = 0; i < order.size(); ++i) order[i] = i;
@@ -254,7 +256,12 @@ inline void cluster_sync() { meet(cluster_meeting, static_cast<int>(fibers.size(
 inline void barrier_arrive_at(u32 barrier, u32 rank) {
     Barrier& b = blocks[rank].barrier(barrier);
     if (!b.ready) fail("arrival on a neighbour's barrier that was not made", barrier);
-    --b.pending, b.settle(), idle = 0;
+    // It takes its time, which nothing but a wait on that barrier sees.
+    Block* const there = &blocks[rank];
+    copies.push_back({static_cast<int>(chance() % 4), [=, &b] {
+        if (!there->threads) fail("an arrival at a thread block that has ended");
+        --b.pending, b.settle();
+    }});
 }
 
 struct TensorMap {

@@ -70,7 +70,8 @@ def test_products(case: Case) -> None:
         assert_close(y, x.double() @ dense, case.tolerance)
         assert_close(dx, dy.double() @ dense.T, case.tolerance)
         assert_close(dw, scaled(sums, gate), case.tolerance)
-        assert_close(dgate, (sums * w.double()).sum((1, 2)), case.tolerance)
+        terms = sums * w.double()  # their sum may be far smaller than they are
+        assert (dgate.double() - terms.sum((1, 2))).norm() <= case.tolerance * terms.norm()
         assert torch.equal(both, dw)
         assert not dw[gate == 0].any()
 
