@@ -1,8 +1,9 @@
 """The cost model of the Hopper kernels for narrow blocks: five demands of a tile, as in plan/hopper_cost.py.
 
-The constants are fits to the timings of 122 plans on an H200 (bfloat16, features last; C = K = 4096, N = 16384, 1 ... 50 % of the
-blocks, and 12288 with N = 64; b = 8 and 16), with a root mean square error of 15 %; the plan of least predicted time took at most
-11 % longer than the fastest (`tests/gpu/results/variants_h200.json`). Clocks are of `Target.clock`, which the GPU exceeds.
+The constants are fits to the timings of 143 plans on an H200 (bfloat16; C = K = 4096, N = 16384, 1 ... 50 % of the blocks, and
+12288 with N = 64; b = 8 and 16; features last and first), with a root mean square error of 7 %; the plan of least predicted time
+took at most 11 % longer than the fastest (`tests/gpu/results/variants_h200.json`, `axis_h200.json`). Clocks are of
+`Target.clock`, which the GPU exceeds.
 """
 
 from __future__ import annotations
@@ -14,24 +15,25 @@ from numpy.typing import NDArray
 
 from bsgen.plan.cost import DEPENDENT_LAUNCH_SECONDS, Cost, gate_seconds, memory_bytes, overlapped
 from bsgen.plan.grouping import Tiles
-from bsgen.plan.hopper_cost import COPY, makespan
+from bsgen.plan.hopper_cost import makespan
 from bsgen.plan.narrow_tile import NarrowGeometry
 from bsgen.plan.tile import MMA_ROWS
 from bsgen.problem import Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
-L2_RATE = 67.0  # bytes a clock that an SM gets from L2 through TMA
-NARROW = 1.74  # how much more rows of panels of fewer than 128 bytes cost
-SHARED_RATE = 140.0  # bytes a clock of shared memory
-STEP = 5.2  # clocks of a multiply step on one of an SM's four schedulers
-ISSUE = 1.5  # clocks of an instruction
-OPERATION = 8.0  # instructions of a multiply beside fragments and steps: loop, words, addresses
-LATENCY = 205.0  # clocks of a multiply alone: words, fragments, first step
+L2_RATE = 54.6  # bytes a clock that an SM gets from L2 through TMA
+NARROW = 1.39  # how much more rows of panels of fewer than 128 bytes cost
+SHARED_RATE = 150.0  # bytes a clock of shared memory
+STEP = 9.0  # clocks of a multiply step on one of an SM's four schedulers
+ISSUE = 3.0  # clocks of an instruction
+OPERATION = 8.9  # instructions of a multiply beside fragments and steps: loop, words, addresses
+LATENCY = 184.0  # clocks of a multiply alone: words, fragments, first step
 CONFLICT = 2  # times that weights pass through shared memory
-TILE = 0.09  # clocks of an output element
-SECTOR = 0.5  # and of one whose neighbour in the same 32 bytes of a row is stored apart from it
-TILE_LATENCY = 630.0
-OVERLAP = 8.0  # the norm's exponent
+COPY = 16.3  # clocks of a copy: of a box of a panel, or of stored blocks that follow one another in W
+TILE = 0.109  # clocks of an output element
+SECTOR = 0.42  # and of one whose neighbour in the same 32 bytes of a row is stored apart from it
+TILE_LATENCY = 200.0
+OVERLAP = 7.5  # the norm's exponent
 LINE_BYTES, SECTOR_BYTES, FLOAT_BYTES = 128, 32, 4
 
 Floats = NDArray[np.float64]
@@ -39,10 +41,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """What tiles ask for: panels, operations [tiles, slots], and the share of output blocks whose sectors are stored in parts."""
+    """What tiles ask for: panels, operations [tiles, slots], runs of stored blocks that follow one another in W, and the share of
+    output blocks whose sectors are stored in parts."""
 
     panels: Floats
     operations: Floats
+    runs: Floats
     apart: float
 
 
@@ -53,7 +57,9 @@ def tile_counts(tiles: Tiles, problem: Problem, geo: NarrowGeometry) -> Counts:
         for tile in tiles
     ]
     operations = [[part.work if part else 0 for part in tile] for tile in tiles]
-    return Counts(np.array(panels, float), np.array(operations, float), _apart(tiles, geo))
+    stored = [np.sort(np.concatenate([np.zeros(0, int), *(part.blocks for part in tile if part)])) for tile in tiles]
+    runs = [np.count_nonzero(np.diff(blocks) != 1) + (len(blocks) > 0) for blocks in stored]
+    return Counts(np.array(panels, float), np.array(operations, float), np.array(runs, float), _apart(tiles, geo))
 
 
 def _apart(tiles: Tiles, geo: NarrowGeometry) -> float:
@@ -105,5 +111,5 @@ def _demands(geo: NarrowGeometry, counts: Counts) -> tuple[Floats, dict[str, Flo
         "math": total * multiplies * STEP / 4,
         "issue": total * instructions * ISSUE / 4,
         "latency": busiest * (LATENCY + multiplies * STEP),
-        "copies": (counts.panels * geo.panel_boxes + blocks) * COPY / 4,
+        "copies": (counts.panels * geo.panel_boxes + counts.runs) * COPY,
     }
