@@ -45,7 +45,7 @@ FULL = 1.06  # room for units over what tiles hold on average
 REDUCE_THREADS = 256
 
 # The cost model, in clocks and bytes a clock of an SM; tests/gpu/README.md says what it was fitted to.
-L2_RATE = {32: 35.0, 64: 40.0}  # by the rows of a copy
+L2_RATE = {32: 35.0, 64: 40.0}  # by the lines of a copy
 SHARED_RATE, OVERLAP = 128.0, 4.0
 STAGE, START = 60.0, 300.0  # clocks of a stage's barriers, and of a thread block
 STORE = 64.0  # bytes of sums a clock
@@ -394,7 +394,8 @@ def _stage_clocks(tile: GradientTile, geo: GradientGeometry) -> float:
     """Clocks of a stage of a tile: bytes from L2, bytes through shared memory and multiply steps at once."""
     arriving, units = _panels(tile, geo) * geo.panel_bytes, _units(tile, geo)
     reads = units * (WARPGROUP_ROWS + geo.block) * geo.rows * geo.itemsize
-    demands = arriving / L2_RATE[geo.rows], (arriving + reads) / SHARED_RATE, units * geo.steps * geo.block / 2
+    lines = geo.rows if geo.axis else geo.depth
+    demands = arriving / L2_RATE[lines], (arriving + reads) / SHARED_RATE, units * geo.steps * geo.block / 2
     return float(sum(demand**OVERLAP for demand in demands) ** (1 / OVERLAP)) + STAGE / geo.groups
 
 
