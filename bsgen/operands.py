@@ -45,7 +45,7 @@ class Contract:
         first = views[self.leading]
         lead, device = first.shape[:-1] if self.axis else first.shape[1:], first.device
         for name, view in views.items():
-            self._check(name, view, self._expected(name, lead), device)
+            self._check(name, view, self.expected(name, lead), device)
         if math.prod(lead) > MAXIMUM_ROWS:
             raise ArgumentError(
                 f"{self.leading}: got {math.prod(lead)} rows, expected at most {MAXIMUM_ROWS}: split it"
@@ -73,7 +73,8 @@ class Contract:
                     f"{name}: shares memory with {other}, which the kernel uses, too: pass another array"
                 )
 
-    def _expected(self, name: str, lead: tuple[int, ...]) -> tuple[int, ...]:
+    def expected(self, name: str, lead: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of an operand in a call with these dimensions beside features."""
         features = self.rows.get(name)
         return self.fixed[name] if features is None else self.shape(lead, features)
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsgen.plan import HopperPlan
+from bsgen.plan.rings import FOLDED_ROWS, PAIRED, SECOND
 from bsgen.problem import Op
 
 Terms = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -47,17 +48,23 @@ class _Stage:
 
     def __init__(self, plan: HopperPlan, loads: NDArray[np.int32]) -> None:
         self.plan = plan
-        self.panels, boxes = int(loads[0]) & 0xFF, int(loads[0]) >> 8
-        self.firsts = loads[1 : 1 + self.panels].tolist()
-        self.boxes = loads[1 + self.panels : 1 + self.panels + boxes].tolist()
+        copies, boxes, self.pairs = int(loads[0]) & 0xFF, int(loads[0]) >> 8 & 0xFF, int(loads[0]) >> 16
+        self.panels = copies + self.pairs
+        self.firsts = loads[1 : 1 + copies].tolist()
+        self.boxes = loads[1 + copies : 1 + copies + boxes].tolist()
 
     def features(self, at: int) -> NDArray[np.int64]:
-        """The features of the panel at a byte of the stage."""
+        """The features of the panel that the first word of a visit names."""
         geo = self.plan.geometry
-        position, inside = divmod(at, geo.panel_bytes)
+        paired, second = at & PAIRED, bool(at & SECOND)
+        position, inside = divmod(at & ~(PAIRED | SECOND), geo.panel_bytes)
         assert not inside, "a visit starts inside a panel"
         assert position < self.panels, "a visit reads past the panels of its stage"
-        return np.asarray(self.firsts[position] + np.arange(geo.depth, dtype=np.int64))
+        assert (position < 2 * self.pairs) == bool(paired), "a visit takes a pair for a panel"
+        assert paired or not second, "a panel alone has no second half"
+        assert not (paired and position % 2), "a visit starts inside a pair"
+        copy = position // 2 if paired else position - self.pairs
+        return np.asarray(self.firsts[copy] + second * geo.depth + np.arange(geo.depth, dtype=np.int64))
 
     def weights(self, at: int) -> NDArray[np.int64]:
         """The elements of W of the piece at a byte of the stage, [inputs, outputs]."""
@@ -70,6 +77,6 @@ class _Stage:
 
     def _box(self, place: int) -> NDArray[np.int64]:
         geo: Any = self.plan.geometry
-        row, column = divmod(place, geo.boxes_across)
+        row, column = (place * FOLDED_ROWS, 0) if geo.shape.folded else divmod(place, geo.boxes_across)
         rows = row + np.arange(geo.box_rows, dtype=np.int64)[:, None]
         return np.asarray(rows * geo.block + column * geo.box_columns + np.arange(geo.box_columns))

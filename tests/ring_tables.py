@@ -15,6 +15,7 @@ from plan_tables import Term
 
 from bsgen.outline import TensorMap
 from bsgen.plan import HopperPlan
+from bsgen.plan.rings import PAIRED, SECOND
 from bsgen.problem import Op
 
 NOTHING = -1
@@ -23,7 +24,8 @@ SWIZZLES = {1: 128, 2: 64}  # bytes, by the code in a matrix descriptor
 
 @dataclass(frozen=True)
 class RingUse:
-    """What a stage holds: places in bytes; `past` are the panel places of visits that are read after a column's last."""
+    """What a stage holds: places in bytes; the second panel of a pair counts as behind the first;
+    `past` are the panel places of visits that are read after a column's last."""
 
     panels: int
     boxes: int
@@ -36,10 +38,13 @@ class RingUse:
 
 @dataclass(frozen=True)
 class Visit:
-    """One visit of a column of warpgroups: a panel, and the slots of the tile that use it, each with its piece."""
+    """One visit of a column of warpgroups: a panel by its place (of a pair, that of both), and the slots of the tile that use it,
+    each with its piece."""
 
     column: int
     panel: int
+    paired: bool
+    second: bool
     pieces: tuple[tuple[int, int], ...]
 
 
@@ -50,7 +55,7 @@ def ring_terms(plan: HopperPlan) -> Iterator[Term]:
         for stage in range(plan.tile_stages[tile], plan.tile_stages[tile + 1]):
             features, weights = _memory(plan, stage)
             for visit in visits(plan, stage):
-                begin = _first_feature(plan, features, visit.panel)
+                begin = _first_feature(plan, features, visit)
                 for slot, place in visit.pieces:
                     yield Term(tile, slot, begin, begin + depth, _read_piece(plan, weights, place))
 
@@ -58,7 +63,8 @@ def ring_terms(plan: HopperPlan) -> Iterator[Term]:
 def ring_uses(plan: HopperPlan) -> Iterator[RingUse]:
     """What each stage loads, reads and reads ahead."""
     for stage, loads in enumerate(plan.loads):
-        panels, boxes = _counts(loads)
+        copies, boxes, pairs = _counts(loads)
+        panels = copies + pairs
         found = list(visits(plan, stage))
         words = _words(plan, stage)
         ends = [(words[column] & 0xFFFF) + (words[column] >> 16) * 8 for column in range(plan.geometry.shape.columns)]
@@ -66,10 +72,12 @@ def ring_uses(plan: HopperPlan) -> Iterator[RingUse]:
         yield RingUse(
             panels,
             boxes,
-            panels * plan.geometry.panel_boxes * _box_bytes(plan, 0) + boxes * _box_bytes(plan, 1),
-            tuple(visit.panel for visit in found),
+            (copies - pairs) * plan.geometry.panel_boxes * _box_bytes(plan, plan.activations)
+            + (pairs and pairs * _box_bytes(plan, f"{plan.activations}_pairs"))
+            + boxes * _box_bytes(plan, "w_folded" if plan.geometry.shape.folded else "w"),
+            tuple(visit.panel + visit.second * plan.geometry.panel_bytes for visit in found),
             tuple(place for visit in found for _, place in visit.pieces),
-            tuple(words[end // 4] for end in used),
+            tuple(words[end // 4] & ~(PAIRED | SECOND) for end in used),
             max(used, default=0),
         )
 
@@ -86,7 +94,9 @@ def visits(plan: HopperPlan, stage: int) -> Iterator[Visit]:
             assert 0 < mask < 1 << geo.shape.slots, "a visit of no slot, or of one that does not exist"
             slots = [slot for slot in range(geo.shape.slots) if mask >> slot & 1]
             pieces = [(column * geo.shape.slots + slot, place + i * geo.piece_bytes) for i, slot in enumerate(slots)]
-            yield Visit(column, words[at], tuple(pieces))
+            flags = words[at] & (PAIRED | SECOND)
+            assert flags != SECOND, "the second of no pair"
+            yield Visit(column, words[at] - flags, bool(flags & PAIRED), bool(flags & SECOND), tuple(pieces))
 
 
 def _words(plan: HopperPlan, stage: int) -> list[int]:
@@ -94,30 +104,40 @@ def _words(plan: HopperPlan, stage: int) -> list[int]:
     return words
 
 
-def _counts(loads: np.ndarray) -> tuple[int, int]:
-    """Panels and boxes of a stage; no word after them means anything."""
-    panels, boxes = int(loads[0]) & 0xFF, int(loads[0]) >> 8
-    assert panels > 0
+def _counts(loads: np.ndarray) -> tuple[int, int, int]:
+    """Copies of panels, boxes, and copies that bring two panels, of a stage; no word after them means anything."""
+    copies, boxes, pairs = int(loads[0]) & 0xFF, int(loads[0]) >> 8 & 0xFF, int(loads[0]) >> 16
+    assert copies > 0
     assert boxes > 0
-    assert not loads[1 + panels + boxes :].any()
-    return panels, boxes
+    assert pairs <= copies
+    assert not loads[1 + copies + boxes :].any()
+    return copies, boxes, pairs
 
 
-def _box_bytes(plan: HopperPlan, which: int) -> int:
-    tensor_map = plan.maps[which]
+def _map(plan: HopperPlan, name: str) -> TensorMap:
+    (found,) = (tensor_map for tensor_map in plan.maps if tensor_map.argument == f"{name}_map")
+    return found
+
+
+def _box_bytes(plan: HopperPlan, name: str) -> int:
+    tensor_map = _map(plan, name)
     return tensor_map.box_columns * tensor_map.box_rows * plan.problem.dtype.itemsize
 
 
 def _memory(plan: HopperPlan, stage: int) -> tuple[np.ndarray, np.ndarray]:
     """Shared memory of a stage before the swizzle: the feature, or the element of W, at each place for an element."""
-    loads, (activations, w) = plan.loads[stage], plan.maps[:2]
-    panels, boxes = _counts(loads)
+    loads, w = plan.loads[stage], _map(plan, "w_folded" if plan.geometry.shape.folded else "w")
+    copies, boxes, pairs = _counts(loads)
     size = plan.geometry.shape.stage_bytes // plan.problem.dtype.itemsize
     features, weights = np.full(size, NOTHING, np.int32), np.full(size, NOTHING, np.int32)
     at = 0
-    for first in loads[1 : 1 + panels].tolist():
+    for copy, first in enumerate(loads[1 : 1 + copies].tolist()):
+        activations = _map(plan, plan.activations + "_pairs" * (copy < pairs))
+        if copy < pairs:
+            assert first * plan.problem.dtype.itemsize % 128 == 0, "a pair crosses lines of 128 bytes"
+            assert at * plan.problem.dtype.itemsize % 1024 == 0, "a pair crosses swizzle atoms"
         at = _fill(features, at, _panel(plan, activations, first))
-    for place in loads[1 + panels : 1 + panels + boxes].tolist():
+    for place in loads[1 + copies : 1 + copies + boxes].tolist():
         at = _fill(weights, at, _box(w, place).ravel())
     return features, weights
 
@@ -140,17 +160,24 @@ def _fill(memory: np.ndarray, at: int, values: np.ndarray) -> int:
 
 
 def _box(w: TensorMap, place: int) -> np.ndarray:
-    """Elements of W in a box, by its place: row * boxes across + column of boxes."""
+    """Elements of W in a box, by its place: row * boxes across + column of boxes; folded, line by line, row / 16."""
+    if w.folded:
+        assert 0 <= place * 16 <= w.rows - w.box_rows, "a box reaches past the end of W"
+        lines = np.concatenate([8 * group + np.array([0, 4, 1, 5, 2, 6, 3, 7]) for group in range(w.box_rows // 16)])
+        return (place * 8 + lines)[:, None] * (2 * w.columns) + np.arange(2 * w.columns)
     row, column = divmod(place, w.columns // w.box_columns)
     assert 0 <= row <= w.rows - w.box_rows, "a box reaches past the end of W"
     rows, columns = row + np.arange(w.box_rows)[:, None], column * w.box_columns + np.arange(w.box_columns)
     return rows * w.columns + columns
 
 
-def _first_feature(plan: HopperPlan, features: np.ndarray, place: int) -> int:
-    """The first feature of the panel at a byte of the stage; every row of the tile must hold the same."""
+def _first_feature(plan: HopperPlan, features: np.ndarray, visit: Visit) -> int:
+    """The first feature of the panel that a visit reads; every row of the tile must hold the same."""
     item, depth, rows = plan.problem.dtype.itemsize, plan.geometry.depth, plan.geometry.shape.rows
-    panel = features[place // item : place // item + rows * depth]
+    begin = visit.panel // item
+    panel = features[begin : begin + (1 + visit.paired) * rows * depth]
+    if visit.paired:
+        panel = panel.reshape(rows, 2, depth)[:, int(visit.second)]
     if plan.problem.feature_first:
         panel = panel.reshape(rows // 64, depth, 64).transpose(0, 2, 1)
     panel = panel.reshape(rows, depth)
@@ -166,7 +193,11 @@ def _read_piece(plan: HopperPlan, weights: np.ndarray, place: int) -> np.ndarray
     line = SWIZZLES[geo.weights_high >> 30]
     groups, side = (geo.weights_high & 0x3FFF) * 16, (geo.weights_low >> 16) * 16
     inputs, outputs = np.arange(geo.depth)[:, None], np.arange(geo.block)[None, :]
-    step, inside = inputs // geo.step * geo.weights_step * 16, inputs % geo.step
+    if geo.shape.folded:  # a step of the even inputs and one of the odd; in a step, where each input's line lies
+        eight, pair = inputs // 8, inputs % 8 // 2
+        step, inside = inputs % 2 * geo.weights_step * 16, eight // 2 * 8 + 2 * pair + eight % 2
+    else:
+        step, inside = inputs // geo.step * geo.weights_step * 16, inputs % geo.step
     if plan.problem.op is Op.FPROP:  # rows are inputs; outputs run along lines that lie side by side
         rows = inside // 8 * groups + inside % 8 * line
         at = step + rows + outputs * item // line * side + outputs * item % line

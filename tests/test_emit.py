@@ -79,6 +79,7 @@ def hopper_plans() -> list[Plan]:
         drafts = list(hopper.drafts(problem, BIG))
         chosen = [next(each for each in drafts if each.geometry.shape.cluster == size) for size in hopper.CLUSTERS]
         chosen += [each for each in drafts if each.reductions][:1]
+        chosen += [each for each in drafts if each.geometry.shape.folded][:1]
         found += [hopper.assemble(problem, BIG, each) for each in chosen]
     finishing = [Epilogue(True, activation, True) for activation in Activation]
     problems = [replace(BASE, dtype=DType.FLOAT16, epilogue=epilogue) for epilogue in finishing]
@@ -217,7 +218,8 @@ def test_each_entry_is_a_kernel_with_the_arguments_of_its_launch(all_plans: list
             assert launch.dependent == waits, "set up early, it must wait by itself"
             names = list(launch.arguments)
             if plan.problem.gate and plan.problem.op is not Op.WGRAD and launch.entry == plan.entry:
-                names[1] = names[1].replace("workspace", "w")  # gate * W, which begins it
+                at = names.index("workspace_map") if "workspace_map" in names else 1
+                names[at] = names[at].replace("workspace", "w")  # gate * W, which begins it
             assert parameters(source, launch.entry) == [spelled(name, plan) for name in names]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +13,11 @@ import pytest
 import bsgen
 from bsgen import operation
 from bsgen.errors import ArgumentError
-from bsgen.outline import Workspace
-from bsgen.runtime import arrays
+from bsgen.outline import Grid, Launch, TensorMap, Workspace
+from bsgen.runtime import arrays, launch
 from bsgen.runtime.arrays import Framework, View
 from bsgen.runtime.express import Express
+from bsgen.runtime.launch import Prepared
 
 LAYOUT = bsgen.topology.random(4, 5, density=0.5, seed=1)
 B, N = 16, 40
@@ -40,9 +43,6 @@ class Array:
     def data_ptr(self) -> int:
         return self.pointer
 
-    def numel(self) -> int:
-        return int(np.prod(self.shape))
-
     def new_empty(self, shape: Any, dtype: str | None = None) -> Array:
         return Array(shape if isinstance(shape, tuple) else (shape,), dtype or self.dtype)
 
@@ -61,10 +61,26 @@ class Kernels:
     """Notes what it is launched with."""
 
     workspace = Workspace(fixed=7, per_row=1)
-    scratch = True
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
+        self.prepared, self.entered = 0, 0
+        self.error = 0
+
+    def prepare(self, device: int, stream: int, operands: dict[str, Any]) -> tuple[Prepared, ...]:
+        self.prepared += 1
+
+        def enqueue() -> tuple[int]:
+            if not self.error:
+                self.calls.append(dict(operands))
+            return (self.error,)
+
+        return (Prepared(enqueue, None),)
+
+    def enqueue(self, device: int, prepared: tuple[Prepared, ...]) -> None:
+        self.entered, self.error = self.entered + 1, 0
+        for each in prepared:
+            each.enqueue()
 
     def __call__(self, device: int, stream: int, operands: dict[str, Any]) -> None:
         self.calls.append(dict(operands))
@@ -144,10 +160,8 @@ def test_no_rows_clear_every_result(kernels: Kernels, monkeypatch: pytest.Monkey
     assert kernels.calls == []
 
 
-@pytest.mark.parametrize(("gate", "axis"), [(False, 1), (True, 1), (False, 0), (True, 0)])
-@pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
-def test_the_quick_way_binds_what_the_other_does(kernels: Kernels, op: str, gate: bool, axis: int) -> None:
-    mm, a = make(gate=gate, axis=axis)
+def quick(mm: bsgen.MatMul, op: str, kernels: Kernels, **changes: Any) -> Express:
+    """The quick way of an op."""
     framework = SimpleNamespace(
         plain_types=frozenset({Array}),
         dtypes={name: name for name in ("float16", "bfloat16", "float32")},
@@ -155,22 +169,114 @@ def test_the_quick_way_binds_what_the_other_does(kernels: Kernels, op: str, gate
         fresh=None,
         current_device=lambda: 0,
     )
-    contract = mm.operation(op).contract
-    express = Express(contract, lambda n: kernels, framework)
+    framework.__dict__.update(changes)
+    return Express(mm.operation(op).contract, lambda n: kernels, framework)
+
+
+@pytest.mark.parametrize(("gate", "axis"), [(False, 1), (True, 1), (False, 0), (True, 0)])
+@pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
+def test_the_quick_way_binds_what_the_other_does(kernels: Kernels, op: str, gate: bool, axis: int) -> None:
+    mm, a = make(gate=gate, axis=axis)
+    express = quick(mm, op, kernels)
     names = {"fprop": ("x", "w"), "dgrad": ("dy", "w"), "wgrad": ("x", "dy")}[op]
     given = {name: a[name] for name in (*names, *["gate"] * gate)}
     out = express(given)
     slow = mm.operation(op)(given)
-    quick, general = kernels.calls
+    fast, general = kernels.calls
     assert (out.shape, out.dtype) == (slow.shape, slow.dtype)
     rows = {"fprop": mm.out_features, "dgrad": mm.in_features}
     assert out.shape == (((N, rows[op]) if axis else (rows[op], N)) if op in rows else mm.weight_shape)
     assert general["n"] == N
-    assert set(quick) == set(general)
-    for name in set(quick) - {"out", "workspace"}:
-        assert quick[name] == general[name]
+    assert set(fast) == set(general)
+    for name in set(fast) - {"out", "workspace"}:
+        assert fast[name] == general[name]
     if gate:
         assert express({**given, "gate": Array((mm.nnz,), "bfloat16")}) is None
         assert express({**given, "gate": Array((mm.nnz + 1,), "float32")}) is None
     for name in names:
         assert express({**given, name: Array(a[name].shape[::-1], "bfloat16")}) is None
+
+
+def test_the_quick_way_prepares_a_call_once(kernels: Kernels) -> None:
+    mm, a = make()
+    same = Array((N, mm.out_features), "bfloat16")
+    express = quick(mm, "fprop", kernels, fresh=lambda shape, strides, dtype: same)
+    scratch = Array((47,), "float32")
+    a["x"].new_empty = lambda shape, dtype: scratch  # type: ignore[method-assign]
+    for _ in range(3):
+        assert express({"x": a["x"], "w": a["w"]}) is same
+    assert (kernels.prepared, len(kernels.calls)) == (1, 3)
+    for name in ("x", "w"):
+        moved = {**a, name: Array(a[name].shape, "bfloat16")}
+        moved["x"].new_empty = a["x"].new_empty  # type: ignore[method-assign]
+        express({"x": moved["x"], "w": moved["w"]})
+        assert kernels.calls[-1][name] == moved[name].pointer
+    assert kernels.prepared == 3
+
+
+def test_the_quick_way_enters_the_context_where_a_launch_fails(kernels: Kernels) -> None:
+    mm, a = make()
+    express = quick(mm, "fprop", kernels)
+    assert express(a) is not None
+    assert kernels.entered == 0
+    kernels.error = 201
+    assert express(a) is not None
+    assert (kernels.entered, len(kernels.calls)) == (1, 2)
+    elsewhere = quick(mm, "fprop", kernels, current_device=lambda: 1)
+    assert elsewhere(a) is not None
+    assert (kernels.entered, len(kernels.calls)) == (2, 3)
+
+
+def test_the_quick_way_takes_any_rank(kernels: Kernels) -> None:
+    mm, a = make()
+    express = quick(mm, "fprop", kernels)
+    for lead in ((), (5,), (5, 8), (2, 2, 10)):
+        y = express({"x": Array((*lead, mm.in_features), "bfloat16"), "w": a["w"]})
+        assert y.shape == (*lead, mm.out_features)
+        assert kernels.calls[-1]["n"] == int(np.prod(lead))
+    assert express({"x": Array((), "bfloat16"), "w": a["w"]}) is None
+    assert express({"x": Array((0, mm.in_features), "bfloat16"), "w": a["w"]}) is None
+
+
+def test_the_quick_way_leaves_what_is_not_aligned(kernels: Kernels) -> None:
+    mm, a = make()
+    express = quick(mm, "fprop", kernels)
+    for name in ("x", "w"):
+        moved = Array(a[name].shape, "bfloat16")
+        moved.pointer += 8
+        assert express({**a, name: moved}) is None
+    assert kernels.prepared == 0
+    assert kernels.calls == []
+
+
+def test_arguments_lie_where_their_pointers_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[tuple[Any, ...]] = []
+    cuda = SimpleNamespace(
+        cuLaunchKernelEx=lambda *arguments: (launched.append(arguments), 0)[1:],
+        CUlaunchConfig=SimpleNamespace,
+        CUstream=int,
+        cuTensorMapEncodeTiled=None,
+    )
+    monkeypatch.setattr(launch.driver, "bindings", lambda: cuda)
+    monkeypatch.setattr(launch.tensor_maps.Encoder, "_encode", lambda self, address, *_: bytes([address]) * 128)
+    maps = (TensorMap("x", 64, 0, 64, 8, "bfloat16"),)
+    grid = Grid(blocks=3, rows=16, cluster=2)
+    wanted = Launch("kernel", grid, 96, 1024, ("x_map", "out", "n", "w"), maps)
+    loaded = launch._Loaded(wanted, "function", 0)
+    values = {"x": 7, "out": 1 << 40, "n": 33, "w": 5}
+    first, second = (list(loaded.prepare(9, {**values, "out": out})) for out in (1 << 40, 1 << 41))
+    for prepared, out in ((first, 1 << 40), (second, 1 << 41)):
+        assert prepared[0].enqueue() == (0,)
+        configuration, function, address, extra = launched[-1]
+        assert (function, extra) == ("function", 0)
+        assert (configuration.gridDimX, configuration.blockDimX, configuration.hStream) == (3 * 2 * 3, 96, 9)
+        assert (configuration.sharedMemBytes, configuration.attrs) == (1024, [])
+        pointers = (ctypes.c_uint64 * 4).from_address(address)
+        assert ctypes.string_at(pointers[0], 128) == bytes([7]) * 128
+        assert ctypes.c_uint64.from_address(pointers[1]).value == out
+        assert ctypes.c_int32.from_address(pointers[2]).value == 33
+        assert ctypes.c_uint64.from_address(pointers[3]).value == 5
+    assert list(loaded.prepare(9, {**values, "n": 0})) == []
+    many = launch._Loaded(replace(wanted, grid=replace(grid, rows=1)), "function", 0)
+    with pytest.raises(ArgumentError, match="thread blocks"):
+        list(many.prepare(9, {**values, "n": 2**31 - 2**17}))

@@ -148,10 +148,16 @@ def check_registers(plan: HopperPlan) -> None:
 def check_maps(plan: HopperPlan) -> None:
     """What cuTensorMapEncodeTiled accepts, with rows of one swizzle line, and what the stages' bytes were counted with."""
     problem, geo, item = plan.problem, plan.geometry, plan.problem.dtype.itemsize
-    activations, w, *residual = plan.maps
+    activations, *pairs, w = (tensor_map for tensor_map in plan.maps if tensor_map.operand != "residual")
+    residual = plan.maps[2 + len(pairs) :]
+    assert len(pairs) == plan.pairs <= geo.shape.paired
+    for tensor_map in pairs:
+        assert tensor_map == replace(activations, box_columns=64, name=f"{plan.activations}_pairs")
     for tensor_map in plan.maps:
         assert 0 < tensor_map.box_rows <= 256
-        assert tensor_map.box_columns * item == (geo.row_bytes if tensor_map.columns else 128)
+        assert tensor_map.box_columns * item == (
+            geo.row_bytes if tensor_map.columns and tensor_map not in pairs else 128
+        )
         assert geo.row_bytes in (64, 128)
         assert tensor_map.columns * item % 16 == 0
         assert tensor_map.dtype == str(problem.dtype)
@@ -160,6 +166,8 @@ def check_maps(plan: HopperPlan) -> None:
     assert (w.operand, w.columns, w.rows) == ("w", problem.block_size, problem.layout.nnz * problem.block_size)
     assert activations.box_rows * activations.box_columns * item * geo.panel_boxes == geo.panel_bytes
     assert w.box_rows * geo.row_bytes == geo.box_bytes
+    assert w.folded == geo.shape.folded <= (problem.op is Op.FPROP and problem.block_size == 32)
+    assert w.argument == ("w_folded_map" if w.folded else "w_map")
     assert len(residual) == (problem.epilogue.residual and not problem.feature_first)
     for tensor_map in residual:
         assert (tensor_map.operand, tensor_map.columns, tensor_map.rows) == ("residual", plan.features[1], 0)
@@ -206,7 +214,7 @@ def test_outlines_survive_json(op: Op, block: int, dtype: DType) -> None:
     after = Outline.from_json(json.loads(json.dumps(asdict(before))))
     assert after == before
     assert after.launches[0].maps == plan.launches[0].maps
-    assert len(after.launches[0].maps) == 2
+    assert len(after.launches[0].maps) == 2 + plan.pairs
 
 
 def fingerprints() -> list[str]:

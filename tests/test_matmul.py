@@ -362,11 +362,13 @@ def test_nvtx_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("BSGEN_NVTX", "1")
     monkeypatch.setitem(sys.modules, "nvtx", types.SimpleNamespace(annotate=note))
-    monkeypatch.setattr(launch.Kernels, "__call__", lambda *_: seen.append("launched"))
+    once = launch.Prepared(lambda: (seen.append("launched"), 0)[1:], None)
+    monkeypatch.setattr(launch.Kernels, "prepare", lambda *_: (once, once))
     annotate._nvtx.cache_clear()
     mm = bsgen.compile([[1]], 8, "float16", "fprop", "sm_80")
-    mm.operation("fprop").kernels(0, 0, {})
-    assert seen == [f"bsgen {mm.operation('fprop').outline.launches[0].entry}", "launched"]
+    (prepared,) = mm.operation("fprop").kernels.prepare(0, 0, {})
+    assert prepared.enqueue() == (0,)
+    assert seen == [f"bsgen {mm.operation('fprop').outline.launches[0].entry}", "launched", "launched"]
     monkeypatch.setitem(sys.modules, "nvtx", None)
     annotate._nvtx.cache_clear()
     assert type(bsgen.compile([[1]], 8, "float16", "fprop", "sm_80").operation("fprop").kernels) is launch.Kernels

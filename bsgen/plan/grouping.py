@@ -35,18 +35,19 @@ def skewed(view: OutputBlocks) -> bool:
     return bool(max(1, int(view.work.max())) > SKEWED * view.work.mean())
 
 
-def similar(view: OutputBlocks, tile_slots: int) -> Iterator[Grouping]:
-    """Output blocks that share inputs in one tile: greedily, each next one shares most with those that the tile has."""
+def similar(view: OutputBlocks, tile_slots: int, width: int = 1) -> Iterator[Grouping]:
+    """Output blocks that share inputs in one tile: greedily, each next one shares most with those that the tile has. Of inputs that
+    come `width` at a time, two output blocks share those of which each uses any."""
     if view.outputs <= tile_slots or int(view.work.max()) > UNEVEN * view.work.mean():
         return
-    uses = np.zeros((view.inputs_total, view.outputs), bool)
-    uses[view.inputs, np.repeat(np.arange(view.outputs), view.work)] = True
+    uses = np.zeros((-(-view.inputs_total // width), view.outputs), bool)
+    uses[view.inputs // width, np.repeat(np.arange(view.outputs), view.work)] = True
     free = np.ones(view.outputs, bool)
     order: list[int] = []
     while free.any():
         order += _tile_of_similar(uses, free, tile_slots)
     parts, _ = split(view, max(1, int(view.work.max())))
-    yield "similar", _in_tiles([parts[output] for output in order], tile_slots), ()
+    yield "similar" if width == 1 else "similar wide", _in_tiles([parts[output] for output in order], tile_slots), ()
 
 
 def _tile_of_similar(uses: np.ndarray, free: np.ndarray, tile_slots: int) -> list[int]:

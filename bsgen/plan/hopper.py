@@ -29,6 +29,8 @@ from bsgen.plan.rings import (
 )
 from bsgen.plan.warpgroup import (
     ATOM_ROWS,
+    LINE_BYTES,
+    PAIRED_ROWS,
     WARPGROUP_ROWS,
     WarpgroupGeometry,
     WarpgroupShape,
@@ -45,6 +47,7 @@ MAXIMUM_SLOTS = {
     True: 4,
 }  # by TF32: its fragments leave no registers for taller warpgroups, so wider ones serve
 STAGES = (3, 4)
+NARROW_LINE = 64  # bytes of the rows that results are stored in, where blocks or features first allow no more
 WEIGHTS_BYTES, BAND_BYTES = 12 << 20, 16 << 20  # of W and of a band's activations that stay in the 50 MiB of L2
 CLUSTERS = (1, 2)
 
@@ -94,6 +97,11 @@ class HopperPlan(ProductPlan):
             return "store_features"
         return "store"
 
+    @cached_property
+    def pairs(self) -> bool:
+        """Whether panels come in pairs anywhere."""
+        return bool((self.loads[:, 0] >> 16).any())
+
     @property
     def residual_panels(self) -> int:
         """Panels of the residual that come through the ring at a tile's end."""
@@ -114,9 +122,11 @@ class HopperPlan(ProductPlan):
             activations = TensorMap(self.activations, self.features[0], 0, geo.depth, geo.shape.rows, dtype)
         rows = problem.layout.nnz * problem.block_size
         weights = TensorMap(self.weights, problem.block_size, rows, geo.box_columns, geo.box_rows, dtype)
-        if not self.residual_panels:
-            return activations, weights
-        return activations, weights, TensorMap("residual", self.features[1], 0, geo.depth, geo.shape.rows, dtype)
+        if geo.shape.folded:  # by another name, so that no older bsgen takes it for one that is not
+            weights = replace(weights, name="w_folded", folded=True)
+        residual = TensorMap("residual", self.features[1], 0, geo.depth, geo.shape.rows, dtype)
+        pairs = replace(activations, box_columns=2 * geo.depth, name=f"{self.activations}_pairs")
+        return (activations, *[pairs] * self.pairs, weights, *[residual] * bool(self.residual_panels))
 
     @cached_property
     def launches(self) -> tuple[Launch, ...]:
@@ -135,7 +145,7 @@ class HopperPlan(ProductPlan):
         return (
             f"wgmma_{geo.math.ptx}, tile {shape.rows} x {shape.tile_slots * geo.block}, "
             f"{shape.row_groups} x {shape.columns} warpgroups of {64 * shape.m_tiles} x {shape.slots * geo.block}, "
-            f"{f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}"
+            f"{f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}{'folded, ' * shape.folded}{'paired, ' * shape.paired}"
             f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, {self.grouping} groups"
             f"{f' in bands of {self.band}' * (self.band > 1)}{self.split_text}{self.gate_text}"
         )
@@ -186,8 +196,13 @@ def shapes(problem: Problem, target: Target) -> Iterator[WarpgroupShape]:
         slots = width // problem.block_size
         if width % problem.block_size or slots > most:
             continue
-        for cluster, few, stages in product(CLUSTERS, _few(problem, row_groups * m_tiles), STAGES):
-            shape = _with_ring(WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, few, stages), target)
+        height, line = row_groups * m_tiles, min(LINE_BYTES, problem.block_size * problem.dtype.itemsize)
+        stored = NARROW_LINE if problem.feature_first else line
+        for cluster, few, (folded, paired), stages in product(CLUSTERS, _few(problem, height), _lines(problem, line), STAGES):
+            form = WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, few, folded, paired, stored, stages)
+            if paired and form.rows < PAIRED_ROWS:
+                continue
+            shape = _with_ring(form, target)
             geo = warpgroup_geometry(problem, shape)
             residual = residual_panels(problem, geo)
             fits = residual <= MAXIMUM_LOADS and residual * geo.panel_bytes <= shape.stage_bytes
@@ -203,6 +218,13 @@ def _few(problem: Problem, height: int) -> tuple[int, ...]:
     if problem.feature_first:
         return (0,)
     return (-(-n // ATOM_ROWS) * ATOM_ROWS,) if height == 1 and n <= WARPGROUP_ROWS - ATOM_ROWS else (0,)
+
+
+def _lines(problem: Problem, line: int) -> tuple[tuple[bool, bool], ...]:
+    """Where rows have half a line: whether two rows of W lie in one (of fprop), and whether two panels do."""
+    if 2 * line != LINE_BYTES:
+        return ((False, False),)
+    return tuple(product((False, True)[: 1 + (problem.op is Op.FPROP)], (False, True)[: 2 - problem.feature_first]))
 
 
 def _with_ring(shape: WarpgroupShape, target: Target) -> WarpgroupShape:
@@ -227,12 +249,15 @@ def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
     if not serves(problem, target):
         return
     view = output_blocks(problem)
-    ways: dict[tuple[int, int], list[Grouping]] = {}
-    counted: dict[tuple[int, int, int], Counts] = {}
+    ways: dict[tuple[int, ...], list[Grouping]] = {}
+    counted: dict[tuple[int, ...], Counts] = {}
     for shape in shapes(problem, target):
-        geo, key = warpgroup_geometry(problem, shape), (shape.columns, shape.slots)
+        geo = warpgroup_geometry(problem, shape)
+        key = shape.columns, shape.slots, geo.shape.paired
         if key not in ways:
-            ways[key] = [*groupings(view, *key, target), *similar(view, shape.tile_slots)]
+            ways[key] = [*groupings(view, shape.columns, shape.slots, target), *similar(view, shape.tile_slots)]
+            if geo.shape.paired:
+                ways[key] += similar(view, shape.tile_slots, 2)
         for index, (grouping, tiles, reductions) in enumerate(ways[key]):
             if (*key, index) not in counted:
                 counted[(*key, index)] = tile_counts(tiles, view.inputs_total, geo)

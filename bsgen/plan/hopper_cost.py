@@ -36,9 +36,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """What tiles ask for: panels and [tiles, columns of warpgroups] pieces and visits."""
+    """What tiles ask for: panels, and copies that bring them, and [tiles, columns of warpgroups] pieces and visits."""
 
     panels: Floats
+    copies: Floats
     pieces: Floats
     visits: Floats
 
@@ -46,23 +47,26 @@ class Counts:
 def tile_counts(tiles: Tiles, inputs: int, geo: WarpgroupGeometry) -> Counts:
     """Count from the parts in the slots of tiles, for a layout of so many input blocks; panels loaded twice count once."""
     shape = geo.shape
-    panels = np.zeros(len(tiles))
+    panels, copies = np.zeros(len(tiles)), np.zeros(len(tiles))
     pieces, visits = np.zeros((len(tiles), shape.columns)), np.zeros((len(tiles), shape.columns))
     for index, tile in enumerate(tiles):
         uses = np.zeros((inputs, shape.columns, shape.slots), bool)
         for slot, part in enumerate(tile):
             if part is not None:
                 uses[part.inputs, slot // shape.slots, slot % shape.slots] = True
-        panels[index] = np.count_nonzero(uses.any(axis=(1, 2)))
+        used = uses.any(axis=(1, 2))
+        panels[index] = np.count_nonzero(used)
+        copies[index] = panels[index] - (np.count_nonzero(used[:-1:2] & used[1::2]) if geo.shape.paired else 0)
         visits[index] = np.count_nonzero(uses.any(axis=2), axis=0)
         pieces[index] = np.count_nonzero(uses, axis=(0, 2))
-    return Counts(panels * geo.slices, pieces * geo.slices, visits * geo.slices)
+    return Counts(panels * geo.slices, copies * geo.slices, pieces * geo.slices, visits * geo.slices)
 
 
 def hopper_cost(problem: Problem, target: Target, geo: WarpgroupGeometry, counts: Counts) -> Cost:
     """The cost of a plan."""
     shape, n = geo.shape, problem.batch or DEFAULT_ROWS
-    counts = replace(counts, panels=counts.panels + residual_panels(problem, geo))
+    residual = residual_panels(problem, geo)
+    counts = replace(counts, panels=counts.panels + residual, copies=counts.copies + residual)
     l2_bytes, demands = _demands(geo, counts)
     tiles = sum((demand**OVERLAP for demand in demands.values()), np.zeros(1)) ** (1 / OVERLAP)
     tiles = tiles + TILE * shape.rows * shape.tile_slots * geo.block

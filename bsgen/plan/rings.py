@@ -15,6 +15,8 @@ from bsgen.problem import Op
 
 MAXIMUM_LOADS = 31  # a lane of the loading warp each, beside the head
 VISIT_BYTES, PAST_LAST = 8, 2  # of shared memory; visits that are read, but not followed, after the last
+PAIRED, SECOND = 1, 64  # of a visit's panel: it is one of a pair; the second, whose rows are 64 bytes further
+FOLDED_ROWS = 16  # of W, in the unit that folded boxes are addressed by
 WINDOW = 24  # panels that are looked at to fill a stage
 
 Item = tuple[int, int, int, int]  # panel, slot, stored block, slice of it
@@ -22,10 +24,17 @@ Item = tuple[int, int, int, int]  # panel, slot, stored block, slice of it
 
 @dataclass
 class RingStage:
-    """One stage: `panels`, and for each of them its pieces as (slot, stored block, slice)."""
+    """One stage: `panels`, and for each of them its pieces as (slot, stored block, slice). The first `pairs` times two panels are
+    neighbours that one copy brings."""
 
     panels: list[int] = field(default_factory=list)
     pieces: list[list[tuple[int, int, int]]] = field(default_factory=list)
+    pairs: int = 0
+
+    @property
+    def copies(self) -> int:
+        """Copies that bring the panels."""
+        return len(self.panels) - self.pairs
 
     @property
     def piece_count(self) -> int:
@@ -36,7 +45,10 @@ class RingStage:
 def record_bytes(geo: WarpgroupGeometry) -> int:
     """Bytes of a stage's record: bounds and visits of each column of warpgroups, and zeros past the last visit."""
     columns, stage_bytes = geo.shape.columns, geo.shape.stage_bytes
-    panels = min(MAXIMUM_LOADS // 2, stage_bytes // (geo.panel_bytes + geo.piece_bytes))
+    most = (
+        MAXIMUM_LOADS * 2 // 3 if geo.shape.paired else MAXIMUM_LOADS // 2
+    )  # a copy of two panels and two pieces, or of one and one
+    panels = min(most, stage_bytes // (geo.panel_bytes + geo.piece_bytes))
     return -(-(4 * first_visit(columns) + VISIT_BYTES * (columns * panels + PAST_LAST)) // 16) * 16
 
 
@@ -67,12 +79,12 @@ def _part_items(part: Part, slot: int, geo: WarpgroupGeometry) -> IntArray:
 
 
 def pack(items: Sequence[Item], geo: WarpgroupGeometry) -> Iterator[RingStage]:
-    """Fill stages panel by panel, in order; where the next does not fit, with one of the following that does.
+    """Fill stages copy by copy, in order; where the next does not fit, with one of the following that does.
 
-    A panel whose pieces exceed a stage is loaded again in the next.
+    A panel whose pieces exceed a stage is loaded again in the next. Where panels may come in pairs, those at an even place and the
+    next do, unless their pieces exceed a stage.
     """
-    left = [_fitting(list(group), geo) for _, group in groupby(items, key=itemgetter(0))]
-    waiting = [chunk for chunks in left for chunk in chunks]
+    waiting = _chunks([list(group) for _, group in groupby(items, key=itemgetter(0))], geo)
     stage, used, loads = RingStage(), 0, 0
     while waiting:
         index = _next_that_fits(waiting, room(geo) - used, MAXIMUM_LOADS - loads, geo)
@@ -81,20 +93,52 @@ def pack(items: Sequence[Item], geo: WarpgroupGeometry) -> Iterator[RingStage]:
             stage, used, loads = RingStage(), 0, 0
             continue
         chunk = waiting.pop(index)
-        stage.panels.append(chunk[0][0])
-        stage.pieces.append([(slot, block, which) for _, slot, block, which in chunk])
+        _add(stage, chunk)
         used += _bytes(chunk, geo)
         loads += _loads(chunk, geo)
     if stage.panels:
         yield stage
 
 
+def _chunks(groups: Sequence[list[Item]], geo: WarpgroupGeometry) -> list[list[Item]]:
+    """What is loaded together: a panel, or a pair of them, with as many of its pieces as fit a stage."""
+    found: list[list[Item]] = []
+    place = 0
+    while place < len(groups):
+        both = [item for group in groups[place : place + 2] for item in group]
+        if geo.shape.paired and _are_pair(groups[place : place + 2]) and _fits(both, room(geo), MAXIMUM_LOADS, geo):
+            found.append(both)
+            place += 2
+        else:
+            found += _fitting(groups[place], geo)
+            place += 1
+    return found
+
+
+def _are_pair(groups: Sequence[Sequence[Item]]) -> bool:
+    panels = [group[0][0] for group in groups]
+    return len(panels) == 2 and panels[0] % 2 == 0 and panels[1] == panels[0] + 1
+
+
+def _add(stage: RingStage, chunk: Sequence[Item]) -> None:
+    """Put a pair behind those that the stage has, a panel behind all."""
+    groups = [(panel, list(group)) for panel, group in groupby(chunk, key=itemgetter(0))]
+    at = 2 * stage.pairs if len(groups) == 2 else len(stage.panels)
+    stage.panels[at:at] = [panel for panel, _ in groups]
+    stage.pieces[at:at] = [[(slot, block, which) for _, slot, block, which in group] for _, group in groups]
+    stage.pairs += len(groups) - 1
+
+
 def _bytes(chunk: Sequence[Item], geo: WarpgroupGeometry) -> int:
-    return geo.panel_bytes + len(chunk) * geo.piece_bytes
+    return len({item[0] for item in chunk}) * geo.panel_bytes + len(chunk) * geo.piece_bytes
 
 
 def _loads(chunk: Sequence[Item], geo: WarpgroupGeometry) -> int:
     return 1 + len(chunk) * geo.piece_boxes
+
+
+def _fits(chunk: Sequence[Item], space: int, loads: int, geo: WarpgroupGeometry) -> bool:
+    return _bytes(chunk, geo) <= space and _loads(chunk, geo) <= loads
 
 
 def _fitting(group: list[Item], geo: WarpgroupGeometry) -> list[list[Item]]:
@@ -105,24 +149,28 @@ def _fitting(group: list[Item], geo: WarpgroupGeometry) -> list[list[Item]]:
 
 def _next_that_fits(waiting: Sequence[Sequence[Item]], left: int, loads: int, geo: WarpgroupGeometry) -> int | None:
     for index, chunk in enumerate(waiting[:WINDOW]):
-        if _bytes(chunk, geo) <= left and _loads(chunk, geo) <= loads:
+        if _fits(chunk, left, loads, geo):
             return index
     return None
 
 
 def encode_loads(stages: Sequence[RingStage], geo: WarpgroupGeometry) -> IntArray:
-    """[stages, words]: panels | boxes << 8; each panel's first feature; each box's place in W, row * boxes across + column."""
-    widest = max((len(s.panels) + s.piece_count * geo.piece_boxes for s in stages), default=0)
+    """[stages, words]: copies of panels | boxes << 8 | pairs << 16; the first feature of each copy, pairs first; each box's place
+    in W, row * boxes across + column, or where W is folded row / 16."""
+    widest = max((stage.copies + stage.piece_count * geo.piece_boxes for stage in stages), default=0)
     table = np.zeros((len(stages), widest + 1), np.int32)
     for row, stage in zip(table, stages, strict=True):
         boxes = [box for pieces in stage.pieces for _, block, which in pieces for box in _boxes(block, which, geo)]
-        row[0] = len(stage.panels) | len(boxes) << 8
-        row[1 : 1 + len(stage.panels)] = np.array(stage.panels) * geo.depth
-        row[1 + len(stage.panels) : 1 + len(stage.panels) + len(boxes)] = boxes
+        row[0] = stage.copies | len(boxes) << 8 | stage.pairs << 16
+        firsts = [*stage.panels[: 2 * stage.pairs : 2], *stage.panels[2 * stage.pairs :]]
+        row[1 : 1 + stage.copies] = np.array(firsts) * geo.depth
+        row[1 + stage.copies : 1 + stage.copies + len(boxes)] = boxes
     return table
 
 
 def _boxes(block: int, which: int, geo: WarpgroupGeometry) -> list[int]:
+    if geo.shape.folded:
+        return [block * geo.block // FOLDED_ROWS]
     if geo.op is Op.FPROP:
         first = (block * geo.block + which * geo.depth) * geo.boxes_across
         return list(range(first, first + geo.piece_boxes))
@@ -132,8 +180,8 @@ def _boxes(block: int, which: int, geo: WarpgroupGeometry) -> list[int]:
 def encode_records(stages: Sequence[RingStage], geo: WarpgroupGeometry) -> IntArray:
     """[stages, words]: byte of the first visit | visits << 16 for each column, then the visits, two words each.
 
-    A visit is the place of a panel in bytes; and the mask of the column's slots that use it, with the place of their first
-    piece in 16 bytes << 16. The pieces follow one another by slot.
+    A visit is the place of a panel in bytes, of one in a pair that of the pair, with PAIRED and for the second SECOND; and the mask
+    of the column's slots that use it, with the place of their first piece in 16 bytes << 16. The pieces follow one another by slot.
     """
     table = np.zeros((len(stages), record_bytes(geo) // 4), np.int64)
     for row, stage in zip(table, stages, strict=True):
@@ -150,9 +198,16 @@ def _encode_record(row: np.ndarray, stage: RingStage, geo: WarpgroupGeometry) ->
             members = list(run)
             mask = sum(1 << slot % slots for slot, _, _ in members)
             place = (len(stage.panels) * geo.panel_bytes + piece * geo.piece_bytes) // 16
-            visits[column] += [position * geo.panel_bytes, mask | place << 16]
+            visits[column] += [_panel_word(stage, position, geo), mask | place << 16]
             piece += len(members)
     for column, words in enumerate(visits):
         row[column] = word * 4 | len(words) // 2 << 16
         row[word : word + len(words)] = words
         word += len(words)
+
+
+def _panel_word(stage: RingStage, position: int, geo: WarpgroupGeometry) -> int:
+    if position >= 2 * stage.pairs:
+        return position * geo.panel_bytes
+    pair, second = divmod(position, 2)
+    return 2 * pair * geo.panel_bytes | PAIRED | second * SECOND

@@ -19,7 +19,7 @@ LINE_BYTES = 128
 ATOM_ROWS = 8
 WARPGROUP_ROWS = 64
 NARROW = 32
-SCRATCH_BYTES = 512  # of a warp that stores
+PAIRED_ROWS = 64  # the least of a tile whose panels come in pairs
 PRODUCER_REGISTERS = 32
 MOST_LAUNCH_REGISTERS = 128  # of a thread where few threads leave more than it needs
 OTHER_REGISTERS = 28  # of a multiplying thread, beside accumulators and fragments
@@ -31,6 +31,9 @@ class WarpgroupShape:
 
     Thread blocks of a cluster have the same output blocks and neighbouring rows: each piece of W is loaded once for all.
     A tile of `few` rows (a multiple of 8, 0: none) loads no more of the 64 that are multiplied; the others are never stored.
+    Where pieces are `folded`, two of their rows lie side by side in a line of 128 bytes, for L2 looks up lines: a multiply step
+    takes all even inputs or all odd ones, which fragments are sorted for. Where panels are `paired`, two neighbours that a tile both
+    needs come as one, in such lines. Results are stored in pieces of rows of `store_bytes`.
     """
 
     row_groups: int
@@ -39,6 +42,9 @@ class WarpgroupShape:
     slots: int
     cluster: int = 1
     few: int = 0
+    folded: bool = False
+    paired: bool = False
+    store_bytes: int = 64
     stages: int = 0
     stage_bytes: int = 0
 
@@ -50,7 +56,7 @@ class WarpgroupShape:
     @property
     def scratch_bytes(self) -> int:
         """Shared memory through which results are stored."""
-        return SCRATCH_BYTES * 4 * self.groups
+        return ATOM_ROWS * self.store_bytes * 4 * self.groups
 
     @property
     def rows(self) -> int:
@@ -200,9 +206,9 @@ class WarpgroupGeometry:
 
     @cached_property
     def weights_high(self) -> int:
-        """High word of a piece's matrix descriptor: bytes between groups of 8 rows, and the swizzle."""
-        swizzle = 1 if self.row_bytes == LINE_BYTES else 2
-        return ATOM_ROWS * self.row_bytes >> 4 | swizzle << 30
+        """High word of a piece's matrix descriptor: bytes between groups of 8 lines, and the swizzle."""
+        line = LINE_BYTES if self.shape.folded else self.row_bytes
+        return ATOM_ROWS * line >> 4 | (1 if line == LINE_BYTES else 2) << 30
 
     @cached_property
     def panel_high(self) -> int:
@@ -216,7 +222,9 @@ class WarpgroupGeometry:
 
     @cached_property
     def weights_step(self) -> int:
-        """From one multiply step to the next in a piece, in 16 bytes: rows for fprop, along them for dgrad."""
+        """From a multiply step to the next in a piece, in 16 bytes: rows for fprop, along them for dgrad and where two share a line."""
+        if self.shape.folded:
+            return self.row_bytes >> 4
         return (self.step * self.row_bytes if self.op is Op.FPROP else self.step * self.itemsize) >> 4
 
     @cached_property

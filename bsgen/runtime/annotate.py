@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from bsgen.outline import Launch, Workspace
-from bsgen.runtime.launch import Cubin, Kernels
+from bsgen.runtime.launch import Cubin, Kernels, Prepared
 
 _log = logging.getLogger("bsgen")
 
@@ -34,8 +34,19 @@ def _nvtx() -> Any | None:
 class Annotated(Kernels):
     """Kernels whose calls show as ranges with the name of the first kernel."""
 
-    def __call__(self, device: int, stream: int, operands: dict[str, Any]) -> None:
-        """Enqueue every launch inside a range."""
-        nvtx: Any = _nvtx()
-        with nvtx.annotate(self.launches[0].entry if self.launches else "bsgen", domain="bsgen"):
-            super().__call__(device, stream, operands)
+    def prepare(self, device: int, stream: int, operands: dict[str, Any]) -> tuple[Prepared, ...]:
+        """The launches as one, inside a range."""
+        prepared = super().prepare(device, stream, operands)
+        return (Prepared(partial(_inside, self.launches[0].entry, prepared), prepared),) if prepared else ()
+
+
+def _inside(name: str, prepared: Sequence[Prepared]) -> tuple[Any]:
+    """Enqueue launches in a range of that name; the first error, or the last call's none."""
+    nvtx: Any = _nvtx()
+    error: Any = 0
+    with nvtx.annotate(name, domain="bsgen"):
+        for launch in prepared:
+            (error,) = launch.enqueue()
+            if error:
+                break
+    return (error,)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import struct
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from itertools import chain
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from bsgen.errors import ArgumentError
 from bsgen.outline import Launch, Workspace
 from bsgen.runtime import context, driver, tensor_maps
 
-MAXIMUM_ARGUMENTS = 16
 MAXIMUM_BLOCKS = 2**31 - 1
-SLOT_BYTES = tensor_maps.BYTES
 INTEGERS = frozenset({"n", "accumulate"})
 
 
@@ -33,20 +32,13 @@ class Cubin(Protocol):
         ...
 
 
-class _Arguments(threading.local):
-    """Room for a kernel's arguments, a slot each, and the pointers to them that the driver reads.
+class Prepared(NamedTuple):
+    """A launch with its arguments bound, which may be enqueued any number of times and by any thread."""
 
-    Made once a thread: the driver copies the arguments before a launch returns.
-    """
-
-    def __init__(self) -> None:
-        self.slots = (ctypes.c_char * (SLOT_BYTES * MAXIMUM_ARGUMENTS))()
-        first, places = ctypes.addressof(self.slots), range(0, SLOT_BYTES * MAXIMUM_ARGUMENTS, SLOT_BYTES)
-        self.pointers = (ctypes.c_void_p * MAXIMUM_ARGUMENTS)(*(first + place for place in places))
-        self.address = ctypes.addressof(self.pointers)
+    enqueue: Callable[[], tuple[Any]]  # in the current context; gives CUDA's error, 0 for none
+    arguments: Any  # the memory that it reads
 
 
-_arguments = _Arguments()
 _MAXIMUM_CONFIGURATIONS = 256
 
 
@@ -56,38 +48,32 @@ class _Loaded:
     def __init__(self, launch: Launch, function: Any, device: int) -> None:
         grid = launch.grid
         self.blocks, self.rows = grid.blocks * grid.cluster, grid.rows
-        self.most = _resident(launch, function, device) if grid.persistent else MAXIMUM_BLOCKS + 1
+        self.most = _resident(launch, function, device) if grid.persistent else MAXIMUM_BLOCKS
         self.threads, self.shared_memory = launch.threads, launch.shared_memory
         self.function, self.pick = function, itemgetter(*launch.arguments)
         encoders = [tensor_maps.Encoder(tensor_map) for tensor_map in launch.maps]
         self.maps = [(encoder.spec.argument, encoder.spec.operand, encoder.kept, encoder) for encoder in encoders]
-        codes = (_code(name, launch) for name in launch.arguments)
-        self.pack = struct.Struct("<" + "".join(codes)).pack_into
+        self.memory = _Memory(launch)
         self.attributes = _attributes(launch)
-        self.configurations: dict[
-            tuple[int, int], Any
-        ] = {}  # by blocks and stream: making one takes longer than finding it
-        self.enqueue = driver.bindings().cuLaunchKernelEx
+        # By blocks and stream: making one takes longer than finding it.
+        self.configurations: dict[tuple[int, int], Any] = {}
+        self.launch = driver.bindings().cuLaunchKernelEx
 
-    def __call__(self, stream: int, operands: dict[str, Any]) -> None:
-        """Enqueue it on a stream (a CUstream handle); tensor maps are added to `operands`."""
+    def prepare(self, stream: int, operands: dict[str, Any]) -> Iterator[Prepared]:
+        """The launch on a stream (a CUstream handle), if there is anything to do; tensor maps are added to `operands`."""
         n = operands["n"]
         blocks = self.blocks * -(-n // self.rows) if self.rows else self.blocks  # as Grid.size
-        if blocks > self.most:
-            blocks = self.most
+        if blocks > MAXIMUM_BLOCKS:
+            raise ArgumentError(f"x: {n} rows need {blocks} thread blocks, CUDA allows {MAXIMUM_BLOCKS}: split x")
+        if not blocks:
+            return
         for name, operand, kept, encode in self.maps:
             address = operands[operand]
             operands[name] = kept.get((address, n)) or encode(address, n)
-        if not 0 < blocks <= MAXIMUM_BLOCKS:
-            return _refuse(blocks, n)
-        arguments = _arguments
-        self.pack(arguments.slots, 0, *self.pick(operands))
-        key = (blocks, stream)
+        arguments, address = self.memory.hold(self.pick(operands))
+        key = (min(blocks, self.most), stream)
         configuration = self.configurations.get(key) or self._configuration(key)
-        (error,) = self.enqueue(configuration, self.function, arguments.address, 0)
-        if error:
-            raise driver.failure("cuLaunchKernelEx", error)
-        return None
+        yield Prepared(partial(self.launch, configuration, self.function, address, 0), arguments)
 
     def _configuration(self, key: tuple[int, int]) -> Any:
         """How to launch so many thread blocks on a stream; nothing changes it, so threads may share it."""
@@ -121,17 +107,30 @@ def _resident(launch: Launch, function: Any, device: int) -> int:
     return size * context.resident_clusters(device, function, size, launch.threads, launch.shared_memory)
 
 
-def _code(name: str, launch: Launch) -> str:
-    """How `struct` writes an argument, padded to a slot."""
+class _Memory:
+    """How a kernel's arguments lie in memory: the pointers to them, which the driver reads, and then themselves."""
+
+    def __init__(self, launch: Launch) -> None:
+        maps = {tensor_map.argument for tensor_map in launch.maps}
+        codes = [_code(name, maps) for name in launch.arguments]
+        pointers = "Q" * len(codes)
+        self._places = [struct.calcsize("<" + pointers + "".join(codes[:place])) for place in range(len(codes))]
+        self._write = struct.Struct("<" + pointers + "".join(codes))
+        self._room = ctypes.c_char * self._write.size
+
+    def hold(self, values: tuple[Any, ...]) -> tuple[Any, int]:
+        """Memory that holds the arguments, and its address."""
+        memory = self._room()
+        address = ctypes.addressof(memory)
+        self._write.pack_into(memory, 0, *[address + place for place in self._places], *values)
+        return memory, address
+
+
+def _code(name: str, maps: Collection[str]) -> str:
+    """How `struct` writes an argument, padded to 8 bytes."""
     if name in INTEGERS:
-        return f"i{SLOT_BYTES - 4}x"
-    return f"{SLOT_BYTES}s" if name in {tensor_map.argument for tensor_map in launch.maps} else f"Q{SLOT_BYTES - 8}x"
-
-
-def _refuse(blocks: int, n: int) -> None:
-    """No blocks is nothing to do; too many is an error."""
-    if blocks:
-        raise ArgumentError(f"x: {n} rows need {blocks} thread blocks, CUDA allows {MAXIMUM_BLOCKS}: split x")
+        return "i4x"
+    return f"{tensor_maps.BYTES}s" if name in maps else "Q"
 
 
 class Kernels:
@@ -144,7 +143,7 @@ class Kernels:
     def __init__(self, binary: Cubin, launches: Sequence[Launch], workspace: Workspace) -> None:
         self.binary = binary
         self.launches = tuple(launches)
-        self.workspace, self.scratch = workspace, workspace != Workspace()
+        self.workspace = workspace
         self._loaded: dict[int, tuple[_Loaded, ...]] = {}
 
     def load(self, device: int) -> tuple[_Loaded, ...]:
@@ -167,17 +166,25 @@ class Kernels:
                 f'compile again with arch="{gpu.arch}"'
             )
 
-    def __call__(self, device: int, stream: int, operands: dict[str, Any]) -> None:
-        """Enqueue every launch on `stream` (a CUstream handle): `operands` are pointers, n and accumulate, by name; tensor maps
+    def prepare(self, device: int, stream: int, operands: dict[str, Any]) -> tuple[Prepared, ...]:
+        """Every launch on `stream` (a CUstream handle), in order: `operands` are pointers, n and accumulate, by name; tensor maps
         are added to them."""
         loaded = self._loaded.get(device)
         if loaded is None:
             context.forbid_capture(device, stream)
             loaded = self.load(device)
-        pushed = driver.enter(device)
-        try:
-            for kernel in loaded:
-                kernel(stream, operands)
-        finally:
-            if pushed:
-                driver.leave()
+        with driver.on(device):  # encoding a tensor map needs a context
+            return tuple(chain.from_iterable(kernel.prepare(stream, operands) for kernel in loaded))
+
+    @staticmethod
+    def enqueue(device: int, prepared: Sequence[Prepared]) -> None:
+        """Enqueue what `prepare` gave, in the context of the device."""
+        with driver.on(device):
+            for launch in prepared:
+                (error,) = launch.enqueue()
+                if error:
+                    raise driver.failure("cuLaunchKernelEx", error)
+
+    def __call__(self, device: int, stream: int, operands: dict[str, Any]) -> None:
+        """Prepare and enqueue."""
+        self.enqueue(device, self.prepare(device, stream, operands))

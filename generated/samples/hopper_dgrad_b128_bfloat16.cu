@@ -1,6 +1,6 @@
 // dx = dy @ W.T for one block-sparse W [1024, 1024], bfloat16.
 // Layout 0dd315799237382c: 24 of 64 blocks of 128 x 128 (37.50 %).
-// Plan: hopper, wgmma_bf16, tile 128 x 256, 2 x 2 warpgroups of 64 x 128, clusters of 2, 3 stages of 72 KiB, balanced groups.
+// Plan: hopper, wgmma_bf16, tile 128 x 256, 2 x 2 warpgroups of 64 x 128, clusters of 2, 3 stages of 70 KiB, balanced groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -16,7 +16,7 @@ constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), k
 constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
 constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
 constexpr int kTiles = 4, kNoOutput = -2147483647;
-constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 64;  // a stage ends with its record
+constexpr int kStages = 3, kStageBytes = 71680, kRecordBytes = 64;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 128, kPanelBytes = 16384, kBoxBytes = 16384, kPieceBytes = 16384;
 constexpr int kBoxesAcross = 2, kBoxColumns = 64;  // W is loaded in boxes narrower than a block
@@ -24,7 +24,7 @@ constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 67108864u;  // words of 
 constexpr u32 kPanelHigh = 1073741888u;
 constexpr int kStepBytes = 32;
 constexpr int kWeightsStep = 2;  // from a multiply step to the next, in 16 bytes
-constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
+constexpr int kStored = 8, kScratchBytes = 1024;  // 16-byte chunks of a row that are stored together; and of a warp, for 8 rows of 64 outputs
 constexpr int kLoads = 5;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -62,6 +62,11 @@ __device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
     uint4 v;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
     return v;
+}
+
+// 16 bytes to device memory.
+__device__ __forceinline__ void store_global_chunk(void* global, uint4 v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
 // Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
@@ -201,7 +206,7 @@ __device__ const int __align__(16) kLoadTable[] = {
     514,0,64,0,1,514,512,576,256,257,514,768,832,3072,3073,514,
     896,960,3328,3329,514,0,64,3584,3585,514,128,192,512,513,514,256,
     320,768,769,514,512,576,3840,3841,
-};  // [stages, kLoads]: panels | boxes << 8, first row of each panel's features, each box's place in W
+};  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
     131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
     131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
@@ -368,22 +373,30 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
         if (target == kNoOutput) continue;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int row = row0 + half * 8 + lane / 4;
-            const long long start = static_cast<long long>(min(row, n - 1)) * kFeaturesOut;
 #pragma unroll
-            for (int j = 0; j < kBlock / 8; j += 4) {
-                u32 words[4];
+            for (int j = 0; j < kBlock / 8; j += kStored) {
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const float2 v = finish(make_float2(sums[s][(j + i) * 4 + half * 2], sums[s][(j + i) * 4 + half * 2 + 1]));
-                    words[i] = pack(v.x, v.y);
+                for (int part = 0; part < kStored; part += 4) {
+                    u32 words[4];
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        const int step = j + part + i;  // of 8 columns
+                        const float2 v = finish(make_float2(sums[s][step * 4 + half * 2], sums[s][step * 4 + half * 2 + 1]));
+                        words[i] = pack(v.x, v.y);
+                    }
+                    stmatrix_x4(scratch + swizzled<kStored>(lane % 8, part + lane / 8), words);
                 }
-                // Through shared memory, so that each lane stores 16 bytes of a row.
-                stmatrix_x4(scratch + swizzled<4>(lane % 8, lane / 8), words);
+                // Through shared memory, so that each lane stores 16 bytes of a row, and eight of them a line.
                 __syncwarp();
-                const uint4 chunk = load_shared_chunk(scratch + swizzled<4>(lane / 4, lane % 4));
+                uint4 chunks[kStored / 4];
+#pragma unroll
+                for (int i = 0; i < kStored / 4; ++i) chunks[i] = load_shared_chunk(scratch + swizzled<kStored>(i * 4 + lane / kStored, lane % kStored));
                 __syncwarp();
-                if (row < n) *reinterpret_cast<uint4*>(dx + start + target * kBlock + (j + lane % 4) * 8) = chunk;
+#pragma unroll
+                for (int i = 0; i < kStored / 4; ++i) {
+                    const int mine = row0 + half * 8 + i * 4 + lane / kStored;
+                    if (mine < n) store_global_chunk(dx + static_cast<long long>(mine) * kFeaturesOut + target * kBlock + (j + lane % kStored) * 8, chunks[i]);
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 // dx = dy @ W.T for one block-sparse W [512, 512], float32.
 // Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_tf32, tile 128 x 256, 2 x 2 warpgroups of 64 x 128, clusters of 2, 3 stages of 72 KiB, balanced groups.
+// Plan: hopper, wgmma_tf32, tile 128 x 256, 2 x 2 warpgroups of 64 x 128, clusters of 2, 3 stages of 70 KiB, balanced groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -16,7 +16,7 @@ constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), k
 constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
 constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
 constexpr int kTiles = 2, kNoOutput = -2147483647;
-constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 80;  // a stage ends with its record
+constexpr int kStages = 3, kStageBytes = 71680, kRecordBytes = 80;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 128, kPanelBytes = 16384, kBoxBytes = 4096, kPieceBytes = 4096;
 constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 16777216u;  // words of the matrix descriptor of a piece (PTX: wgmma)
@@ -174,7 +174,7 @@ __device__ const int __align__(16) kLoadTable[] = {
     224,1984,1440,2976,2784,2016,0,0,1794,256,288,2048,2496,2816,960,2080,
     192,1728,1794,320,352,2112,2848,224,1760,2144,1472,3008,1282,384,416,2176,
     2528,2880,992,2208,0,0,1282,448,480,2240,1504,3040,2912,2272,0,0,
-};  // [stages, kLoads]: panels | boxes << 8, first row of each panel's features, each box's place in W
+};  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
     131080,65560,0,134217729,16384,201326593,0,150994955,0,0,0,0,0,0,0,0,
     0,0,0,0,131080,65560,0,134217739,16384,201326593,0,184549377,0,0,0,0,
@@ -270,9 +270,9 @@ __device__ __forceinline__ u32 uniform(u32 value) { return __shfl_sync(~0u, valu
 
 using Sums = float[kMTiles][kSlots][kBlock / 2];
 using Fragments = u32[kMTiles][kSteps][4];
-
 // The rows of a panel that a warp multiplies, as fragments; rows are swizzled as TMA wrote them.
-__device__ __forceinline__ void load_fragments(Fragments& a, u32 from) {
+__device__ __forceinline__ void load_fragments(Fragments& a, u32 rows, u32 panel) {
+    const u32 from = rows + panel;
 #pragma unroll
     for (int m = 0; m < kMTiles; ++m)
 #pragma unroll
@@ -327,7 +327,7 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows,
     uint2 visit = load_shared_pair(at);
     Fragments a;
     do {
-        load_fragments(a, rows + visit.x);
+        load_fragments(a, rows, visit.x);
         const u32 word = uniform(visit.y);
         visit = load_shared_pair(at += 8);
         multiply_panel(sums, a, word & 255, b + (word >> 16));

@@ -23,7 +23,7 @@ constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 33554432u;  // words of 
 constexpr u32 kPanelHigh = 1073741888u;
 constexpr int kStepBytes = 32;
 constexpr int kWeightsStep = 2;  // from a multiply step to the next, in 16 bytes
-constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
+constexpr int kStored = 8, kScratchBytes = 1024;  // 16-byte chunks of a row that are stored together; and of a warp, for 8 rows of 64 outputs
 constexpr long long kGated = 49152;  // float32 elements of gate * W, which begins the workspace and is what the main kernel takes for w
 constexpr int kLoads = 9;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
@@ -62,6 +62,11 @@ __device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
     uint4 v;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
     return v;
+}
+
+// 16 bytes to device memory.
+__device__ __forceinline__ void store_global_chunk(void* global, uint4 v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
 // Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
@@ -194,7 +199,7 @@ __device__ const int __align__(16) kLoadTable[] = {
     768,832,0,0,0,0,514,0,256,896,960,0,0,0,0,514,
     128,320,1024,1088,0,0,0,0,514,192,384,1408,1472,0,0,0,
     0,
-};  // [stages, kLoads]: panels | boxes << 8, first row of each panel's features, each box's place in W
+};  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
     262152,0,0,134217729,8192,167772161,16384,201326593,24576,234881025,0,0,0,0,0,0,
     262152,0,0,134217729,8192,167772161,16384,201326593,24576,234881025,0,0,0,0,0,0,
@@ -354,21 +359,30 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
                     if (row < n) *reinterpret_cast<float2*>(partial + j * 8) = make_float2(sums[s][j * 4 + half * 2], sums[s][j * 4 + half * 2 + 1]);
                 continue;
             }
-            const long long start = static_cast<long long>(min(row, n - 1)) * kFeaturesOut;
 #pragma unroll
-            for (int j = 0; j < kBlock / 8; j += 4) {
-                u32 words[4];
+            for (int j = 0; j < kBlock / 8; j += kStored) {
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const float2 v = finish(make_float2(sums[s][(j + i) * 4 + half * 2], sums[s][(j + i) * 4 + half * 2 + 1]));
-                    words[i] = pack(v.x, v.y);
+                for (int part = 0; part < kStored; part += 4) {
+                    u32 words[4];
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        const int step = j + part + i;  // of 8 columns
+                        const float2 v = finish(make_float2(sums[s][step * 4 + half * 2], sums[s][step * 4 + half * 2 + 1]));
+                        words[i] = pack(v.x, v.y);
+                    }
+                    stmatrix_x4(scratch + swizzled<kStored>(lane % 8, part + lane / 8), words);
                 }
-                // Through shared memory, so that each lane stores 16 bytes of a row.
-                stmatrix_x4(scratch + swizzled<4>(lane % 8, lane / 8), words);
+                // Through shared memory, so that each lane stores 16 bytes of a row, and eight of them a line.
                 __syncwarp();
-                const uint4 chunk = load_shared_chunk(scratch + swizzled<4>(lane / 4, lane % 4));
+                uint4 chunks[kStored / 4];
+#pragma unroll
+                for (int i = 0; i < kStored / 4; ++i) chunks[i] = load_shared_chunk(scratch + swizzled<kStored>(i * 4 + lane / kStored, lane % kStored));
                 __syncwarp();
-                if (row < n) *reinterpret_cast<uint4*>(dx + start + target * kBlock + (j + lane % 4) * 8) = chunk;
+#pragma unroll
+                for (int i = 0; i < kStored / 4; ++i) {
+                    const int mine = row0 + half * 8 + i * 4 + lane / kStored;
+                    if (mine < n) store_global_chunk(dx + static_cast<long long>(mine) * kFeaturesOut + target * kBlock + (j + lane % kStored) * 8, chunks[i]);
+                }
             }
         }
     }

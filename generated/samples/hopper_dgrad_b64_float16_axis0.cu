@@ -63,6 +63,11 @@ __device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
     return v;
 }
 
+// 16 bytes to device memory.
+__device__ __forceinline__ void store_global_chunk(void* global, uint4 v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
 // Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
 __device__ __forceinline__ void barrier_init(u32 barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -146,11 +151,6 @@ __device__ __forceinline__ void stmatrix_x4_trans(u32 address, const u32 (&r)[4]
                  "r"(r[3]) : "memory");
 }
 
-// 16 bytes to device memory.
-__device__ __forceinline__ void store_global_chunk(void* global, uint4 v) {
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
-}
-
 // The multiply step of a warpgroup, 64 rows x 64 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
 // the first, commit after the last, wait before its registers or shared memory change.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -204,7 +204,7 @@ __device__ const int __align__(16) kLoadTable[] = {
     1538,0,64,0,256,896,1152,128,320,1538,128,192,192,384,1024,1216,
     448,1408,1538,256,320,64,512,960,1280,576,1088,1538,384,448,640,768,
     1344,1472,704,832,
-};  // [stages, kLoads]: panels | boxes << 8, first row of each panel's features, each box's place in W
+};  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
     131088,131104,65584,65592,0,67108865,8192,201326594,0,100663297,8192,234881025,0,134217729,0,167772161,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,

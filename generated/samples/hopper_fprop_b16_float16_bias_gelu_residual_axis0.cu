@@ -58,15 +58,15 @@ __device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
     return v;
 }
 
+// 16 bytes to device memory.
+__device__ __forceinline__ void store_global_chunk(void* global, uint4 v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
 // The same, each matrix transposed: lane l gives what becomes of column l % 8 of matrix l / 8.
 __device__ __forceinline__ void stmatrix_x4_trans(u32 address, const u32 (&r)[4]) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]),
                  "r"(r[3]) : "memory");
-}
-
-// 16 bytes to device memory.
-__device__ __forceinline__ void store_global_chunk(void* global, uint4 v) {
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
 // 16 bytes into shared memory.

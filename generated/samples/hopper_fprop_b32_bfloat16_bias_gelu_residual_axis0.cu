@@ -63,6 +63,11 @@ __device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
     return v;
 }
 
+// 16 bytes to device memory.
+__device__ __forceinline__ void store_global_chunk(void* global, uint4 v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
 // Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
 __device__ __forceinline__ void barrier_init(u32 barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -149,11 +154,6 @@ __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
 __device__ __forceinline__ void stmatrix_x4_trans(u32 address, const u32 (&r)[4]) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]),
                  "r"(r[3]) : "memory");
-}
-
-// 16 bytes to device memory.
-__device__ __forceinline__ void store_global_chunk(void* global, uint4 v) {
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
 // 16 bytes into shared memory.
@@ -245,7 +245,7 @@ __device__ const int __align__(16) kLoadTable[] = {
     96,160,864,1120,0,0,0,0,0,0,514,224,288,1472,1728,0,
     0,0,0,0,0,1282,320,352,2080,2144,2208,2272,2400,0,0,0,
     514,416,480,2656,3008,0,0,0,0,0,0,
-};  // [stages, kLoads]: panels | boxes << 8, first row of each panel's features, each box's place in W
+};  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
     131080,131096,0,134217731,16384,167772163,0,150994947,16384,184549379,0,0,0,0,0,0,
     0,0,0,0,131080,131096,0,134217731,16384,167772163,0,150994947,16384,184549379,0,0,
@@ -344,9 +344,9 @@ __device__ __forceinline__ u32 uniform(u32 value) { return __shfl_sync(~0u, valu
 
 using Sums = float[kMTiles][kSlots][kBlock / 2];
 using Fragments = u32[kMTiles][kSteps][4];
-
 // The rows of a panel that a warp multiplies, as fragments; features are swizzled as TMA wrote them.
-__device__ __forceinline__ void load_fragments(Fragments& a, u32 from) {
+__device__ __forceinline__ void load_fragments(Fragments& a, u32 rows, u32 panel) {
+    const u32 from = rows + panel;
 #pragma unroll
     for (int m = 0; m < kMTiles; ++m)
 #pragma unroll
@@ -399,7 +399,7 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows,
     uint2 visit = load_shared_pair(at);
     Fragments a;
     do {
-        load_fragments(a, rows + visit.x);
+        load_fragments(a, rows, visit.x);
         const u32 word = uniform(visit.y);
         visit = load_shared_pair(at += 8);
         multiply_panel(sums, a, word & 255, b + (word >> 16));

@@ -21,7 +21,7 @@ constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 64, kPanelBytes = 16384, kBoxBytes = 2048, kPieceBytes = 2048;
 constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
-constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
+constexpr int kStored = 4, kScratchBytes = 512;  // 16-byte chunks of a row that are stored together; and of a warp, for 8 rows of 32 outputs
 constexpr int kLoads = 14;  // words of a stage in kLoadTable
 constexpr int kParts = 1, kResidualPanels = 4;  // panels of an output block's residual, and of a tile's
 // The address of shared memory as PTX instructions take it.
@@ -60,6 +60,11 @@ __device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
     uint4 v;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
     return v;
+}
+
+// 16 bytes to device memory.
+__device__ __forceinline__ void store_global_chunk(void* global, uint4 v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
 // Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
@@ -233,7 +238,7 @@ __device__ const int __align__(16) kLoadTable[] = {
     1728,0,0,0,0,0,0,0,1539,320,352,416,2080,2144,2208,2272,
     2400,2656,0,0,0,0,257,480,3008,0,0,0,0,0,0,0,
     0,0,0,0,
-};  // [stages, kLoads]: panels | boxes << 8, first row of each panel's features, each box's place in W
+};  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
     131080,131096,0,134217731,16384,167772163,0,150994947,16384,184549379,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,131080,131096,0,134217731,16384,167772163,0,150994947,
@@ -345,9 +350,9 @@ __device__ __forceinline__ u32 uniform(u32 value) { return __shfl_sync(~0u, valu
 
 using Sums = float[kMTiles][kSlots][kBlock / 2];
 using Fragments = u32[kMTiles][kSteps][4];
-
 // The rows of a panel that a warp multiplies, as fragments; rows are swizzled as TMA wrote them.
-__device__ __forceinline__ void load_fragments(Fragments& a, u32 from) {
+__device__ __forceinline__ void load_fragments(Fragments& a, u32 rows, u32 panel) {
+    const u32 from = rows + panel;
 #pragma unroll
     for (int m = 0; m < kMTiles; ++m)
 #pragma unroll
@@ -400,7 +405,7 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows,
     uint2 visit = load_shared_pair(at);
     Fragments a;
     do {
-        load_fragments(a, rows + visit.x);
+        load_fragments(a, rows, visit.x);
         const u32 word = uniform(visit.y);
         visit = load_shared_pair(at += 8);
         multiply_panel(sums, a, word & 255, b + (word >> 16));
@@ -418,25 +423,33 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
         if (target == kNoOutput) continue;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int row = row0 + half * 8 + lane / 4;
-            const long long start = static_cast<long long>(min(row, n - 1)) * kFeaturesOut;
 #pragma unroll
-            for (int j = 0; j < kBlock / 8; j += 4) {
-                u32 words[4];
+            for (int j = 0; j < kBlock / 8; j += kStored) {
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const int column = target * kBlock + (j + i) * 8 + lane % 4 * 2;
-                    const u32 chunk = (j + i) % (kRowBytes / 16) ^ lane / 8;  // of the row, swizzled
-                    const float2 r = unpack(load_shared(residual + (s * kParts + (j + i) / (kRowBytes / 16)) * kPanelBytes + half * (8 * kRowBytes) + chunk * 16));
-                    const float2 v = finish(make_float2(sums[s][(j + i) * 4 + half * 2], sums[s][(j + i) * 4 + half * 2 + 1]), load_pair(bias + column), r);
-                    words[i] = pack(v.x, v.y);
+                for (int part = 0; part < kStored; part += 4) {
+                    u32 words[4];
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        const int step = j + part + i;  // of 8 columns
+                        const int column = target * kBlock + step * 8 + lane % 4 * 2;
+                        const u32 chunk = step % (kRowBytes / 16) ^ lane / 8;  // of the row, swizzled
+                        const float2 r = unpack(load_shared(residual + (s * kParts + step / (kRowBytes / 16)) * kPanelBytes + half * (8 * kRowBytes) + chunk * 16));
+                        const float2 v = finish(make_float2(sums[s][step * 4 + half * 2], sums[s][step * 4 + half * 2 + 1]), load_pair(bias + column), r);
+                        words[i] = pack(v.x, v.y);
+                    }
+                    stmatrix_x4(scratch + swizzled<kStored>(lane % 8, part + lane / 8), words);
                 }
                 // Through shared memory, so that each lane stores 16 bytes of a row.
-                stmatrix_x4(scratch + swizzled<4>(lane % 8, lane / 8), words);
                 __syncwarp();
-                const uint4 chunk = load_shared_chunk(scratch + swizzled<4>(lane / 4, lane % 4));
+                uint4 chunks[kStored / 4];
+#pragma unroll
+                for (int i = 0; i < kStored / 4; ++i) chunks[i] = load_shared_chunk(scratch + swizzled<kStored>(i * 4 + lane / kStored, lane % kStored));
                 __syncwarp();
-                if (row < n) *reinterpret_cast<uint4*>(y + start + target * kBlock + (j + lane % 4) * 8) = chunk;
+#pragma unroll
+                for (int i = 0; i < kStored / 4; ++i) {
+                    const int mine = row0 + half * 8 + i * 4 + lane / kStored;
+                    if (mine < n) store_global_chunk(y + static_cast<long long>(mine) * kFeaturesOut + target * kBlock + (j + lane % kStored) * 8, chunks[i]);
+                }
             }
         }
     }

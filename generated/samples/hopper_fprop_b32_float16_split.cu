@@ -21,7 +21,7 @@ constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 64, kPanelBytes = 4096, kBoxBytes = 2048, kPieceBytes = 2048;
 constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
-constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
+constexpr int kStored = 4, kScratchBytes = 512;  // 16-byte chunks of a row that are stored together; and of a warp, for 8 rows of 32 outputs
 constexpr int kLoads = 25;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -59,6 +59,11 @@ __device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
     uint4 v;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
     return v;
+}
+
+// 16 bytes to device memory.
+__device__ __forceinline__ void store_global_chunk(void* global, uint4 v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
 // Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
@@ -241,7 +246,7 @@ __device__ const int __align__(16) kLoadTable[] = {
     3680,3712,3744,3776,3808,7424,7456,7488,7520,3936,3968,4000,4032,4064,4096,4128,
     4160,7776,7808,7840,7872,1028,7552,7584,7616,7648,7904,7936,7968,8000,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-};  // [stages, kLoads]: panels | boxes << 8, first row of each panel's features, each box's place in W
+};  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
     524304,262224,112,0,0,201326593,4096,209715201,8192,218103809,12288,226492417,16384,234881025,20480,243269633,
     24576,251658241,28672,260046849,32768,268435457,36864,276824065,40960,285212673,45056,293601281,0,0,0,0,
@@ -467,9 +472,9 @@ __device__ __forceinline__ u32 uniform(u32 value) { return __shfl_sync(~0u, valu
 
 using Sums = float[kMTiles][kSlots][kBlock / 2];
 using Fragments = u32[kMTiles][kSteps][4];
-
 // The rows of a panel that a warp multiplies, as fragments; rows are swizzled as TMA wrote them.
-__device__ __forceinline__ void load_fragments(Fragments& a, u32 from) {
+__device__ __forceinline__ void load_fragments(Fragments& a, u32 rows, u32 panel) {
+    const u32 from = rows + panel;
 #pragma unroll
     for (int m = 0; m < kMTiles; ++m)
 #pragma unroll
@@ -523,14 +528,14 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows,
     // A panel's fragments load while the one before is multiplied, into registers that the one before that has left.
     uint2 next = load_shared_pair(at + 8);
     Fragments even, odd;
-    load_fragments(even, rows + visit.x);
+    load_fragments(even, rows, visit.x);
     const auto turn = [&](const Fragments& now, Fragments& then) {
         const u32 word = uniform(visit.y);
         visit = next, at += 8;
         next = load_shared_pair(at + 8);
         multiply_panel(sums, now, word & 255, b + (word >> 16));
         wgmma_wait<1>();
-        load_fragments(then, rows + visit.x);
+        load_fragments(then, rows, visit.x);
     };
     while (true) {
         turn(even, odd);
@@ -559,21 +564,30 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
                     if (row < n) *reinterpret_cast<float2*>(partial + j * 8) = make_float2(sums[s][j * 4 + half * 2], sums[s][j * 4 + half * 2 + 1]);
                 continue;
             }
-            const long long start = static_cast<long long>(min(row, n - 1)) * kFeaturesOut;
 #pragma unroll
-            for (int j = 0; j < kBlock / 8; j += 4) {
-                u32 words[4];
+            for (int j = 0; j < kBlock / 8; j += kStored) {
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const float2 v = finish(make_float2(sums[s][(j + i) * 4 + half * 2], sums[s][(j + i) * 4 + half * 2 + 1]));
-                    words[i] = pack(v.x, v.y);
+                for (int part = 0; part < kStored; part += 4) {
+                    u32 words[4];
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        const int step = j + part + i;  // of 8 columns
+                        const float2 v = finish(make_float2(sums[s][step * 4 + half * 2], sums[s][step * 4 + half * 2 + 1]));
+                        words[i] = pack(v.x, v.y);
+                    }
+                    stmatrix_x4(scratch + swizzled<kStored>(lane % 8, part + lane / 8), words);
                 }
                 // Through shared memory, so that each lane stores 16 bytes of a row.
-                stmatrix_x4(scratch + swizzled<4>(lane % 8, lane / 8), words);
                 __syncwarp();
-                const uint4 chunk = load_shared_chunk(scratch + swizzled<4>(lane / 4, lane % 4));
+                uint4 chunks[kStored / 4];
+#pragma unroll
+                for (int i = 0; i < kStored / 4; ++i) chunks[i] = load_shared_chunk(scratch + swizzled<kStored>(i * 4 + lane / kStored, lane % kStored));
                 __syncwarp();
-                if (row < n) *reinterpret_cast<uint4*>(y + start + target * kBlock + (j + lane % 4) * 8) = chunk;
+#pragma unroll
+                for (int i = 0; i < kStored / 4; ++i) {
+                    const int mine = row0 + half * 8 + i * 4 + lane / kStored;
+                    if (mine < n) store_global_chunk(y + static_cast<long long>(mine) * kFeaturesOut + target * kBlock + (j + lane % kStored) * 8, chunks[i]);
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 // y = x @ W for one block-sparse W [1024, 1024] and its epilogue, float16.
 // Layout d11c92dfca3bf62c: 96 of 256 blocks of 64 x 64 (37.50 %).
-// Plan: hopper, wgmma_f16, tile 256 x 128, 2 x 2 warpgroups of 128 x 64, clusters of 2, 4 stages of 54 KiB, similar groups.
+// Plan: hopper, wgmma_f16, tile 256 x 128, 2 x 2 warpgroups of 128 x 64, clusters of 2, 4 stages of 52 KiB, similar groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -16,14 +16,14 @@ constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), k
 constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
 constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
 constexpr int kTiles = 8, kNoOutput = -2147483647;
-constexpr int kStages = 4, kStageBytes = 55296, kRecordBytes = 48;  // a stage ends with its record
+constexpr int kStages = 4, kStageBytes = 53248, kRecordBytes = 48;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 128, kPanelBytes = 32768, kBoxBytes = 8192, kPieceBytes = 8192;
 constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 33554432u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr u32 kPanelHigh = 1073741888u;
 constexpr int kStepBytes = 32;
 constexpr int kWeightsStep = 128;  // from a multiply step to the next, in 16 bytes
-constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
+constexpr int kStored = 8, kScratchBytes = 1024;  // 16-byte chunks of a row that are stored together; and of a warp, for 8 rows of 64 outputs
 constexpr int kLoads = 4;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -61,6 +61,11 @@ __device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
     uint4 v;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
     return v;
+}
+
+// 16 bytes to device memory.
+__device__ __forceinline__ void store_global_chunk(void* global, uint4 v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
 // Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
@@ -214,7 +219,7 @@ __device__ const int __align__(16) kLoadTable[] = {
     257,64,384,0,513,128,1088,1216,257,448,2944,0,257,576,3456,0,
     513,640,4160,4288,257,960,6016,0,513,128,1344,1472,257,192,1728,0,
     257,320,2240,0,513,640,4416,4544,257,704,4800,0,257,832,5312,0,
-};  // [stages, kLoads]: panels | boxes << 8, first row of each panel's features, each box's place in W
+};  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
     65544,65552,0,134217729,0,167772161,0,0,0,0,0,0,65544,65552,0,134217729,
     0,167772161,0,0,0,0,0,0,65544,65552,0,134217729,0,167772161,0,0,
@@ -402,23 +407,31 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
         if (target == kNoOutput) continue;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int row = row0 + half * 8 + lane / 4;
-            const long long start = static_cast<long long>(min(row, n - 1)) * kFeaturesOut;
 #pragma unroll
-            for (int j = 0; j < kBlock / 8; j += 4) {
-                u32 words[4];
+            for (int j = 0; j < kBlock / 8; j += kStored) {
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const int column = target * kBlock + (j + i) * 8 + lane % 4 * 2;
-                    const float2 v = finish(make_float2(sums[s][(j + i) * 4 + half * 2], sums[s][(j + i) * 4 + half * 2 + 1]), load_pair(bias + column));
-                    words[i] = pack(v.x, v.y);
+                for (int part = 0; part < kStored; part += 4) {
+                    u32 words[4];
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        const int step = j + part + i;  // of 8 columns
+                        const int column = target * kBlock + step * 8 + lane % 4 * 2;
+                        const float2 v = finish(make_float2(sums[s][step * 4 + half * 2], sums[s][step * 4 + half * 2 + 1]), load_pair(bias + column));
+                        words[i] = pack(v.x, v.y);
+                    }
+                    stmatrix_x4(scratch + swizzled<kStored>(lane % 8, part + lane / 8), words);
                 }
-                // Through shared memory, so that each lane stores 16 bytes of a row.
-                stmatrix_x4(scratch + swizzled<4>(lane % 8, lane / 8), words);
+                // Through shared memory, so that each lane stores 16 bytes of a row, and eight of them a line.
                 __syncwarp();
-                const uint4 chunk = load_shared_chunk(scratch + swizzled<4>(lane / 4, lane % 4));
+                uint4 chunks[kStored / 4];
+#pragma unroll
+                for (int i = 0; i < kStored / 4; ++i) chunks[i] = load_shared_chunk(scratch + swizzled<kStored>(i * 4 + lane / kStored, lane % kStored));
                 __syncwarp();
-                if (row < n) *reinterpret_cast<uint4*>(y + start + target * kBlock + (j + lane % 4) * 8) = chunk;
+#pragma unroll
+                for (int i = 0; i < kStored / 4; ++i) {
+                    const int mine = row0 + half * 8 + i * 4 + lane / kStored;
+                    if (mine < n) store_global_chunk(y + static_cast<long long>(mine) * kFeaturesOut + target * kBlock + (j + lane % kStored) * 8, chunks[i]);
+                }
             }
         }
     }

@@ -56,6 +56,11 @@ __device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
     return v;
 }
 
+// 16 bytes to device memory.
+__device__ __forceinline__ void store_global_chunk(void* global, uint4 v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
 // Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
 __device__ __forceinline__ void barrier_init(u32 barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -390,7 +395,7 @@ __device__ __forceinline__ void store(const Sums& sums, const int (&targets)[kSl
             __syncwarp();
             const int row = row0 + m * 16 + lane / 2, mine = lane % 2 ? target[1] : target[0], step = u + lane % 2;
             if (row < n && mine >= 0)
-                *reinterpret_cast<uint4*>(y + static_cast<long long>(row) * kFeaturesOut + mine * kBlock + step % kNTiles * 8) = chunk;
+                store_global_chunk(y + static_cast<long long>(row) * kFeaturesOut + mine * kBlock + step % kNTiles * 8, chunk);
         }
     }
 }

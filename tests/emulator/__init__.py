@@ -123,8 +123,9 @@ def _substitute(name: str, head: str, body: str) -> str:
 
 def _main(plan: Plan, written: Sequence[str]) -> str:
     """A program that reads the operands from files of their names, launches, and writes some of them back."""
-    names = {name for launch in plan.launches for name in launch.arguments} | {"out", "workspace"}
-    pointers = sorted({name.removesuffix("_map") for name in names} - {"n", "accumulate"})
+    names = {name for launch in plan.launches for name in launch.arguments if not name.endswith("_map")}
+    mapped = {tensor_map.operand for launch in plan.launches for tensor_map in launch.maps}
+    pointers = sorted((names | mapped | {"out", "workspace"}) - {"n", "accumulate"})
     lines = [
         '    int n, accumulate; std::scanf("%d %d", &n, &accumulate);',
         "    const unsigned seed = std::atoi(given[2]);",
@@ -139,7 +140,7 @@ def _main(plan: Plan, written: Sequence[str]) -> str:
 def _launch(plan: Plan, launch: Launch) -> list[str]:
     item, lines = plan.problem.dtype.itemsize, ["    {", '        unsigned blocks_; std::scanf("%u", &blocks_);']
     for m in launch.maps:
-        sizes = f"{m.columns or 'n'}, {m.rows or 'n'}, {m.box_columns}, {m.box_rows}, {item}"
+        sizes = f"{m.columns or 'n'}, {m.rows or 'n'}, {m.box_columns}, {m.box_rows}, {item}, {int(m.folded)}"
         lines.append(f"        const TensorMap {m.argument}{{{m.operand}.data(), {sizes}}};")
     arguments = ", ".join(
         name if name in ("n", "accumulate") or name.endswith("_map") else f"{name}.as()" for name in launch.arguments

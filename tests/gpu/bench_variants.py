@@ -1,9 +1,9 @@
 """Times the likeliest plans by the cost model beside the one that the planner takes, cuBLAS and Blocked-ELL.
 
-    PYTHONPATH=. python3 tests/gpu/bench_variants.py [narrow] [wgrad] [axis] [small] [--json FILE]
+    PYTHONPATH=. python3 tests/gpu/bench_variants.py [narrow] [wgrad] [axis] [small] [lines] [--json FILE]
 
 *narrow*, *wgrad*: the Hopper kernels for blocks of 8 and 16. *axis*: features first, for which the cost model has not been fitted.
-*small*: few rows.
+*small*: few rows. *lines*: b = 32, panels and pieces in lines of 64 bytes and of 128.
 Each plan is checked before it is timed; one that is wrong is said and left out.
 """
 
@@ -26,6 +26,7 @@ from bsgen.bench.contenders import PEERS, compiled_plan
 from bsgen.bench.operands import Operands
 from bsgen.bench.timing import Clock
 from bsgen.compiled import Compiled, assemble
+from bsgen.layout import Layout
 from bsgen.plan import FAMILIES, Plan, choose, hopper, hopper_narrow, hopper_narrow_wgrad
 from bsgen.problem import TARGETS, DType, Op, Problem
 
@@ -33,6 +34,14 @@ TARGET, CLOCK, SIZE = TARGETS["sm_90a"], Clock(), 4096
 MOST = 14  # variants of a case
 
 Case = tuple[str, Problem, list[Plan]]
+
+
+def _random(b: int, density: float, size: int = SIZE) -> Layout:
+    return topology.random(size // b, size // b, density=density, seed=1)
+
+
+def _problem(op: Op, b: int, density: float, n: int = 16384, size: int = SIZE) -> Problem:
+    return Problem(op, _random(b, density, size), b, DType.BFLOAT16, batch=n)
 
 
 def narrow(op: Op, b: int, density: float, n: int = 16384, size: int = SIZE) -> Case:
@@ -72,6 +81,24 @@ def small(n: int, size: int, density: float) -> Case:
     return f"fprop b32 {density:.0%} N={n} {size}", problem, list(plans)
 
 
+def lines(op: Op, name: str, layout: Layout, n: int) -> Case:
+    """Panels and pieces in short lines and in whole ones, alone and in clusters: of each the two cheapest tiles by the model, with
+    output blocks in the cheapest tiles and in those that share pairs of inputs."""
+    problem = Problem(op, layout, 32, DType.BFLOAT16, batch=n)
+    best: dict[object, hopper.Draft] = {}
+    for draft in sorted(hopper.drafts(problem, TARGET), key=lambda draft: draft.cost.seconds):
+        shape = replace(draft.geometry.shape, stages=0, stage_bytes=0)
+        best.setdefault((shape, draft.grouping == "similar wide"), draft)
+    tiles = list(dict.fromkeys(_tile(draft) for draft in best.values()))[:2]
+    plans = [hopper.assemble(problem, TARGET, draft) for draft in best.values() if _tile(draft) in tiles]
+    return f"{op} b32 {name} N={n}", problem, list(plans)
+
+
+def _tile(draft: hopper.Draft) -> tuple[int, ...]:
+    shape = draft.geometry.shape
+    return shape.row_groups, shape.columns, shape.m_tiles, shape.slots
+
+
 DENSITIES = (0.01, 0.05, 0.1, 0.2)
 SUITES: dict[str, list[Callable[[], Case]]] = {
     "narrow": [
@@ -88,12 +115,14 @@ SUITES: dict[str, list[Callable[[], Case]]] = {
         *(partial(small, 64, size, density) for size in (SIZE, 3 * SIZE) for density in DENSITIES),
         *(partial(small, n, 3 * SIZE, density) for n, density in ((32, 0.1), (8, 0.2), (1, 0.2))),
     ],
+    "lines": [
+        *(partial(lines, Op.FPROP, f"{d:.0%} {SIZE}", _random(32, d), 16384) for d in (*DENSITIES, 0.5)),
+        *(partial(lines, Op.FPROP, f"{d:.0%} {3 * SIZE}", _random(32, d, 3 * SIZE), SIZE) for d in DENSITIES),
+        partial(lines, Op.FPROP, f"banded {SIZE}", topology.banded(128, 128, 13), 16384),
+        partial(lines, Op.FPROP, f"watts-strogatz {SIZE}", topology.watts_strogatz(128, 12, 0.2, seed=1), 16384),
+        partial(lines, Op.DGRAD, f"10% {SIZE}", _random(32, 0.1), 16384),
+    ],
 }
-
-
-def _problem(op: Op, b: int, density: float, n: int = 16384, size: int = SIZE) -> Problem:
-    layout = topology.random(size // b, size // b, density=density, seed=1)
-    return Problem(op, layout, b, DType.BFLOAT16, batch=n)
 
 
 def compiled_case(case: Callable[[], Case]) -> tuple[str, Problem, list[Compiled]]:

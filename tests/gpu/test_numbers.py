@@ -66,8 +66,8 @@ def test_features_first(case: Case) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("n", [33, 34, 64])
 def test_epilogue_with_features_first(dtype: str, n: int) -> None:
-    case = Case("hub", 32, dtype)
-    mm = compile_case(case, axis=0, bias=True, activation="gelu", residual=True, gate=True, ops="fprop")
+    case = Case("hub", 32, dtype, gate=True)
+    mm = compile_case(case, axis=0, bias=True, activation="gelu", residual=True, ops="fprop")
     w, bias = normal(*mm.weight_shape, dtype=dtype), normal(mm.out_features, dtype=dtype, seed=2)
     x, residual = (normal(f, n, dtype=dtype, seed=f) for f in (mm.in_features, mm.out_features))
     gate, y = normal(mm.nnz, dtype="float32", seed=4), poison(mm.out_features, n, dtype=dtype)

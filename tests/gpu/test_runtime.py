@@ -194,6 +194,32 @@ def test_threads(mm: bsgen.MatMul, operands: dict[str, Any]) -> None:
         assert all(pool.map(work, scales))
 
 
+def test_a_thread_with_no_context(mm: bsgen.MatMul, operands: dict[str, Any]) -> None:
+    mm(operands["x"], operands["w"])
+    with ThreadPoolExecutor(1) as pool:
+        y = pool.submit(lambda: mm(operands["x"], operands["w"])).result()
+    assert torch.equal(y, operands["y"])
+
+
+def test_another_context_is_current(mm: bsgen.MatMul, operands: dict[str, Any]) -> None:
+    mm(operands["x"], operands["w"])
+    driver.call("cuCtxCreate", None, 0, 0)
+    try:
+        y = mm(operands["x"], operands["w"])
+    finally:
+        driver.call("cuCtxDestroy", driver.call("cuCtxGetCurrent"))
+    torch.cuda.synchronize()
+    assert torch.equal(y, operands["y"])
+
+
+def test_the_same_addresses_with_new_values(mm: bsgen.MatMul, operands: dict[str, Any]) -> None:
+    x, w = operands["x"].clone(), operands["w"].clone()
+    for _ in range(3):
+        x.copy_(torch.randn_like(x))
+        w.copy_(torch.randn_like(w))
+        assert torch.equal(mm(x, w), mm(x.clone(), w.clone()))
+
+
 def test_pickle(mm: bsgen.MatMul, operands: dict[str, Any]) -> None:
     again = pickle.loads(pickle.dumps(mm))
     assert torch.equal(again(operands["x"], operands["w"]), operands["y"])
