@@ -17,7 +17,7 @@ import numpy as np
 from bsgen.emit import render
 from bsgen.files import write_together
 from bsgen.layout import Layout
-from bsgen.plan import Plan, choose, hopper_narrow, hopper_narrow_wgrad
+from bsgen.plan import Plan, choose, hopper, hopper_narrow, hopper_narrow_wgrad
 from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Precision, Problem, Target
 from bsgen.topology import banded
 
@@ -43,6 +43,14 @@ def narrow(problem: Problem, target: Target) -> Plan:
     if problem.op is Op.WGRAD:
         return next(hopper_narrow_wgrad.shortlist(problem, target))
     return next(hopper_narrow.shortlist(problem, target))
+
+
+def in_lines(problem: Problem, target: Target) -> Plan:
+    """Whole lines of L2 in every copy and store."""
+    drafts = (draft for draft in hopper.drafts(problem, target) if draft.geometry.shape.folded)
+    return hopper.assemble(
+        problem, target, next(draft for draft in drafts if draft.geometry.shape.paired and draft.geometry.coupled)
+    )
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,16 @@ class Sample:
 SAMPLES = (
     Sample(
         "hopper_fprop_b32_bfloat16", Op.FPROP, lambda: scattered(32, 32), 32, DType.BFLOAT16, batch=MANY, arch=HOPPER
+    ),
+    Sample(
+        "hopper_fprop_b32_bfloat16_lines",
+        Op.FPROP,
+        lambda: scattered(16, 16),
+        32,
+        DType.BFLOAT16,
+        batch=MANY,
+        arch=HOPPER,
+        planner=in_lines,
     ),
     Sample(
         "hopper_fprop_b64_float16_bias_silu",

@@ -14,7 +14,7 @@ from test_reference import TOLERANCE, expected, operands
 from bsgen import samples
 from bsgen.layout import Layout
 from bsgen.plan import Plan, hopper, hopper_narrow, hopper_narrow_wgrad, hopper_wgrad
-from bsgen.problem import DType, Op, Precision, Problem
+from bsgen.problem import Activation, DType, Epilogue, Op, Precision, Problem
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no g++")
 
@@ -54,6 +54,21 @@ def test_warpgroups(op: Op) -> None:
         problem = Problem(op, bernoulli(5, 6, 0.4), block, dtype, batch=100)
         for n, draft in zip((1, 80), sample(list(hopper.drafts(problem, BIG)), 2), strict=True):
             check(hopper.assemble(problem, BIG, draft), n, seed=n)
+
+
+@pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
+def test_whole_lines(op: Op) -> None:
+    """Two rows, panels or output blocks in a line of 128 bytes, with all that follows a product."""
+    finish = Epilogue(True, Activation.RELU, True) if op is Op.FPROP else Epilogue()
+    problem = Problem(op, bernoulli(8, 20, 0.5), 32, DType.FLOAT16, epilogue=finish, batch=1000)
+    kinds: dict[object, hopper.Draft] = {}
+    for draft in hopper.drafts(problem, BIG):
+        shape = draft.geometry.shape
+        kinds.setdefault((shape.cluster, shape.folded, shape.paired, draft.geometry.coupled), draft)
+    chosen = [draft for kind, draft in kinds.items() if sum(kind) >= 3 + (op is Op.FPROP)]
+    assert len(chosen) >= 3
+    for seed, draft in enumerate(chosen):
+        check(hopper.assemble(problem, BIG, draft), 75, seed=seed)
 
 
 @pytest.mark.parametrize(("op", "dtype"), [(Op.DGRAD, DType.FLOAT32), (Op.FPROP, DType.BFLOAT16)], ids=str)

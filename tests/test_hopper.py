@@ -30,7 +30,7 @@ from ring_tables import ring_terms, ring_uses
 from test_plan import check_block, check_launches, check_outputs, check_terms
 
 from bsgen.layout import Layout
-from bsgen.outline import Grid, Outline
+from bsgen.outline import Grid, Outline, TensorMap
 from bsgen.plan import HopperPlan, candidates, choose, hopper, outline
 from bsgen.problem import BLOCK_SIZES, TARGETS, Activation, DType, Epilogue, Op, Precision, Problem, Target
 
@@ -95,6 +95,7 @@ def check(plan: object) -> None:
     check_shared_memory(plan)
     check_registers(plan)
     check_maps(plan)
+    check_stores(plan)
     check_grids(plan)
 
 
@@ -130,7 +131,7 @@ def check_shared_memory(plan: HopperPlan) -> None:
     check_block(plan, shape.threads)
     assert shape.stage_bytes % 1024 == 0
     assert shape.stages * BARRIERS % 16 == 0, "scratch is written 16 bytes at a time"
-    scratch = 4 * shape.groups * 512
+    scratch = 4 * shape.groups * 8 * shape.store_bytes
     assert shape.stages * (shape.stage_bytes + BARRIERS) + scratch <= plan.shared_memory
 
 
@@ -155,9 +156,7 @@ def check_maps(plan: HopperPlan) -> None:
         assert tensor_map == replace(activations, box_columns=64, name=f"{plan.activations}_pairs")
     for tensor_map in plan.maps:
         assert 0 < tensor_map.box_rows <= 256
-        assert tensor_map.box_columns * item == (
-            geo.row_bytes if tensor_map.columns and tensor_map not in pairs else 128
-        )
+        assert tensor_map.box_columns * item == line_bytes(plan, tensor_map)
         assert geo.row_bytes in (64, 128)
         assert tensor_map.columns * item % 16 == 0
         assert tensor_map.dtype == str(problem.dtype)
@@ -171,10 +170,26 @@ def check_maps(plan: HopperPlan) -> None:
     assert len(residual) == (problem.epilogue.residual and not problem.feature_first)
     for tensor_map in residual:
         assert (tensor_map.operand, tensor_map.columns, tensor_map.rows) == ("residual", plan.features[1], 0)
-        assert tensor_map.box_rows * tensor_map.box_columns * item == geo.panel_bytes
-        assert plan.residual_panels * geo.depth == geo.shape.tile_slots * geo.block
-        assert plan.residual_panels * geo.panel_bytes <= geo.shape.stage_bytes
+        assert tensor_map.box_rows * tensor_map.box_columns * item == geo.residual_bytes
+        assert plan.residual_panels * geo.store_columns == geo.shape.tile_slots * geo.block
+        assert plan.residual_panels * geo.residual_bytes <= geo.shape.stage_bytes
         assert plan.residual_panels < 32, "a lane of the loading warps each, beside the first"
+
+
+def line_bytes(plan: HopperPlan, tensor_map: TensorMap) -> int:
+    """Bytes of a row of its boxes, which are those of its swizzle."""
+    if tensor_map.operand == "residual":
+        return plan.geometry.shape.store_bytes
+    return 128 if tensor_map.argument.endswith("_pairs_map") or not tensor_map.columns else plan.geometry.row_bytes
+
+
+def check_stores(plan: HopperPlan) -> None:
+    """Where two output blocks are stored as one, they are neighbours, from an even one on."""
+    if plan.geometry.coupled:
+        first, second = plan.targets[:, ::2], plan.targets[:, 1::2]
+        assert (first[first != plan.no_output] % 2 == 0).all()
+        assert (second == np.where(first == plan.no_output, plan.no_output, first + 1)).all()
+        assert not plan.reductions
 
 
 def check_grids(plan: HopperPlan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -14,6 +15,21 @@ UNEVEN = 3.0  # and of so many, worth nothing but that
 SKEWED = 1.5  # a longest output block of so many times the mean is worth balancing
 Tiles = Sequence[Sequence[Part | None]]
 Grouping = tuple[str, Tiles, tuple[Reduction, ...]]
+
+
+class Couple(NamedTuple):
+    """Two neighbouring output blocks, which are stored together."""
+
+    first: Part
+    second: Part
+
+    @property
+    def work(self) -> int:
+        """Stored blocks to multiply."""
+        return self.first.work + self.second.work
+
+
+P = TypeVar("P", Part, Couple)
 
 
 def groupings(view: OutputBlocks, columns: int, slots: int, target: Target) -> Iterator[Grouping]:
@@ -35,19 +51,32 @@ def skewed(view: OutputBlocks) -> bool:
     return bool(max(1, int(view.work.max())) > SKEWED * view.work.mean())
 
 
-def similar(view: OutputBlocks, tile_slots: int, width: int = 1) -> Iterator[Grouping]:
+def similar(view: OutputBlocks, tile_slots: int, width: int = 1, coupled: int = 1) -> Iterator[Grouping]:
     """Output blocks that share inputs in one tile: greedily, each next one shares most with those that the tile has. Of inputs that
-    come `width` at a time, two output blocks share those of which each uses any."""
+    come `width` at a time, two output blocks share those of which each uses any; `coupled` neighbouring ones stay together.
+    """
     if view.outputs <= tile_slots or int(view.work.max()) > UNEVEN * view.work.mean():
         return
-    uses = np.zeros((-(-view.inputs_total // width), view.outputs), bool)
-    uses[view.inputs // width, np.repeat(np.arange(view.outputs), view.work)] = True
-    free = np.ones(view.outputs, bool)
+    units = view.outputs // coupled
+    uses = np.zeros((-(-view.inputs_total // width), units), bool)
+    uses[view.inputs // width, np.repeat(np.arange(view.outputs), view.work) // coupled] = True
+    free = np.ones(units, bool)
     order: list[int] = []
     while free.any():
-        order += _tile_of_similar(uses, free, tile_slots)
+        order += _tile_of_similar(uses, free, tile_slots // coupled)
     parts, _ = split(view, max(1, int(view.work.max())))
-    yield "similar" if width == 1 else "similar wide", _in_tiles([parts[output] for output in order], tile_slots), ()
+    ordered = [parts[unit * coupled + each] for unit in order for each in range(coupled)]
+    yield "similar" if width == 1 else "similar wide", _in_tiles(ordered, tile_slots), ()
+
+
+def neighbours(view: OutputBlocks, columns: int, slots: int) -> Iterator[Grouping]:
+    """Ways that leave each two neighbouring output blocks in neighbouring slots: contiguous; for skewed layouts balanced."""
+    parts, _ = split(view, max(1, int(view.work.max())))
+    yield "contiguous", _in_tiles(parts, columns * slots), ()
+    if skewed(view):
+        couples = [Couple(*parts[i : i + 2]) for i in range(0, view.outputs, 2)]
+        tiles = balanced(couples, columns, slots // 2)
+        yield "balanced", [[part for couple in tile for part in couple or (None, None)] for tile in tiles], ()
 
 
 def _tile_of_similar(uses: np.ndarray, free: np.ndarray, tile_slots: int) -> list[int]:
@@ -65,7 +94,7 @@ def _tile_of_similar(uses: np.ndarray, free: np.ndarray, tile_slots: int) -> lis
     return chosen
 
 
-def balanced(parts: Sequence[Part], columns: int, slots: int) -> list[list[Part | None]]:
+def balanced(parts: Sequence[P], columns: int, slots: int) -> list[list[P | None]]:
     """Longest part first into the lightest tile with a free slot, and likewise onto the columns of warps inside a tile."""
     tile_slots = columns * slots
     tiles = _spread(sorted(parts, key=lambda part: -part.work), -(-len(parts) // tile_slots), tile_slots)
@@ -73,12 +102,12 @@ def balanced(parts: Sequence[Part], columns: int, slots: int) -> list[list[Part 
     return [[slot for warp in _spread(tile, columns, slots) for slot in _padded(warp, slots)] for tile in tiles]
 
 
-def _in_tiles(parts: Sequence[Part], tile_slots: int) -> list[list[Part | None]]:
+def _in_tiles(parts: Sequence[P], tile_slots: int) -> list[list[P | None]]:
     return [_padded(parts[i : i + tile_slots], tile_slots) for i in range(0, len(parts), tile_slots)]
 
 
-def _spread(parts: Sequence[Part], bins: int, space: int) -> list[list[Part]]:
-    filled: list[list[Part]] = [[] for _ in range(bins)]
+def _spread(parts: Sequence[P], bins: int, space: int) -> list[list[P]]:
+    filled: list[list[P]] = [[] for _ in range(bins)]
     heap = [(0, index) for index in range(bins)]
     for part in parts:
         load, index = heapq.heappop(heap)
@@ -88,5 +117,6 @@ def _spread(parts: Sequence[Part], bins: int, space: int) -> list[list[Part]]:
     return filled
 
 
-def _padded(parts: Sequence[Part], length: int) -> list[Part | None]:
-    return [*parts, *[None] * (length - len(parts))]
+def _padded(parts: Sequence[P], length: int) -> list[P | None]:
+    padded: list[P | None] = list(parts)
+    return padded + [None] * (length - len(parts))

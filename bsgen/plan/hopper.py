@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from bsgen.outline import Grid, Launch, TensorMap
-from bsgen.plan.blocks import IntArray, Part, Reduction, output_blocks
+from bsgen.plan.blocks import IntArray, OutputBlocks, Part, Reduction, output_blocks
 from bsgen.plan.cost import Cost
-from bsgen.plan.grouping import Grouping, Tiles, groupings, similar
+from bsgen.plan.grouping import Grouping, Tiles, groupings, neighbours, similar
 from bsgen.plan.hopper_cost import Counts, hopper_cost, tile_counts
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
 from bsgen.plan.rings import (
@@ -47,7 +47,7 @@ MAXIMUM_SLOTS = {
     True: 4,
 }  # by TF32: its fragments leave no registers for taller warpgroups, so wider ones serve
 STAGES = (3, 4)
-NARROW_LINE = 64  # bytes of the rows that results are stored in, where blocks or features first allow no more
+HALF_LINE = 64  # bytes of scratch memory a row, where results are not stored by lines
 WEIGHTS_BYTES, BAND_BYTES = 12 << 20, 16 << 20  # of W and of a band's activations that stay in the 50 MiB of L2
 CLUSTERS = (1, 2)
 
@@ -124,7 +124,7 @@ class HopperPlan(ProductPlan):
         weights = TensorMap(self.weights, problem.block_size, rows, geo.box_columns, geo.box_rows, dtype)
         if geo.shape.folded:  # by another name, so that no older bsgen takes it for one that is not
             weights = replace(weights, name="w_folded", folded=True)
-        residual = TensorMap("residual", self.features[1], 0, geo.depth, geo.shape.rows, dtype)
+        residual = TensorMap("residual", self.features[1], 0, geo.store_columns, geo.shape.rows, dtype)
         pairs = replace(activations, box_columns=2 * geo.depth, name=f"{self.activations}_pairs")
         return (activations, *[pairs] * self.pairs, weights, *[residual] * bool(self.residual_panels))
 
@@ -145,7 +145,8 @@ class HopperPlan(ProductPlan):
         return (
             f"wgmma_{geo.math.ptx}, tile {shape.rows} x {shape.tile_slots * geo.block}, "
             f"{shape.row_groups} x {shape.columns} warpgroups of {64 * shape.m_tiles} x {shape.slots * geo.block}, "
-            f"{f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}{'folded, ' * shape.folded}{'paired, ' * shape.paired}"
+            f"{f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}"
+            f"{'folded, ' * shape.folded}{'paired, ' * shape.paired}{'coupled, ' * geo.coupled}"
             f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, {self.grouping} groups"
             f"{f' in bands of {self.band}' * (self.band > 1)}{self.split_text}{self.gate_text}"
         )
@@ -196,16 +197,15 @@ def shapes(problem: Problem, target: Target) -> Iterator[WarpgroupShape]:
         slots = width // problem.block_size
         if width % problem.block_size or slots > most:
             continue
-        height, line = row_groups * m_tiles, min(LINE_BYTES, problem.block_size * problem.dtype.itemsize)
-        stored = NARROW_LINE if problem.feature_first else line
-        for cluster, few, (folded, paired), stages in product(CLUSTERS, _few(problem, height), _lines(problem, line), STAGES):
+        ways = product(CLUSTERS, _few(problem, row_groups * m_tiles), _lines(problem), _stored(problem, slots), STAGES)
+        for cluster, few, (folded, paired), stored, stages in ways:
             form = WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, few, folded, paired, stored, stages)
             if paired and form.rows < PAIRED_ROWS:
                 continue
             shape = _with_ring(form, target)
             geo = warpgroup_geometry(problem, shape)
             residual = residual_panels(problem, geo)
-            fits = residual <= MAXIMUM_LOADS and residual * geo.panel_bytes <= shape.stage_bytes
+            fits = residual <= MAXIMUM_LOADS and residual * geo.residual_bytes <= shape.stage_bytes
             if not fits or geo.registers(1) > shape.consumer_registers:
                 continue
             if room(geo) >= geo.panel_bytes + 2 * geo.piece_bytes:
@@ -220,9 +220,23 @@ def _few(problem: Problem, height: int) -> tuple[int, ...]:
     return (-(-n // ATOM_ROWS) * ATOM_ROWS,) if height == 1 and n <= WARPGROUP_ROWS - ATOM_ROWS else (0,)
 
 
-def _lines(problem: Problem, line: int) -> tuple[tuple[bool, bool], ...]:
+def _row_bytes(problem: Problem) -> int:
+    """Bytes of a row of a panel: a block's, or what of it fits a line."""
+    return min(LINE_BYTES, problem.block_size * problem.dtype.itemsize)
+
+
+def _stored(problem: Problem, slots: int) -> tuple[int, ...]:
+    """Bytes of a row that may be stored together: an output block's, or also two neighbours'."""
+    if problem.feature_first or problem.dtype is DType.FLOAT32:
+        return (HALF_LINE,)
+    outputs = problem.layout.shape[1 if problem.op is Op.FPROP else 0]
+    row = _row_bytes(problem)
+    return (row, LINE_BYTES) if row < LINE_BYTES and slots % 2 == outputs % 2 == 0 else (row,)
+
+
+def _lines(problem: Problem) -> tuple[tuple[bool, bool], ...]:
     """Where rows have half a line: whether two rows of W lie in one (of fprop), and whether two panels do."""
-    if 2 * line != LINE_BYTES:
+    if 2 * _row_bytes(problem) != LINE_BYTES:
         return ((False, False),)
     return tuple(product((False, True)[: 1 + (problem.op is Op.FPROP)], (False, True)[: 2 - problem.feature_first]))
 
@@ -253,17 +267,25 @@ def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
     counted: dict[tuple[int, ...], Counts] = {}
     for shape in shapes(problem, target):
         geo = warpgroup_geometry(problem, shape)
-        key = shape.columns, shape.slots, geo.shape.paired
+        key = shape.columns, shape.slots, shape.paired, geo.coupled
         if key not in ways:
-            ways[key] = [*groupings(view, shape.columns, shape.slots, target), *similar(view, shape.tile_slots)]
-            if geo.shape.paired:
-                ways[key] += similar(view, shape.tile_slots, 2)
+            ways[key] = list(_groupings(view, geo, target))
         for index, (grouping, tiles, reductions) in enumerate(ways[key]):
             if (*key, index) not in counted:
                 counted[(*key, index)] = tile_counts(tiles, view.inputs_total, geo)
             cost = hopper_cost(problem, target, geo, counted[(*key, index)])
             for band in bands(problem, geo):
                 yield Draft(geo, band, grouping, tiles, reductions, cost)
+
+
+def _groupings(view: OutputBlocks, geo: WarpgroupGeometry, target: Target) -> Iterator[Grouping]:
+    shape = geo.shape
+    if geo.coupled:
+        yield from neighbours(view, shape.columns, shape.slots)
+    else:
+        yield from groupings(view, shape.columns, shape.slots, target)
+    for width in (1, 2)[: 1 + shape.paired]:
+        yield from similar(view, shape.tile_slots, width, 1 + geo.coupled)
 
 
 def candidates(problem: Problem, target: Target) -> Iterator[HopperPlan]:

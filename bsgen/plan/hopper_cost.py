@@ -54,9 +54,9 @@ def tile_counts(tiles: Tiles, inputs: int, geo: WarpgroupGeometry) -> Counts:
         for slot, part in enumerate(tile):
             if part is not None:
                 uses[part.inputs, slot // shape.slots, slot % shape.slots] = True
-        used = uses.any(axis=(1, 2))
+        used = np.asarray(uses.any(axis=(1, 2)))
         panels[index] = np.count_nonzero(used)
-        copies[index] = panels[index] - (np.count_nonzero(used[:-1:2] & used[1::2]) if geo.shape.paired else 0)
+        copies[index] = panels[index] - (np.count_nonzero(used[:-1:2] & used[1::2]) if shape.paired else 0)
         visits[index] = np.count_nonzero(uses.any(axis=2), axis=0)
         pieces[index] = np.count_nonzero(uses, axis=(0, 2))
     return Counts(panels * geo.slices, copies * geo.slices, pieces * geo.slices, visits * geo.slices)

@@ -32,8 +32,8 @@ class WarpgroupShape:
     Thread blocks of a cluster have the same output blocks and neighbouring rows: each piece of W is loaded once for all.
     A tile of `few` rows (a multiple of 8, 0: none) loads no more of the 64 that are multiplied; the others are never stored.
     Where pieces are `folded`, two of their rows lie side by side in a line of 128 bytes, for L2 looks up lines: a multiply step
-    takes all even inputs or all odd ones, which fragments are sorted for. Where panels are `paired`, two neighbours that a tile both
-    needs come as one, in such lines. Results are stored in pieces of rows of `store_bytes`.
+    takes all even inputs or all odd ones, which fragments are sorted for. Where panels are `paired`, two neighbours that a tile
+    needs come as one, in such lines. Results are stored in pieces of rows of `store_bytes`, of one output block or of two neighbours.
     """
 
     row_groups: int
@@ -140,6 +140,22 @@ class WarpgroupGeometry:
         return self.row_bytes * self.shape.rows
 
     @cached_property
+    def coupled(self) -> bool:
+        """Whether results of two neighbouring output blocks are stored together: a line of L2 that is stored in two halves costs
+        twice, and the blocks may share inputs no less."""
+        return self.block * self.itemsize < self.shape.store_bytes
+
+    @cached_property
+    def store_columns(self) -> int:
+        """Outputs of a row that are stored together."""
+        return self.shape.store_bytes // self.itemsize
+
+    @cached_property
+    def residual_bytes(self) -> int:
+        """Bytes of a panel of the residual."""
+        return self.shape.store_bytes * self.shape.rows
+
+    @cached_property
     def panel_boxes(self) -> int:
         """Boxes of a panel."""
         return 1 if self.axis else self.shape.rows // WARPGROUP_ROWS
@@ -222,7 +238,7 @@ class WarpgroupGeometry:
 
     @cached_property
     def weights_step(self) -> int:
-        """From a multiply step to the next in a piece, in 16 bytes: rows for fprop, along them for dgrad and where two share a line."""
+        """From a multiply step to the next in a piece, in 16 bytes: rows for fprop, along them for dgrad and where folded."""
         if self.shape.folded:
             return self.row_bytes >> 4
         return (self.step * self.row_bytes if self.op is Op.FPROP else self.step * self.itemsize) >> 4
@@ -255,6 +271,8 @@ def warpgroup_geometry(problem: Problem, shape: WarpgroupShape) -> WarpgroupGeom
 
 
 def residual_panels(problem: Problem, geo: WarpgroupGeometry) -> int:
-    """Panels of a tile's residual, as wide as those of activations, which a stage of their own brings after the tile's others;
+    """Panels of a tile's residual, as wide as what is stored together, which a stage of their own brings after the tile's others;
     none with features first, whose warps read it themselves."""
-    return geo.shape.tile_slots * geo.slices if problem.epilogue.residual and not problem.feature_first else 0
+    if not problem.epilogue.residual or problem.feature_first:
+        return 0
+    return geo.shape.tile_slots * geo.block * geo.itemsize // geo.shape.store_bytes

@@ -24,7 +24,8 @@ constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 67108864u;  // words of 
 constexpr u32 kPanelHigh = 1073741888u;
 constexpr int kStepBytes = 32;
 constexpr int kWeightsStep = 2;  // from a multiply step to the next, in 16 bytes
-constexpr int kStored = 8, kScratchBytes = 1024;  // 16-byte chunks of a row that are stored together; and of a warp, for 8 rows of 64 outputs
+constexpr int kStoredColumns = 64, kStored = kStoredColumns / 8;  // outputs of a row that are stored together, in chunks of 16 bytes
+constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
 constexpr int kLoads = 5;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -368,7 +369,7 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
                                       Element* __restrict__ dx, u32 scratch) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
+    for (int s = 0; s < kSlots; s += 1) {
         const int target = targets[s];
         if (target == kNoOutput) continue;
 #pragma unroll

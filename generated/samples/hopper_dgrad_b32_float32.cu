@@ -1,6 +1,6 @@
 // dx = dy @ W.T for one block-sparse W [512, 512], float32.
 // Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_tf32, tile 128 x 256, 2 x 2 warpgroups of 64 x 128, clusters of 2, 3 stages of 70 KiB, balanced groups.
+// Plan: hopper, wgmma_tf32, tile 128 x 256, 2 x 2 warpgroups of 64 x 128, clusters of 2, 3 stages of 72 KiB, balanced groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -16,7 +16,7 @@ constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), k
 constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
 constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
 constexpr int kTiles = 2, kNoOutput = -2147483647;
-constexpr int kStages = 3, kStageBytes = 71680, kRecordBytes = 80;  // a stage ends with its record
+constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 80;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 128, kPanelBytes = 16384, kBoxBytes = 4096, kPieceBytes = 4096;
 constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 16777216u;  // words of the matrix descriptor of a piece (PTX: wgmma)
@@ -340,7 +340,7 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
                                       Element* __restrict__ dx) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
+    for (int s = 0; s < kSlots; s += 1) {
         const int target = targets[s];
         if (target == kNoOutput) continue;
 #pragma unroll

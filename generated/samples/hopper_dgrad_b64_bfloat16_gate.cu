@@ -23,7 +23,8 @@ constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 33554432u;  // words of 
 constexpr u32 kPanelHigh = 1073741888u;
 constexpr int kStepBytes = 32;
 constexpr int kWeightsStep = 2;  // from a multiply step to the next, in 16 bytes
-constexpr int kStored = 8, kScratchBytes = 1024;  // 16-byte chunks of a row that are stored together; and of a warp, for 8 rows of 64 outputs
+constexpr int kStoredColumns = 64, kStored = kStoredColumns / 8;  // outputs of a row that are stored together, in chunks of 16 bytes
+constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
 constexpr long long kGated = 49152;  // float32 elements of gate * W, which begins the workspace and is what the main kernel takes for w
 constexpr int kLoads = 9;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
@@ -346,7 +347,7 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
                                       Element* __restrict__ dx, float* __restrict__ workspace, u32 scratch) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
+    for (int s = 0; s < kSlots; s += 1) {
         const int target = targets[s];
         if (target == kNoOutput) continue;
 #pragma unroll

@@ -21,7 +21,8 @@ constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 64, kPanelBytes = 8192, kBoxBytes = 2048, kPieceBytes = 2048;
 constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
-constexpr int kStored = 4, kScratchBytes = 512;  // 16-byte chunks of a row that are stored together; and of a warp, for 8 rows of 32 outputs
+constexpr int kStoredColumns = 32, kStored = kStoredColumns / 8;  // outputs of a row that are stored together, in chunks of 16 bytes
+constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
 constexpr int kLoads = 19;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -468,7 +469,7 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
                                       Element* __restrict__ y, u32 scratch) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
+    for (int s = 0; s < kSlots; s += 1) {
         const int target = targets[s];
         if (target == kNoOutput) continue;
 #pragma unroll

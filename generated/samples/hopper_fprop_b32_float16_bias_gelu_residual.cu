@@ -1,6 +1,6 @@
 // y = x @ W for one block-sparse W [512, 512] and its epilogue, float16.
 // Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_f16, tile 256 x 128, 2 x 2 warpgroups of 128 x 64, clusters of 2, 3 stages of 72 KiB, similar groups.
+// Plan: hopper, wgmma_f16, tile 128 x 256, 1 x 4 warpgroups of 128 x 64, clusters of 2, coupled, 3 stages of 70 KiB, similar groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -10,20 +10,21 @@ using u32 = unsigned int;
 
 constexpr int kFeaturesOut = 512;  // of a row of y
 constexpr int kBlock = 32, kSteps = 2;  // a block's side; multiply steps along the inputs of a panel
-constexpr int kRowGroups = 2, kColumns = 2;  // warpgroups down and across
+constexpr int kRowGroups = 1, kColumns = 4;  // warpgroups down and across
 constexpr int kMTiles = 2, kSlots = 2;  // 64-row tiles and output blocks of each
 constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
 constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
 constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
-constexpr int kTiles = 4, kNoOutput = -2147483647;
-constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 96;  // a stage ends with its record
+constexpr int kTiles = 2, kNoOutput = -2147483647;
+constexpr int kStages = 3, kStageBytes = 71680, kRecordBytes = 256;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
-constexpr int kRowBytes = 64, kPanelBytes = 16384, kBoxBytes = 2048, kPieceBytes = 2048;
+constexpr int kRowBytes = 64, kPanelBytes = 8192, kBoxBytes = 2048, kPieceBytes = 2048;
 constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
-constexpr int kStored = 4, kScratchBytes = 512;  // 16-byte chunks of a row that are stored together; and of a warp, for 8 rows of 32 outputs
-constexpr int kLoads = 14;  // words of a stage in kLoadTable
-constexpr int kParts = 1, kResidualPanels = 4;  // panels of an output block's residual, and of a tile's
+constexpr int kStoredColumns = 64, kStored = kStoredColumns / 8;  // outputs of a row, of two output blocks, that are stored together, in chunks of 16 bytes
+constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
+constexpr int kLoads = 23;  // words of a stage in kLoadTable
+constexpr int kResidualPanels = 4, kResidualBytes = 16384;  // of a tile; of each, kStoredColumns wide
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -217,49 +218,45 @@ __device__ __forceinline__ float2 finish(float2 v, float2 bias, float2 residual)
     return v;
 }
 
-__device__ const int __align__(16) kTileStages[] = {
-    0,4,7,10,14,
-};
-
+constexpr int kTileStages = 3;  // of each tile
 __device__ const int __align__(16) kTargets[] = {
-    0,4,8,12,1,2,10,5,3,6,14,7,9,11,13,15,
+    0,1,8,9,4,5,12,13,2,3,10,11,6,7,14,15,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    2050,0,64,0,32,64,96,256,384,512,640,0,0,0,2050,128,
-    192,896,928,960,992,1152,1216,1280,1344,0,0,0,2050,256,320,1536,
-    1568,1600,1632,1792,1920,2048,2176,0,0,0,2050,384,448,2432,2464,2496,
-    2528,2688,2752,2816,2880,0,0,0,2563,32,64,160,128,160,224,288,
-    320,576,416,1024,1088,1056,2307,192,288,320,1184,1312,1664,1696,1760,1824,
-    1856,2112,1952,0,1282,416,448,2560,2624,2592,2720,2848,0,0,0,0,
-    0,0,2307,64,96,192,352,448,704,480,768,832,800,1248,1376,0,
-    2563,224,320,352,1408,1440,1504,1888,1984,2240,2016,2304,2368,2336,1282,448,
-    480,2784,2912,2944,2976,3040,0,0,0,0,0,0,1539,32,64,96,
-    192,544,608,672,736,864,0,0,0,0,771,160,224,288,1120,1472,
-    1728,0,0,0,0,0,0,0,1539,320,352,416,2080,2144,2208,2272,
-    2400,2656,0,0,0,0,257,480,3008,0,0,0,0,0,0,0,
-    0,0,0,0,
+    4612,0,32,64,128,0,64,32,96,128,192,256,288,512,544,384,
+    416,640,672,896,960,928,992,3589,160,192,256,288,416,1056,1120,1152,
+    1280,1216,1344,1536,1600,1568,1632,1664,1728,2592,2656,0,0,0,4099,320,
+    384,448,1792,1824,2048,2080,1920,1952,2176,2208,2432,2496,2464,2528,2688,2816,
+    2752,2880,0,0,0,4100,32,64,96,160,160,224,320,352,576,608,
+    448,480,704,736,768,800,832,864,1024,1088,0,0,4612,192,224,288,
+    320,1184,1312,1248,1376,1408,1472,1440,1504,1696,1760,1856,1888,2112,2144,1984,
+    2016,2240,2272,3588,352,416,448,480,2304,2336,2368,2400,2560,2624,2720,2848,
+    2784,2912,2944,3008,2976,3040,0,0,0,0,
 };  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    131080,131096,0,134217731,16384,167772163,0,150994947,16384,184549379,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,131080,131096,0,134217731,16384,167772163,0,150994947,
-    16384,184549379,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    131080,131096,0,134217731,16384,167772163,0,150994947,16384,184549379,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,131080,131096,0,134217731,16384,167772163,0,150994947,
-    16384,184549379,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    196616,196640,0,201326595,16384,226492419,32768,260046850,0,218103809,16384,243269635,32768,268435459,0,0,
-    0,0,0,0,0,0,0,0,196616,196640,0,201326594,16384,218103811,32768,243269635,
-    0,209715201,16384,234881025,32768,260046851,0,0,0,0,0,0,0,0,0,0,
-    131080,131096,0,134217730,16384,159383554,0,142606339,16384,167772161,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,196616,196640,0,201326595,16384,234881026,32768,260046850,
-    0,218103811,16384,243269635,32768,268435457,0,0,0,0,0,0,0,0,0,0,
-    196616,196640,0,201326595,16384,226492419,32768,260046850,0,218103809,16384,243269635,32768,268435459,0,0,
-    0,0,0,0,0,0,0,0,131080,131096,0,134217730,16384,150994947,0,142606337,
-    16384,167772161,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    131080,131096,0,201326593,16384,209715203,16384,226492419,32768,243269634,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,131080,65560,16384,209715202,32768,218103809,0,201326593,
+    262160,262192,196688,196712,0,134217729,8192,167772162,16384,184549379,24576,251658241,0,142606337,8192,176160770,
+    16384,201326595,24576,260046849,0,150994945,16384,218103811,24576,268435457,0,159383553,16384,234881027,24576,276824065,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    65544,196624,0,201326595,0,218103811,16384,234881026,32768,243269633,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,65544,16,0,67108866,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    196624,196648,262208,262240,8192,184549377,16384,218103809,24576,251658242,8192,192937985,16384,226492417,24576,260046850,
+    0,167772162,8192,201326593,16384,234881025,32768,268435458,0,176160770,8192,209715201,16384,243269633,32768,276824066,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    196624,196648,196672,196696,0,100663299,8192,167772161,16384,201326593,0,117440515,8192,176160769,16384,209715201,
+    0,134217731,8192,184549377,16384,218103809,0,150994947,8192,192937985,16384,226492417,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    196624,196648,131136,131152,0,134217729,8192,150994947,24576,251658241,0,142606337,8192,167772163,24576,260046849,
+    8192,184549379,16384,218103811,8192,201326595,16384,234881027,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    262160,262192,196688,196712,0,134217729,8192,167772162,16384,201326593,24576,218103811,0,142606337,8192,176160770,
+    16384,209715201,24576,234881027,0,150994945,8192,184549377,24576,251658243,0,159383553,8192,192937985,24576,268435459,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    196624,196648,196672,196696,8192,167772161,16384,184549377,24576,218103810,8192,176160769,16384,192937985,24576,226492418,
+    0,134217731,16384,201326593,24576,234881025,0,150994947,16384,209715201,24576,243269633,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
 };  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
 
@@ -286,7 +283,7 @@ struct Walk {
     __device__ __forceinline__ bool at_residual() const { return stage + 1 == last; }  // a stage more, which is in no table
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
-        next_stage = kTileStages[group], next_last = kTileStages[group + 1] + 1;
+        next_stage = group * kTileStages, next_last = next_stage + kTileStages + 1;
     }
     __device__ __forceinline__ void skip() {
         while (stage == last && more()) {
@@ -305,8 +302,8 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         if (!walk.more()) return 0;
         if (!walk.at_residual()) return lane < kLoads ? kLoadTable[walk.stage * kLoads + lane] : 0;
         // Lane l brings panel l - 1 of the residual, of the tile's output blocks in their order; none for partial sums and empty slots.
-        const int panel = lane - 1, target = panel < 0 || panel >= kResidualPanels ? -1 : kTargets[tiles.group(walk.tile) * (kColumns * kSlots) + panel / kParts];
-        return target < 0 ? -1 : target * kBlock + panel % kParts * (kBlock / kParts);
+        const int first = (lane - 1) * kStoredColumns, target = lane == 0 || lane > kResidualPanels ? -1 : kTargets[tiles.group(walk.tile) * (kColumns * kSlots) + first / kBlock];
+        return target < 0 ? -1 : target * kBlock + first % kBlock;
     };
     Walk walk(tiles, first_tile, stride);
     int slot = 0, ahead = fetch(walk);
@@ -323,8 +320,8 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         producers_sync();
         if (at_residual) {
             const u32 wanted = __ballot_sync(~0u, load >= 0);
-            if (lane == 0 && mine) barrier_expect(barrier, __popc(wanted) * kPanelBytes);
-            if (mine && load >= 0) tma_load(stage + (lane - 1) * kPanelBytes, residual, load, row0, barrier);
+            if (lane == 0 && mine) barrier_expect(barrier, __popc(wanted) * kResidualBytes);
+            if (mine && load >= 0) tma_load(stage + (lane - 1) * kResidualBytes, residual, load, row0, barrier);
             if (++slot == kStages) slot = 0, parity ^= 1;
             continue;
         }
@@ -418,13 +415,13 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
                                       Element* __restrict__ y, const Element* __restrict__ bias, u32 scratch, u32 residual) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-        const int target = targets[s];
+    for (int s = 0; s < kSlots; s += 2) {
+        const int target = targets[s];  // and the one behind it
         if (target == kNoOutput) continue;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
 #pragma unroll
-            for (int j = 0; j < kBlock / 8; j += kStored) {
+            for (int j = 0; j < 2 * kBlock / 8; j += kStored) {
 #pragma unroll
                 for (int part = 0; part < kStored; part += 4) {
                     u32 words[4];
@@ -432,14 +429,14 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
                     for (int i = 0; i < 4; ++i) {
                         const int step = j + part + i;  // of 8 columns
                         const int column = target * kBlock + step * 8 + lane % 4 * 2;
-                        const u32 chunk = step % (kRowBytes / 16) ^ lane / 8;  // of the row, swizzled
-                        const float2 r = unpack(load_shared(residual + (s * kParts + step / (kRowBytes / 16)) * kPanelBytes + half * (8 * kRowBytes) + chunk * 16));
-                        const float2 v = finish(make_float2(sums[s][step * 4 + half * 2], sums[s][step * 4 + half * 2 + 1]), load_pair(bias + column), r);
+                        const u32 chunk = step % kStored ^ lane / 4;  // of the row, swizzled
+                        const float2 r = unpack(load_shared(residual + (s * kBlock / kStoredColumns + step / kStored) * kResidualBytes + half * (8 * kStored * 16) + chunk * 16));
+                        const float2 v = finish(make_float2(sums[s + step / (kBlock / 8)][step % (kBlock / 8) * 4 + half * 2], sums[s + step / (kBlock / 8)][step % (kBlock / 8) * 4 + half * 2 + 1]), load_pair(bias + column), r);
                         words[i] = pack(v.x, v.y);
                     }
                     stmatrix_x4(scratch + swizzled<kStored>(lane % 8, part + lane / 8), words);
                 }
-                // Through shared memory, so that each lane stores 16 bytes of a row.
+                // Through shared memory, so that each lane stores 16 bytes of a row, and eight of them a line.
                 __syncwarp();
                 uint4 chunks[kStored / 4];
 #pragma unroll
@@ -502,17 +499,19 @@ bsgen_fprop_b32_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
                 asm volatile("" : "+r"(targets[s]));
             }
             Sums sums = {};
-            for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
+            int last = kTileStages;
+            asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
+            for (int s = 0; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
                 multiply_stage(sums, stage + kRecord, stage + place, descriptor_low(stage), column);
                 give_back(empty, slot, parity);
             }
             barrier_wait(full + slot * 8, parity);
-            const u32 residual = stages_base + slot * kStageBytes + column * (kSlots * kParts * kPanelBytes) + (row + lane / 4) * kRowBytes + lane % 4 * 4;
+            const u32 residual = stages_base + slot * kStageBytes + column * (kSlots * kBlock / kStoredColumns * kResidualBytes) + (row + lane / 4) * (kStored * 16) + lane % 4 * 4;
 #pragma unroll
             for (int m = 0; m < kMTiles; ++m)
-                store(sums[m], targets, row0 + row + m * 64, n, y, bias, scratch, residual + m * (64 * kRowBytes));
+                store(sums[m], targets, row0 + row + m * 64, n, y, bias, scratch, residual + m * (64 * kStored * 16));
             give_back(empty, slot, parity);
         }
     }

@@ -3,7 +3,7 @@
     PYTHONPATH=. python3 tests/gpu/bench_variants.py [narrow] [wgrad] [axis] [small] [lines] [--json FILE]
 
 *narrow*, *wgrad*: the Hopper kernels for blocks of 8 and 16. *axis*: features first, for which the cost model has not been fitted.
-*small*: few rows. *lines*: b = 32, panels and pieces in lines of 64 bytes and of 128.
+*lines*, *small*: b = 32, many rows and few: panels, pieces and results in lines of 64 bytes and of 128.
 Each plan is checked before it is timed; one that is wrong is said and left out.
 """
 
@@ -71,27 +71,22 @@ def axis(op: Op, b: int, density: float) -> Case:
     return f"{op} b{b} {density:.0%} N=16384 {SIZE} axis 0", problem, ranked[:MOST]
 
 
-def small(n: int, size: int, density: float) -> Case:
-    """Few rows: for each shape the cheapest plan by the model."""
-    problem = _problem(Op.FPROP, 32, density, n, size)
-    best: dict[object, hopper.Draft] = {}
-    for draft in sorted(hopper.drafts(problem, TARGET), key=lambda draft: draft.cost.seconds):
-        best.setdefault(replace(draft.geometry.shape, stages=0, stage_bytes=0), draft)
-    plans = [hopper.assemble(problem, TARGET, draft) for draft in islice(best.values(), MOST)]
-    return f"fprop b32 {density:.0%} N={n} {size}", problem, list(plans)
-
-
-def lines(op: Op, name: str, layout: Layout, n: int) -> Case:
-    """Panels and pieces in short lines and in whole ones, alone and in clusters: of each the two cheapest tiles by the model, with
-    output blocks in the cheapest tiles and in those that share pairs of inputs."""
+def lines(op: Op, name: str, layout: Layout, n: int, tiles: int = 2) -> Case:
+    """Panels, pieces and results in short lines and in whole ones, alone and in clusters: each with the cheapest tiles by the
+    model, with output blocks that share inputs and that share pairs of them."""
     problem = Problem(op, layout, 32, DType.BFLOAT16, batch=n)
     best: dict[object, hopper.Draft] = {}
     for draft in sorted(hopper.drafts(problem, TARGET), key=lambda draft: draft.cost.seconds):
         shape = replace(draft.geometry.shape, stages=0, stage_bytes=0)
         best.setdefault((shape, draft.grouping == "similar wide"), draft)
-    tiles = list(dict.fromkeys(_tile(draft) for draft in best.values()))[:2]
-    plans = [hopper.assemble(problem, TARGET, draft) for draft in best.values() if _tile(draft) in tiles]
+    cheap = list(dict.fromkeys(_tile(draft) for draft in best.values()))[:tiles]
+    plans = [hopper.assemble(problem, TARGET, draft) for draft in best.values() if _tile(draft) in cheap]
     return f"{op} b32 {name} N={n}", problem, list(plans)
+
+
+def small(n: int, size: int, density: float) -> Case:
+    """Few rows."""
+    return lines(Op.FPROP, f"{density:.0%} {size}", _random(32, density, size), n, tiles=4)
 
 
 def _tile(draft: hopper.Draft) -> tuple[int, ...]:
@@ -114,6 +109,7 @@ SUITES: dict[str, list[Callable[[], Case]]] = {
     "small": [
         *(partial(small, 64, size, density) for size in (SIZE, 3 * SIZE) for density in DENSITIES),
         *(partial(small, n, 3 * SIZE, density) for n, density in ((32, 0.1), (8, 0.2), (1, 0.2))),
+        *(partial(small, 256, SIZE, density) for density in (0.05, 0.2)),
     ],
     "lines": [
         *(partial(lines, Op.FPROP, f"{d:.0%} {SIZE}", _random(32, d), 16384) for d in (*DENSITIES, 0.5)),

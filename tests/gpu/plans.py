@@ -35,7 +35,16 @@ def spread(problem: Problem, target: Target) -> list[HopperPlan]:
     by_shape: dict[tuple[int, ...], list[hopper.Draft]] = {}
     for draft in hopper.drafts(problem, target):
         shape = draft.geometry.shape
-        key = (shape.row_groups, shape.columns, shape.m_tiles, shape.slots, shape.cluster, shape.folded, shape.paired)
+        key = (
+            shape.row_groups,
+            shape.columns,
+            shape.m_tiles,
+            shape.slots,
+            shape.cluster,
+            shape.folded,
+            shape.paired,
+            shape.store_bytes,
+        )
         by_shape.setdefault(key, []).append(draft)
     chosen = [drafts[turn % len(drafts)] for turn, drafts in enumerate(by_shape.values())]
     split = [draft for drafts in by_shape.values() for draft in drafts if draft.reductions]
