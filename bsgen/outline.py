@@ -35,9 +35,7 @@ class TensorMap:
     """How TMA reads an operand: a matrix of `rows` times `columns` (0 of either: N), in boxes; a row of a box is one swizzle line.
 
     Encoded for each call by cuTensorMapEncodeTiled; the kernel takes it as the argument `<name>_map`, of an operand that it sees in
-    one way alone `<operand>_map`. Where it is `folded`, two rows make a line of twice the bytes, and boxes take of each eight lines
-    the first, the fifth, the second, the sixth and so on: TMA sees [rows / 16, 4, 2, 2 * columns], a box begins at a place of the
-    first dimension.
+    one way alone `<operand>_map`.
     """
 
     operand: str
@@ -47,7 +45,6 @@ class TensorMap:
     box_rows: int
     dtype: str
     name: str = ""
-    folded: bool = False
 
     @property
     def argument(self) -> str:

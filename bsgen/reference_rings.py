@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsgen.plan import HopperPlan
-from bsgen.plan.rings import FOLDED_ROWS, PAIRED, SECOND
+from bsgen.plan.rings import PAIRED, SECOND
 from bsgen.problem import Op
 
 Terms = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -77,6 +77,6 @@ class _Stage:
 
     def _box(self, place: int) -> NDArray[np.int64]:
         geo: Any = self.plan.geometry
-        row, column = (place * FOLDED_ROWS, 0) if geo.shape.folded else divmod(place, geo.boxes_across)
+        row, column = divmod(place, geo.boxes_across)
         rows = row + np.arange(geo.box_rows, dtype=np.int64)[:, None]
         return np.asarray(rows * geo.block + column * geo.box_columns + np.arange(geo.box_columns))

@@ -46,11 +46,9 @@ def narrow(problem: Problem, target: Target) -> Plan:
 
 
 def in_lines(problem: Problem, target: Target) -> Plan:
-    """Whole lines of L2 in every copy and store."""
-    drafts = (draft for draft in hopper.drafts(problem, target) if draft.geometry.shape.folded)
-    return hopper.assemble(
-        problem, target, next(draft for draft in drafts if draft.geometry.shape.paired and draft.geometry.coupled)
-    )
+    """Whole lines of L2 in copies of neighbouring panels, and in stores."""
+    drafts = (draft for draft in hopper.drafts(problem, target) if draft.geometry.shape.paired)
+    return hopper.assemble(problem, target, next(draft for draft in drafts if draft.geometry.coupled))
 
 
 @dataclass(frozen=True)

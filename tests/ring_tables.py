@@ -74,7 +74,7 @@ def ring_uses(plan: HopperPlan) -> Iterator[RingUse]:
             boxes,
             (copies - pairs) * plan.geometry.panel_boxes * _box_bytes(plan, plan.activations)
             + (pairs and pairs * _box_bytes(plan, f"{plan.activations}_pairs"))
-            + boxes * _box_bytes(plan, "w_folded" if plan.geometry.shape.folded else "w"),
+            + boxes * _box_bytes(plan, "w"),
             tuple(visit.panel + visit.second * plan.geometry.panel_bytes for visit in found),
             tuple(place for visit in found for _, place in visit.pieces),
             tuple(words[end // 4] & ~(PAIRED | SECOND) for end in used),
@@ -126,7 +126,7 @@ def _box_bytes(plan: HopperPlan, name: str) -> int:
 
 def _memory(plan: HopperPlan, stage: int) -> tuple[np.ndarray, np.ndarray]:
     """Shared memory of a stage before the swizzle: the feature, or the element of W, at each place for an element."""
-    loads, w = plan.loads[stage], _map(plan, "w_folded" if plan.geometry.shape.folded else "w")
+    loads, w = plan.loads[stage], _map(plan, "w")
     copies, boxes, pairs = _counts(loads)
     size = plan.geometry.shape.stage_bytes // plan.problem.dtype.itemsize
     features, weights = np.full(size, NOTHING, np.int32), np.full(size, NOTHING, np.int32)
@@ -160,11 +160,7 @@ def _fill(memory: np.ndarray, at: int, values: np.ndarray) -> int:
 
 
 def _box(w: TensorMap, place: int) -> np.ndarray:
-    """Elements of W in a box, by its place: row * boxes across + column of boxes; folded, line by line, row / 16."""
-    if w.folded:
-        assert 0 <= place * 16 <= w.rows - w.box_rows, "a box reaches past the end of W"
-        lines = np.concatenate([8 * group + np.array([0, 4, 1, 5, 2, 6, 3, 7]) for group in range(w.box_rows // 16)])
-        return (place * 8 + lines)[:, None] * (2 * w.columns) + np.arange(2 * w.columns)
+    """Elements of W in a box, by its place: row * boxes across + column of boxes."""
     row, column = divmod(place, w.columns // w.box_columns)
     assert 0 <= row <= w.rows - w.box_rows, "a box reaches past the end of W"
     rows, columns = row + np.arange(w.box_rows)[:, None], column * w.box_columns + np.arange(w.box_columns)
@@ -193,11 +189,7 @@ def _read_piece(plan: HopperPlan, weights: np.ndarray, place: int) -> np.ndarray
     line = SWIZZLES[geo.weights_high >> 30]
     groups, side = (geo.weights_high & 0x3FFF) * 16, (geo.weights_low >> 16) * 16
     inputs, outputs = np.arange(geo.depth)[:, None], np.arange(geo.block)[None, :]
-    if geo.shape.folded:  # a step of the even inputs and one of the odd; in a step, where each input's line lies
-        eight, pair = inputs // 8, inputs % 8 // 2
-        step, inside = inputs % 2 * geo.weights_step * 16, eight // 2 * 8 + 2 * pair + eight % 2
-    else:
-        step, inside = inputs // geo.step * geo.weights_step * 16, inputs % geo.step
+    step, inside = inputs // geo.step * geo.weights_step * 16, inputs % geo.step
     if plan.problem.op is Op.FPROP:  # rows are inputs; outputs run along lines that lie side by side
         rows = inside // 8 * groups + inside % 8 * line
         at = step + rows + outputs * item // line * side + outputs * item % line

@@ -79,7 +79,8 @@ def hopper_plans() -> list[Plan]:
         drafts = list(hopper.drafts(problem, BIG))
         chosen = [next(each for each in drafts if each.geometry.shape.cluster == size) for size in hopper.CLUSTERS]
         chosen += [each for each in drafts if each.reductions][:1]
-        chosen += [each for each in drafts if each.geometry.shape.folded][:1]
+        chosen += [each for each in drafts if each.geometry.shape.paired][:1]
+        chosen += [each for each in drafts if each.geometry.coupled][:1]
         found += [hopper.assemble(problem, BIG, each) for each in chosen]
     finishing = [Epilogue(True, activation, True) for activation in Activation]
     problems = [replace(BASE, dtype=DType.FLOAT16, epilogue=epilogue) for epilogue in finishing]

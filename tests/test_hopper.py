@@ -165,8 +165,6 @@ def check_maps(plan: HopperPlan) -> None:
     assert (w.operand, w.columns, w.rows) == ("w", problem.block_size, problem.layout.nnz * problem.block_size)
     assert activations.box_rows * activations.box_columns * item * geo.panel_boxes == geo.panel_bytes
     assert w.box_rows * geo.row_bytes == geo.box_bytes
-    assert w.folded == geo.shape.folded <= (problem.op is Op.FPROP and problem.block_size == 32)
-    assert w.argument == ("w_folded_map" if w.folded else "w_map")
     assert len(residual) == (problem.epilogue.residual and not problem.feature_first)
     for tensor_map in residual:
         assert (tensor_map.operand, tensor_map.columns, tensor_map.rows) == ("residual", plan.features[1], 0)

@@ -283,12 +283,5 @@ def _launch(launch: Launch) -> str:
 
 
 def _map(spec: TensorMap) -> str:
-    values: tuple[Any, ...] = (
-        TYPES[spec.dtype],
-        spec.columns,
-        spec.rows,
-        spec.box_columns,
-        spec.box_rows,
-        int(spec.folded),
-    )
+    values: tuple[Any, ...] = (TYPES[spec.dtype], spec.columns, spec.rows, spec.box_columns, spec.box_rows)
     return f"{{{POINTERS[spec.operand]}, {', '.join(map(str, values))}}}"

@@ -164,9 +164,9 @@ def gate_seconds(problem: Problem, target: Target) -> float:
     return LAUNCH_SECONDS + 2 * weights / target.hbm
 
 
-def overlapped(seconds: float, memory: float) -> float:
+def overlapped(seconds: float, memory: float, exponent: float = MEMORY_OVERLAP) -> float:
     """Seconds of work and of device memory traffic at once: hardly more than the longer, unless they are about equal."""
-    return float((seconds**MEMORY_OVERLAP + memory**MEMORY_OVERLAP) ** (1 / MEMORY_OVERLAP))
+    return float((seconds**exponent + memory**exponent) ** (1 / exponent))
 
 
 def _busiest_warp(stage: Stage, geo: Geometry) -> int:

@@ -30,8 +30,8 @@ from bsgen.plan.rings import (
 from bsgen.plan.warpgroup import (
     ATOM_ROWS,
     LINE_BYTES,
-    PAIRED_ROWS,
     WARPGROUP_ROWS,
+    WHOLE_LINE_ROWS,
     WarpgroupGeometry,
     WarpgroupShape,
     residual_panels,
@@ -122,8 +122,6 @@ class HopperPlan(ProductPlan):
             activations = TensorMap(self.activations, self.features[0], 0, geo.depth, geo.shape.rows, dtype)
         rows = problem.layout.nnz * problem.block_size
         weights = TensorMap(self.weights, problem.block_size, rows, geo.box_columns, geo.box_rows, dtype)
-        if geo.shape.folded:  # by another name, so that no older bsgen takes it for one that is not
-            weights = replace(weights, name="w_folded", folded=True)
         residual = TensorMap("residual", self.features[1], 0, geo.store_columns, geo.shape.rows, dtype)
         pairs = replace(activations, box_columns=2 * geo.depth, name=f"{self.activations}_pairs")
         return (activations, *[pairs] * self.pairs, weights, *[residual] * bool(self.residual_panels))
@@ -146,7 +144,7 @@ class HopperPlan(ProductPlan):
             f"wgmma_{geo.math.ptx}, tile {shape.rows} x {shape.tile_slots * geo.block}, "
             f"{shape.row_groups} x {shape.columns} warpgroups of {64 * shape.m_tiles} x {shape.slots * geo.block}, "
             f"{f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}"
-            f"{'folded, ' * shape.folded}{'paired, ' * shape.paired}{'coupled, ' * geo.coupled}"
+            f"{'paired, ' * shape.paired}{'coupled, ' * geo.coupled}"
             f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, {self.grouping} groups"
             f"{f' in bands of {self.band}' * (self.band > 1)}{self.split_text}{self.gate_text}"
         )
@@ -197,13 +195,13 @@ def shapes(problem: Problem, target: Target) -> Iterator[WarpgroupShape]:
         slots = width // problem.block_size
         if width % problem.block_size or slots > most:
             continue
-        ways = product(CLUSTERS, _few(problem, row_groups * m_tiles), _lines(problem), _stored(problem, slots), STAGES)
-        for cluster, few, (folded, paired), stored, stages in ways:
-            form = WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, few, folded, paired, stored, stages)
-            if paired and form.rows < PAIRED_ROWS:
-                continue
+        ways = product(CLUSTERS, _few(problem, row_groups * m_tiles), _paired(problem), _stored(problem, slots), STAGES)
+        for cluster, few, paired, stored, stages in ways:
+            form = WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, few, paired, stored, stages)
             shape = _with_ring(form, target)
             geo = warpgroup_geometry(problem, shape)
+            if (paired or geo.coupled) and form.rows < WHOLE_LINE_ROWS:
+                continue
             residual = residual_panels(problem, geo)
             fits = residual <= MAXIMUM_LOADS and residual * geo.residual_bytes <= shape.stage_bytes
             if not fits or geo.registers(1) > shape.consumer_registers:
@@ -234,11 +232,9 @@ def _stored(problem: Problem, slots: int) -> tuple[int, ...]:
     return (row, LINE_BYTES) if row < LINE_BYTES and slots % 2 == outputs % 2 == 0 else (row,)
 
 
-def _lines(problem: Problem) -> tuple[tuple[bool, bool], ...]:
-    """Where rows have half a line: whether two rows of W lie in one (of fprop), and whether two panels do."""
-    if 2 * _row_bytes(problem) != LINE_BYTES:
-        return ((False, False),)
-    return tuple(product((False, True)[: 1 + (problem.op is Op.FPROP)], (False, True)[: 2 - problem.feature_first]))
+def _paired(problem: Problem) -> tuple[bool, ...]:
+    """Whether two panels may lie in a line: where their rows have half of one."""
+    return (False, True) if 2 * _row_bytes(problem) == LINE_BYTES and not problem.feature_first else (False,)
 
 
 def _with_ring(shape: WarpgroupShape, target: Target) -> WarpgroupShape:

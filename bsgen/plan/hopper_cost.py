@@ -1,34 +1,39 @@
 """The cost model of the Hopper kernels: predicts a plan's time from its tiles, as plan/cost.py does for the portable ones.
 
-A tile makes five demands on its SM, in clocks: bytes from L2, bytes through shared memory, multiply steps, the chain of visits of
-its busiest column of warpgroups, and issued copies. They overlap, but not wholly: their cost is a p-norm, and what a tile
-takes beside (results, the ring running empty and full again) adds to it. Device memory bounds the whole. The constants are
-fits to the timings of 99 plans on an H200 (bfloat16; C = K = 4096 and 12288, N = 4096 ... 16384, 1 ... 100 % of the blocks,
-b = 32, 64, 128), with a root mean square error of 7 %; the plan of least predicted time took at most 9 % longer than the
-fastest of those timed.
+A tile makes six demands on its SM, in clocks: bytes from L2, lines that L2 looks up for them, bytes through shared memory, multiply
+steps, the chain of visits of its busiest column of warpgroups, and issued copies. They overlap, but not wholly: their cost is a
+p-norm, and what a tile takes beside (results, the ring running empty and full again) adds to it. So does device memory. The
+constants are fits to the timings of 850 plans on an H200 (bfloat16, b = 32; C = K = 4096 and 12288, N = 1 ... 16384, 1 ... 50 % of
+the blocks; `tests/gpu/bench_variants.py lines small`), with a root mean square error of 9 %; the plan of least predicted time took
+at most 5 % longer than the fastest of those timed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bsgen.plan.cost import DEPENDENT_LAUNCH_SECONDS, Cost, gate_seconds, memory_bytes, overlapped
+from bsgen.plan.cost import Cost, gate_seconds, memory_bytes, overlapped
 from bsgen.plan.grouping import Tiles
 from bsgen.plan.warpgroup import WARPGROUP_ROWS, WarpgroupGeometry, residual_panels
 from bsgen.problem import Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
-L2_RATE = {1: 60.0, 2: 52.0}  # bytes a clock that an SM gets from L2 through TMA, by the size of the cluster
+L2_RATE = {1: 49.3, 2: 47.6}  # bytes a clock that an SM gets from L2 through TMA, by the size of the cluster
+LINE_RATE = {1: 0.79, 2: 0.67}  # lines of up to 128 bytes, likewise
 SHARED_RATE = 128.0  # bytes a clock of shared memory
 LEAST_STEP = 16.0  # clocks of a multiply step of few columns
-VISIT, PAIR = 15.0, 106.0  # clocks of a visit beside its multiply steps: alone, and for each two slots that it tests
-STEP = 17.0  # clocks between multiply steps that depend on each other
-COPY = 1.2  # clocks of the loading warp that a copy takes, as far as they are not hidden
-TILE = 0.18  # clocks of an output element
-OVERLAP = 4.8  # the norm's exponent
+VISIT, PAIR = 20.0, 77.0  # clocks of a visit beside its multiply steps: alone, and for each two slots that it tests
+PAIRED_VISIT = 119.0  # and where its panel may be one of a pair
+STEP = 30.0  # clocks between multiply steps that depend on each other
+COPY = 10.0  # clocks of the loading warps that a copy takes, as far as they are not hidden
+OUTPUT, STORED = 0.05, 1.345  # clocks of an output element, and of a line of them that is stored
+PIECE_BYTES = 32  # of such a line where warps store what they hold, without a way through shared memory or by features
+START_SECONDS = 1.6e-6  # until the first panels have come, and after the last results
+OVERLAP = 6.0  # the norm's exponent
+MEMORY_OVERLAP = 2.4  # and that of all this and device memory
 WALKED_ROWS = 128
 
 Floats = NDArray[np.float64]
@@ -65,17 +70,15 @@ def tile_counts(tiles: Tiles, inputs: int, geo: WarpgroupGeometry) -> Counts:
 def hopper_cost(problem: Problem, target: Target, geo: WarpgroupGeometry, counts: Counts) -> Cost:
     """The cost of a plan."""
     shape, n = geo.shape, problem.batch or DEFAULT_ROWS
-    residual = residual_panels(problem, geo)
-    counts = replace(counts, panels=counts.panels + residual, copies=counts.copies + residual)
-    l2_bytes, demands = _demands(geo, counts)
+    l2_bytes, demands = _demands(geo, counts, residual_panels(problem, geo))
     tiles = sum((demand**OVERLAP for demand in demands.values()), np.zeros(1)) ** (1 / OVERLAP)
-    tiles = tiles + TILE * shape.rows * shape.tile_slots * geo.block
+    tiles = tiles + _store_clocks(problem, geo)
     row_tiles = -(-n // (shape.rows * shape.cluster))
     seconds = makespan(tiles, row_tiles, target.sms // shape.cluster) / target.clock
     memory = memory_bytes(problem, n) / target.hbm
     largest = max(demands, key=lambda name: float(demands[name].sum()))
     limiter = "device memory" if memory > seconds else largest
-    total = overlapped(seconds, memory) + DEPENDENT_LAUNCH_SECONDS + gate_seconds(problem, target)
+    total = overlapped(seconds, memory, MEMORY_OVERLAP) + START_SECONDS + gate_seconds(problem, target)
     return Cost(n, total, limiter, float(l2_bytes.sum()) * row_tiles * shape.cluster)
 
 
@@ -88,20 +91,31 @@ def makespan(tiles: Floats, row_tiles: int, slots: int) -> float:
     return float(work.reshape(-1, slots).sum(axis=0).max()) * row_tiles / walked
 
 
-def _demands(geo: WarpgroupGeometry, counts: Counts) -> tuple[Floats, dict[str, Floats]]:
+def _store_clocks(problem: Problem, geo: WarpgroupGeometry) -> float:
+    """Clocks to store the results of a tile."""
+    outputs = geo.shape.rows * geo.shape.tile_slots * geo.block
+    in_lines = geo.math.chunk == 8 and not problem.feature_first
+    return outputs * (OUTPUT + STORED * geo.itemsize / (geo.shape.store_bytes if in_lines else PIECE_BYTES))
+
+
+def _demands(geo: WarpgroupGeometry, counts: Counts, residual: int) -> tuple[Floats, dict[str, Floats]]:
     """Bytes from L2, and clocks by demand, of each tile."""
-    shape, pieces = geo.shape, counts.pieces.sum(axis=1)
-    arriving = counts.panels * geo.panel_bytes + pieces * geo.piece_bytes
-    l2_bytes = counts.panels * geo.panel_bytes + pieces * geo.piece_bytes / shape.cluster
+    shape, pieces, panels = geo.shape, counts.pieces.sum(axis=1), counts.panels * geo.panel_bytes
+    panels = panels + residual * geo.residual_bytes
+    arriving = panels + pieces * geo.piece_bytes
+    l2_bytes = panels + pieces * geo.piece_bytes / shape.cluster
+    copies = counts.copies * geo.panel_bytes / geo.panel_line_bytes + residual * shape.rows
+    lines = copies + pieces * geo.piece_boxes * geo.box_rows / shape.cluster
     reads = (counts.visits if geo.in_registers else counts.pieces).sum(axis=1)  # of a panel by a row of warpgroups
     heights = shape.multiplied_rows // WARPGROUP_ROWS
     shared = arriving + reads * geo.row_bytes * shape.multiplied_rows + pieces * geo.piece_bytes * heights
-    visit = VISIT + PAIR * -(-shape.slots // 2)
+    visit = VISIT + PAIR * -(-shape.slots // 2) + PAIRED_VISIT * shape.paired
     chain = counts.visits * visit + counts.pieces * (shape.m_tiles * geo.steps * (geo.block / 2 + STEP))
     return l2_bytes, {
         "L2": l2_bytes / L2_RATE[shape.cluster],
+        "lines of L2": lines / LINE_RATE[shape.cluster],
         "shared memory": shared / SHARED_RATE,
         "math": pieces * (geo.steps * max(geo.block / 2, LEAST_STEP) * shape.multiplied_rows / WARPGROUP_ROWS),
         "latency": chain.max(axis=1),
-        "copies": (counts.panels + pieces * geo.piece_boxes / shape.cluster) * COPY,
+        "copies": (counts.copies + residual + pieces * geo.piece_boxes / shape.cluster) * COPY,
     }

@@ -16,7 +16,6 @@ from bsgen.problem import Op
 MAXIMUM_LOADS = 31  # a lane of the loading warp each, beside the head
 VISIT_BYTES, PAST_LAST = 8, 2  # of shared memory; visits that are read, but not followed, after the last
 PAIRED, SECOND = 1, 64  # of a visit's panel: it is one of a pair; the second, whose rows are 64 bytes further
-FOLDED_ROWS = 16  # of W, in the unit that folded boxes are addressed by
 WINDOW = 24  # panels that are looked at to fill a stage
 
 Item = tuple[int, int, int, int]  # panel, slot, stored block, slice of it
@@ -156,7 +155,7 @@ def _next_that_fits(waiting: Sequence[Sequence[Item]], left: int, loads: int, ge
 
 def encode_loads(stages: Sequence[RingStage], geo: WarpgroupGeometry) -> IntArray:
     """[stages, words]: copies of panels | boxes << 8 | pairs << 16; the first feature of each copy, pairs first; each box's place
-    in W, row * boxes across + column, or where W is folded row / 16."""
+    in W, row * boxes across + column."""
     widest = max((stage.copies + stage.piece_count * geo.piece_boxes for stage in stages), default=0)
     table = np.zeros((len(stages), widest + 1), np.int32)
     for row, stage in zip(table, stages, strict=True):
@@ -169,8 +168,6 @@ def encode_loads(stages: Sequence[RingStage], geo: WarpgroupGeometry) -> IntArra
 
 
 def _boxes(block: int, which: int, geo: WarpgroupGeometry) -> list[int]:
-    if geo.shape.folded:
-        return [block * geo.block // FOLDED_ROWS]
     if geo.op is Op.FPROP:
         first = (block * geo.block + which * geo.depth) * geo.boxes_across
         return list(range(first, first + geo.piece_boxes))

@@ -19,7 +19,7 @@ LINE_BYTES = 128
 ATOM_ROWS = 8
 WARPGROUP_ROWS = 64
 NARROW = 32
-PAIRED_ROWS = 64  # the least of a tile whose panels come in pairs
+WHOLE_LINE_ROWS = 128  # the least of a tile that pairs panels or results up: with fewer, other things are waited for
 PRODUCER_REGISTERS = 32
 MOST_LAUNCH_REGISTERS = 128  # of a thread where few threads leave more than it needs
 OTHER_REGISTERS = 28  # of a multiplying thread, beside accumulators and fragments
@@ -31,9 +31,8 @@ class WarpgroupShape:
 
     Thread blocks of a cluster have the same output blocks and neighbouring rows: each piece of W is loaded once for all.
     A tile of `few` rows (a multiple of 8, 0: none) loads no more of the 64 that are multiplied; the others are never stored.
-    Where pieces are `folded`, two of their rows lie side by side in a line of 128 bytes, for L2 looks up lines: a multiply step
-    takes all even inputs or all odd ones, which fragments are sorted for. Where panels are `paired`, two neighbours that a tile
-    needs come as one, in such lines. Results are stored in pieces of rows of `store_bytes`, of one output block or of two neighbours.
+    Where panels are `paired`, two neighbours that a tile needs come as one, in lines of 128 bytes: L2 looks up a line no faster for
+    half of it. Results are stored in pieces of rows of `store_bytes`, of one output block or of two neighbours.
     """
 
     row_groups: int
@@ -42,7 +41,6 @@ class WarpgroupShape:
     slots: int
     cluster: int = 1
     few: int = 0
-    folded: bool = False
     paired: bool = False
     store_bytes: int = 64
     stages: int = 0
@@ -222,9 +220,9 @@ class WarpgroupGeometry:
 
     @cached_property
     def weights_high(self) -> int:
-        """High word of a piece's matrix descriptor: bytes between groups of 8 lines, and the swizzle."""
-        line = LINE_BYTES if self.shape.folded else self.row_bytes
-        return ATOM_ROWS * line >> 4 | (1 if line == LINE_BYTES else 2) << 30
+        """High word of a piece's matrix descriptor: bytes between groups of 8 rows, and the swizzle."""
+        swizzle = 1 if self.row_bytes == LINE_BYTES else 2
+        return ATOM_ROWS * self.row_bytes >> 4 | swizzle << 30
 
     @cached_property
     def panel_high(self) -> int:
@@ -238,9 +236,7 @@ class WarpgroupGeometry:
 
     @cached_property
     def weights_step(self) -> int:
-        """From a multiply step to the next in a piece, in 16 bytes: rows for fprop, along them for dgrad and where folded."""
-        if self.shape.folded:
-            return self.row_bytes >> 4
+        """From one multiply step to the next in a piece, in 16 bytes: rows for fprop, along them for dgrad."""
         return (self.step * self.row_bytes if self.op is Op.FPROP else self.step * self.itemsize) >> 4
 
     @cached_property

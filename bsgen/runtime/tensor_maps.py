@@ -30,30 +30,18 @@ class Encoder:
 
     def _encode(self, address: int, columns: int, rows: int) -> bytes:
         spec, item, cuda = self.spec, _ITEMSIZE[self.spec.dtype], driver.bindings()
-        sizes, strides, box = _folded(spec, columns, rows) if spec.folded else _matrix(spec, columns, rows)
-        swizzle, kind = _enumerations(item * box[0], spec.dtype)
+        swizzle, kind = _enumerations(item * spec.box_columns, spec.dtype)
+        size, stride, box, one = (
+            [cuda.cuuint64_t(columns), cuda.cuuint64_t(rows)],
+            [cuda.cuuint64_t(columns * item)],
+            [cuda.cuuint32_t(spec.box_columns), cuda.cuuint32_t(spec.box_rows)],
+            [cuda.cuuint32_t(1), cuda.cuuint32_t(1)],
+        )
         interleave, promotion, fill = _defaults()
         encoded = driver.call(
-            "cuTensorMapEncodeTiled", kind, len(sizes), address,
-            [cuda.cuuint64_t(size) for size in sizes], [cuda.cuuint64_t(stride * item) for stride in strides],
-            [cuda.cuuint32_t(size) for size in box], [cuda.cuuint32_t(1)] * len(box),
-            interleave, swizzle, promotion, fill,
-        )  # fmt: skip
+            "cuTensorMapEncodeTiled", kind, 2, address, size, stride, box, one, interleave, swizzle, promotion, fill
+        )
         return ctypes.string_at(encoded.getPtr(), BYTES)
-
-
-Shape = tuple[int, ...]
-
-
-def _matrix(spec: TensorMap, columns: int, rows: int) -> tuple[Shape, Shape, Shape]:
-    """Sizes, strides of all dimensions but the first, and sizes of a box, in elements."""
-    return (columns, rows), (columns,), (spec.box_columns, spec.box_rows)
-
-
-def _folded(spec: TensorMap, columns: int, rows: int) -> tuple[Shape, Shape, Shape]:
-    """The same of lines of two rows each: elements of a line; lines four apart; lines; eight lines."""
-    line = 2 * columns
-    return (line, 2, 4, rows // 16), (4 * line, line, 8 * line), (2 * spec.box_columns, 2, 4, spec.box_rows // 16)
 
 
 @cache

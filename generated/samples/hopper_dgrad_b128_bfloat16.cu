@@ -1,6 +1,6 @@
 // dx = dy @ W.T for one block-sparse W [1024, 1024], bfloat16.
 // Layout 0dd315799237382c: 24 of 64 blocks of 128 x 128 (37.50 %).
-// Plan: hopper, wgmma_bf16, tile 128 x 256, 2 x 2 warpgroups of 64 x 128, clusters of 2, 3 stages of 70 KiB, balanced groups.
+// Plan: hopper, wgmma_bf16, tile 128 x 256, 2 x 2 warpgroups of 64 x 128, clusters of 2, 3 stages of 70 KiB, balanced groups, 1 split outputs.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -15,7 +15,7 @@ constexpr int kMTiles = 1, kSlots = 1;  // 64-row tiles and output blocks of eac
 constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
 constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
 constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
-constexpr int kTiles = 4, kNoOutput = -2147483647;
+constexpr int kTiles = 5, kNoOutput = -2147483647;
 constexpr int kStages = 3, kStageBytes = 71680, kRecordBytes = 64;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 128, kPanelBytes = 16384, kBoxBytes = 16384, kPieceBytes = 16384;
@@ -192,18 +192,18 @@ __device__ __forceinline__ float2 finish(float2 v) {
 }
 
 __device__ const int __align__(16) kTileStages[] = {
-    0,10,16,20,24,
+    0,6,12,16,20,24,
 };
 
 __device__ const int __align__(16) kTargets[] = {
-    2,7,6,5,0,3,1,4,
+    -1,5,-2,7,6,-2147483647,0,3,1,4,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    514,0,64,1024,1025,514,128,192,1280,1281,514,256,320,1536,1537,513,
-    384,1792,5632,0,513,448,1793,5633,0,514,512,576,2048,2049,514,640,
-    704,2304,2305,513,768,2560,5888,0,513,832,2561,5889,0,514,896,960,
-    2816,2817,514,0,64,4608,4609,513,256,4864,4096,0,513,320,4865,4097,
-    0,514,512,576,5120,5121,514,640,704,4352,4353,514,768,832,5376,5377,
+    514,0,64,1024,1025,514,128,192,1280,1281,513,256,1536,4096,0,513,
+    320,1537,4097,0,514,384,448,1792,1793,514,640,704,4352,4353,514,384,
+    448,5632,5633,514,512,576,2048,2049,514,640,704,2304,2305,513,768,2560,
+    5888,0,513,832,2561,5889,0,514,896,960,2816,2817,514,0,64,4608,
+    4609,514,256,320,4864,4865,514,512,576,5120,5121,514,768,832,5376,5377,
     514,0,64,0,1,514,512,576,256,257,514,768,832,3072,3073,514,
     896,960,3328,3329,514,0,64,3584,3585,514,128,192,512,513,514,256,
     320,768,769,514,512,576,3840,3841,
@@ -211,19 +211,19 @@ __device__ const int __align__(16) kLoadTable[] = {
 __device__ const int __align__(16) kRecords[] = {
     131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
     131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
-    65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
-    65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
     65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
     65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
     131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
     8,131080,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
+    8,131080,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
     131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
     131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
     131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
@@ -366,7 +366,7 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows,
 
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
 __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int (&targets)[kSlots], int row0, int n,
-                                      Element* __restrict__ dx, u32 scratch) {
+                                      Element* __restrict__ dx, float* __restrict__ workspace, u32 scratch) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int s = 0; s < kSlots; s += 1) {
@@ -374,6 +374,14 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
         if (target == kNoOutput) continue;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
+            const int row = row0 + half * 8 + lane / 4;
+            if (target < 0) {
+                float* partial = workspace + (static_cast<long long>(~target) * n + row) * kBlock + lane % 4 * 2;
+#pragma unroll
+                for (int j = 0; j < kBlock / 8; ++j)
+                    if (row < n) *reinterpret_cast<float2*>(partial + j * 8) = make_float2(sums[s][j * 4 + half * 2], sums[s][j * 4 + half * 2 + 1]);
+                continue;
+            }
 #pragma unroll
             for (int j = 0; j < kBlock / 8; j += kStored) {
 #pragma unroll
@@ -412,7 +420,7 @@ __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
 }
 
 extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
-bsgen_dgrad_b128_bfloat16_hopper_0dd315799237382c(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ dx, int n) {
+bsgen_dgrad_b128_bfloat16_hopper_0dd315799237382c(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ dx, float* __restrict__ workspace, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
@@ -455,8 +463,31 @@ bsgen_dgrad_b128_bfloat16_hopper_0dd315799237382c(const __grid_constant__ Tensor
             }
 #pragma unroll
             for (int m = 0; m < kMTiles; ++m)
-                store(sums[m], targets, row0 + row + m * 64, n, dx, scratch);
+                store(sums[m], targets, row0 + row + m * 64, n, dx, workspace, scratch);
         }
     }
     cluster_sync();  // none ends before its neighbours have come so far
+}
+
+// Split outputs: their partial sums, added in order, and the epilogue. [kSplits, 3]: output block, first partial sum, count.
+__device__ const int __align__(16) kReductions[] = {
+    2,0,2,
+};
+
+constexpr int kSplits = 1, kReduceRows = 4, kReduceThreads = 256;
+
+extern "C" __global__ void __launch_bounds__(kReduceThreads)
+bsgen_dgrad_b128_bfloat16_hopper_0dd315799237382c_reduce(Element* __restrict__ dx, const float* __restrict__ workspace, int n) {
+    const int* reduction = kReductions + blockIdx.x % kSplits * 3;
+    const int row = blockIdx.x / kSplits * kReduceRows + threadIdx.x / (kBlock / 2), inside = threadIdx.x % (kBlock / 2) * 2;
+    if (row >= n) return;
+    wait_for_kernel_ahead();
+    float2 sum = make_float2(0.0f, 0.0f);
+    for (int p = 0; p < reduction[2]; ++p) {
+        const float2 v = *reinterpret_cast<const float2*>(workspace + (static_cast<long long>(reduction[1] + p) * n + row) * kBlock + inside);
+        sum.x += v.x, sum.y += v.y;
+    }
+    const int column = reduction[0] * kBlock + inside;
+    const long long place = static_cast<long long>(row) * kFeaturesOut + column;
+    store_pair(dx + place, finish(sum));
 }

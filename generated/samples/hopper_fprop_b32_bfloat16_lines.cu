@@ -1,6 +1,6 @@
 // y = x @ W for one block-sparse W [512, 512], bfloat16.
 // Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_bf16, tile 128 x 256, 1 x 4 warpgroups of 128 x 64, folded, paired, coupled, 3 stages of 70 KiB, contiguous groups.
+// Plan: hopper, wgmma_bf16, tile 128 x 256, 1 x 4 warpgroups of 128 x 64, paired, coupled, 3 stages of 70 KiB, contiguous groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -18,8 +18,8 @@ constexpr int kTiles = 2, kNoOutput = -2147483647;
 constexpr int kStages = 3, kStageBytes = 71680, kRecordBytes = 256;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 64, kPanelBytes = 8192, kBoxBytes = 2048, kPieceBytes = 2048;
-constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
-constexpr int kWeightsStep = 4;  // from a multiply step to the next, in 16 bytes
+constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
+constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
 constexpr int kStoredColumns = 64, kStored = kStoredColumns / 8;  // outputs of a row, of two output blocks, that are stored together, in chunks of 16 bytes
 constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
 constexpr int kLoads = 17;  // words of a stage in kLoadTable
@@ -125,14 +125,6 @@ __device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
 
-// tma_load of rows that lie two by two in lines of 128 bytes, from row 16 * `place` on: of each eight lines the first, the fifth, the second,
-// the sixth and so on, which is the order that fragments of even inputs, and of odd ones, are in.
-__device__ __forceinline__ void tma_load_folded(u32 shared, const TensorMap& map, int place, u32 barrier) {
-    asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %2, %2, %3}], [%4];" ::"r"(shared),
-        "l"(&map), "r"(0), "r"(place), "r"(barrier) : "memory");
-}
-
 // The multiply step of a warpgroup, 64 rows x 32 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
 // the first, commit after the last, wait before its registers or shared memory change.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -178,15 +170,15 @@ __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    134658,0,64,0,2,8,10,16,18,20,22,24,26,28,30,48,
-    50,133634,128,192,56,58,64,66,72,74,76,78,88,90,0,0,
-    0,0,134658,256,320,96,98,104,106,112,114,116,118,120,122,124,
-    126,144,146,133634,384,448,152,154,160,162,168,170,172,174,184,186,
-    0,0,0,0,134658,0,64,4,6,12,14,32,34,36,38,40,
-    42,44,46,52,54,133634,128,192,60,62,68,70,80,82,84,86,
-    92,94,0,0,0,0,134658,256,320,100,102,108,110,128,130,132,
-    134,136,138,140,142,148,150,133634,384,448,156,158,164,166,176,178,
-    180,182,188,190,0,0,0,0,
+    134658,0,64,0,32,128,160,256,288,320,352,384,416,448,480,768,
+    800,133634,128,192,896,928,1024,1056,1152,1184,1216,1248,1408,1440,0,0,
+    0,0,134658,256,320,1536,1568,1664,1696,1792,1824,1856,1888,1920,1952,1984,
+    2016,2304,2336,133634,384,448,2432,2464,2560,2592,2688,2720,2752,2784,2944,2976,
+    0,0,0,0,134658,0,64,64,96,192,224,512,544,576,608,640,
+    672,704,736,832,864,133634,128,192,960,992,1088,1120,1280,1312,1344,1376,
+    1472,1504,0,0,0,0,134658,256,320,1600,1632,1728,1760,2048,2080,2112,
+    2144,2176,2208,2240,2272,2368,2400,133634,384,448,2496,2528,2624,2656,2816,2848,
+    2880,2912,3008,3040,0,0,0,0,
 };  // [stages, kLoads]: copies of panels | boxes << 8 | those of the copies that bring two panels << 16, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
     196624,131112,131128,131144,1,134217729,65,150994946,16385,167772163,65,159383553,16385,184549379,1,142606337,
@@ -282,7 +274,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         else if (mine && lane > pairs && lane <= copies)
             tma_load(stage + (lane - 1 + pairs) * kPanelBytes, activations, load, row0, barrier);
         else if (mine && lane > copies && lane <= copies + boxes)
-            tma_load_folded(stage + panels * kPanelBytes + (lane - copies - 1) * kBoxBytes, weights, load, barrier);
+            tma_load(stage + panels * kPanelBytes + (lane - copies - 1) * kBoxBytes, weights, 0, load, barrier);
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
 }
@@ -292,19 +284,6 @@ __device__ __forceinline__ u32 uniform(u32 value) { return __shfl_sync(~0u, valu
 
 using Sums = float[kMTiles][kSlots][kBlock / 2];
 using Fragments = u32[kMTiles][kSteps][4];
-// From fragments of inputs 0 to 15 and 16 to 31 to those of the even inputs and of the odd ones, in the order of the lines of a piece:
-// lane t of four has inputs 2 t and 2 t + 1 of each eight, and multiplies line t of a piece with them, lines 4 + t, 8 + t and 12 + t.
-__device__ __forceinline__ void sort_inputs(u32 (&a)[kSteps][4]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {  // rows, and those 8 further
-        const u32 eights[] = {a[0][half], a[0][half + 2], a[1][half], a[1][half + 2]};
-#pragma unroll
-        for (int odd = 0; odd < 2; ++odd) {
-            a[odd][half] = __byte_perm(eights[0], eights[1], odd ? 0x7632 : 0x5410);
-            a[odd][half + 2] = __byte_perm(eights[2], eights[3], odd ? 0x7632 : 0x5410);
-        }
-    }
-}
 
 // Where a lane's chunk of its first fragment lies in a panel, and in one of a pair, whose rows lie side by side in lines of 128 bytes.
 struct Rows { u32 alone, paired; };
@@ -320,8 +299,6 @@ __device__ __forceinline__ void load_fragments(Fragments& a, const Rows& rows, u
         for (int k = 0; k < kSteps; ++k) {
             ldmatrix_x4(a[m][k], (from ^ (k * 32)) + m * tile);
         }
-#pragma unroll
-    for (int m = 0; m < kMTiles; ++m) sort_inputs(a[m]);
 }
 
 // Multiply a panel by the pieces of slots First (if Mask & 1) and First + 1 (if Mask & 2), which lie at b. One group of steps.
@@ -423,7 +400,7 @@ __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
-bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap x_pairs_map, const __grid_constant__ TensorMap w_folded_map, Element* __restrict__ y, int n) {
+bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap x_pairs_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
@@ -432,7 +409,7 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
 
     if (threadIdx.x == 0) {
         let_kernel_behind_begin();
-        tma_prefetch(x_map), tma_prefetch(x_pairs_map), tma_prefetch(w_folded_map);
+        tma_prefetch(x_map), tma_prefetch(x_pairs_map), tma_prefetch(w_map);
         for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
         barrier_init_fence();
     }
@@ -440,7 +417,7 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
 
     if (group == kGroups) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        produce(x_map, x_pairs_map, w_folded_map, stages_base, full, empty, tiles, first_tile, stride);
+        produce(x_map, x_pairs_map, w_map, stages_base, full, empty, tiles, first_tile, stride);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         wait_for_kernel_ahead();

@@ -473,6 +473,7 @@ __device__ __forceinline__ u32 uniform(u32 value) { return __shfl_sync(~0u, valu
 
 using Sums = float[kMTiles][kSlots][kBlock / 2];
 using Fragments = u32[kMTiles][kSteps][4];
+
 // The rows of a panel that a warp multiplies, as fragments; rows are swizzled as TMA wrote them.
 __device__ __forceinline__ void load_fragments(Fragments& a, u32 rows, u32 panel) {
     const u32 from = rows + panel;

@@ -140,7 +140,7 @@ def _main(plan: Plan, written: Sequence[str]) -> str:
 def _launch(plan: Plan, launch: Launch) -> list[str]:
     item, lines = plan.problem.dtype.itemsize, ["    {", '        unsigned blocks_; std::scanf("%u", &blocks_);']
     for m in launch.maps:
-        sizes = f"{m.columns or 'n'}, {m.rows or 'n'}, {m.box_columns}, {m.box_rows}, {item}, {int(m.folded)}"
+        sizes = f"{m.columns or 'n'}, {m.rows or 'n'}, {m.box_columns}, {m.box_rows}, {item}"
         lines.append(f"        const TensorMap {m.argument}{{{m.operand}.data(), {sizes}}};")
     arguments = ", ".join(
         name if name in ("n", "accumulate") or name.endswith("_map") else f"{name}.as()" for name in launch.arguments

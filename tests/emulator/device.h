@@ -228,13 +228,6 @@ inline void cp_async_commit() {}
 template <int Pending>
 inline void cp_async_wait() {}
 
-inline u32 __byte_perm(u32 x, u32 y, u32 selector) {  // CUDA: byte i of the result is byte selector / 16^i % 8 of y:x
-    const unsigned long long both = static_cast<unsigned long long>(y) << 32 | x;
-    u32 result = 0;
-    for (int i = 0; i < 4; ++i) result |= static_cast<u32>(both >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
-    return result;
-}
-
 inline void barrier_init(u32 barrier, int arrivals) {
     Barrier& b = self->block->barrier(barrier);
     b.ready = true, b.expected = b.pending = arrivals;
@@ -275,7 +268,6 @@ struct TensorMap {
     const unsigned char* base;
     long long columns, rows;  // of the matrix
     int box_columns, box_rows, item;
-    bool folded;
 };
 inline void tma_prefetch(const TensorMap&) {}
 inline void wait_for_kernel_ahead() {}  // each kernel ends before the next begins
@@ -302,7 +294,6 @@ inline void land_box(Block* block, u32 shared, const TensorMap& map, int column,
 }
 inline void tma_load_at(Block* block, u32 shared, const TensorMap& map, int column, int row, u32 barrier) {
     const int line = map.box_columns * map.item;
-    if (map.folded) fail("a plain copy by a map of four dimensions");
     if (line != 32 && line != 64 && line != 128) fail("a row of a box is no swizzle line", line);
     if (shared % (8 * line)) fail("a box starts inside a swizzle atom", shared);
     start(block, barrier, static_cast<long long>(line) * map.box_rows, [=, &map] { land_box(block, shared, map, column, row); });
@@ -313,30 +304,6 @@ inline void tma_load(u32 shared, const TensorMap& map, int column, int row, u32 
 inline void tma_multicast(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned short ranks) {
     for (unsigned rank = 0; rank < blocks.size(); ++rank)
         if (ranks >> rank & 1) tma_load_at(&blocks[rank], shared, map, column, row, barrier);
-}
-// A box of a map of four dimensions: two rows of the matrix are a line, and of each eight lines come 0, 4, 1, 5, 2, 6, 3, 7.
-inline void tma_folded_at(Block* block, u32 shared, const TensorMap& map, int place, u32 barrier) {
-    const int line = 2 * map.box_columns * map.item, lines = map.box_rows / 2;
-    if (!map.folded || map.box_columns != map.columns || line != 128) fail("a folded box of other lines", line);
-    if (shared % (8 * line)) fail("a box starts inside a swizzle atom", shared);
-    start(block, barrier, static_cast<long long>(line) * lines, [=, &map] {
-        for (int i = 0; i < lines; ++i) {
-            const long long from = 8ll * (place + i / 8) + i % 2 * 4 + i % 8 / 2;
-            for (int byte = 0; byte < line; byte += 16) {
-                const u32 to = shared + i * line + byte;
-                unsigned char* chunk = at(to ^ (to >> 7 & 7) << 4, 16, block);
-                if (2 * from + 2 <= map.rows) std::memcpy(chunk, map.base + from * line + byte, 16);
-                else std::memset(chunk, 0, 16);
-            }
-        }
-    });
-}
-inline void tma_load_folded(u32 shared, const TensorMap& map, int place, u32 barrier) {
-    tma_folded_at(self->block, shared, map, place, barrier);
-}
-inline void tma_multicast_folded(u32 shared, const TensorMap& map, int place, u32 barrier, unsigned short ranks) {
-    for (unsigned rank = 0; rank < blocks.size(); ++rank)
-        if (ranks >> rank & 1) tma_folded_at(&blocks[rank], shared, map, place, barrier);
 }
 inline void bulk_load(u32 shared, const void* global, u32 bytes, u32 barrier) {
     if (bytes % 16 || bytes == 0 || shared % 16 || reinterpret_cast<uintptr_t>(global) % 16) fail("a bulk copy is not of whole chunks", bytes);

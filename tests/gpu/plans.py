@@ -41,7 +41,6 @@ def spread(problem: Problem, target: Target) -> list[HopperPlan]:
             shape.m_tiles,
             shape.slots,
             shape.cluster,
-            shape.folded,
             shape.paired,
             shape.store_bytes,
         )
