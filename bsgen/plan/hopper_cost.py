@@ -3,9 +3,9 @@
 A tile makes six demands on its SM, in clocks: bytes from L2, lines that L2 looks up for them, bytes through shared memory, multiply
 steps, the chain of visits of its busiest column of warpgroups, and issued copies. They overlap, but not wholly: their cost is a
 p-norm, and what a tile takes beside (results, the ring running empty and full again) adds to it. So does device memory. The
-constants are fits to the timings of 850 plans on an H200 (bfloat16, b = 32; C = K = 4096 and 12288, N = 1 ... 16384, 1 ... 50 % of
-the blocks; `tests/gpu/bench_variants.py lines small`), with a root mean square error of 9 %; the plan of least predicted time took
-at most 5 % longer than the fastest of those timed.
+constants are fits to the timings of 900 plans on an H200 (bfloat16, b = 32, 64 and 128; C = K = 4096 and 12288, N = 1 ... 16384,
+1 ... 100 % of the blocks; `bench_variants.py lines small`), with a root mean square error of 8 %; the plan of least predicted time
+took at most 6 % longer than the fastest of those timed.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ from bsgen.plan.warpgroup import WARPGROUP_ROWS, WarpgroupGeometry, residual_pan
 from bsgen.problem import Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
-L2_RATE = {1: 49.3, 2: 47.6}  # bytes a clock that an SM gets from L2 through TMA, by the size of the cluster
-LINE_RATE = {1: 0.79, 2: 0.67}  # lines of up to 128 bytes, likewise
+L2_RATE = {1: 56.1, 2: 53.0}  # bytes a clock that an SM gets from L2 through TMA, by the size of the cluster
+LINE_RATE = 0.734  # lines of up to 128 bytes
 SHARED_RATE = 128.0  # bytes a clock of shared memory
+AGAIN = 0.85  # of a piece's bytes, for each further 64 rows that one warpgroup multiplies
 LEAST_STEP = 16.0  # clocks of a multiply step of few columns
-VISIT, PAIR = 20.0, 77.0  # clocks of a visit beside its multiply steps: alone, and for each two slots that it tests
-PAIRED_VISIT = 119.0  # and where its panel may be one of a pair
-STEP = 30.0  # clocks between multiply steps that depend on each other
-COPY = 10.0  # clocks of the loading warps that a copy takes, as far as they are not hidden
-OUTPUT, STORED = 0.05, 1.345  # clocks of an output element, and of a line of them that is stored
+VISIT, PAIR = 10.8, 33.1  # clocks of a visit beside its multiply steps: alone, and for each two slots that it tests
+PAIRED_VISIT = 93.0  # and where its panel may be one of a pair
+STEP = 54.7  # clocks between multiply steps that depend on each other
+COPY = 1.04  # clocks of the loading warps that a copy takes, as far as they are not hidden
+OUTPUT, STORED = 0.023, 1.67  # clocks of an output element, and of a line of them that is stored
 PIECE_BYTES = 32  # of such a line where warps store what they hold, without a way through shared memory or by features
-START_SECONDS = 1.6e-6  # until the first panels have come, and after the last results
-OVERLAP = 6.0  # the norm's exponent
-MEMORY_OVERLAP = 2.4  # and that of all this and device memory
+TOGETHER = 420.0  # clocks that a tile takes more in a cluster, and with warpgroups below each other
+START_SECONDS = 1.54e-6  # until the first panels have come, and after the last results
+OVERLAP = 4.6  # the norm's exponent
+MEMORY_OVERLAP = 2.5  # and that of all this and device memory
 WALKED_ROWS = 128
 
 Floats = NDArray[np.float64]
@@ -72,7 +74,7 @@ def hopper_cost(problem: Problem, target: Target, geo: WarpgroupGeometry, counts
     shape, n = geo.shape, problem.batch or DEFAULT_ROWS
     l2_bytes, demands = _demands(geo, counts, residual_panels(problem, geo))
     tiles = sum((demand**OVERLAP for demand in demands.values()), np.zeros(1)) ** (1 / OVERLAP)
-    tiles = tiles + _store_clocks(problem, geo)
+    tiles = tiles + _store_clocks(problem, geo) + TOGETHER * ((shape.cluster > 1) + (shape.row_groups > 1))
     row_tiles = -(-n // (shape.rows * shape.cluster))
     seconds = makespan(tiles, row_tiles, target.sms // shape.cluster) / target.clock
     memory = memory_bytes(problem, n) / target.hbm
@@ -107,13 +109,13 @@ def _demands(geo: WarpgroupGeometry, counts: Counts, residual: int) -> tuple[Flo
     copies = counts.copies * geo.panel_bytes / geo.panel_line_bytes + residual * shape.rows
     lines = copies + pieces * geo.piece_boxes * geo.box_rows / shape.cluster
     reads = (counts.visits if geo.in_registers else counts.pieces).sum(axis=1)  # of a panel by a row of warpgroups
-    heights = shape.multiplied_rows // WARPGROUP_ROWS
+    heights = shape.row_groups * (1 + (shape.m_tiles - 1) * AGAIN)
     shared = arriving + reads * geo.row_bytes * shape.multiplied_rows + pieces * geo.piece_bytes * heights
     visit = VISIT + PAIR * -(-shape.slots // 2) + PAIRED_VISIT * shape.paired
-    chain = counts.visits * visit + counts.pieces * (shape.m_tiles * geo.steps * (geo.block / 2 + STEP))
+    chain = counts.visits * visit + counts.pieces * (geo.steps * (shape.m_tiles * geo.block / 2 + STEP))
     return l2_bytes, {
         "L2": l2_bytes / L2_RATE[shape.cluster],
-        "lines of L2": lines / LINE_RATE[shape.cluster],
+        "lines of L2": lines / LINE_RATE,
         "shared memory": shared / SHARED_RATE,
         "math": pieces * (geo.steps * max(geo.block / 2, LEAST_STEP) * shape.multiplied_rows / WARPGROUP_ROWS),
         "latency": chain.max(axis=1),

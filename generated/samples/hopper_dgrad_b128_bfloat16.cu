@@ -1,6 +1,6 @@
 // dx = dy @ W.T for one block-sparse W [1024, 1024], bfloat16.
 // Layout 0dd315799237382c: 24 of 64 blocks of 128 x 128 (37.50 %).
-// Plan: hopper, wgmma_bf16, tile 128 x 256, 2 x 2 warpgroups of 64 x 128, clusters of 2, 3 stages of 70 KiB, balanced groups, 1 split outputs.
+// Plan: hopper, wgmma_bf16, tile 128 x 256, 1 x 2 warpgroups of 128 x 128, 3 stages of 72 KiB, balanced groups, 1 split outputs.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -10,13 +10,12 @@ using u32 = unsigned int;
 
 constexpr int kFeaturesOut = 1024;  // of a row of dx
 constexpr int kBlock = 128, kSteps = 4;  // a block's side; multiply steps along the inputs of a panel
-constexpr int kRowGroups = 2, kColumns = 2;  // warpgroups down and across
-constexpr int kMTiles = 1, kSlots = 1;  // 64-row tiles and output blocks of each
+constexpr int kRowGroups = 1, kColumns = 2;  // warpgroups down and across
+constexpr int kMTiles = 2, kSlots = 1;  // 64-row tiles and output blocks of each
 constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
-constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
-constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
+constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
 constexpr int kTiles = 5, kNoOutput = -2147483647;
-constexpr int kStages = 3, kStageBytes = 71680, kRecordBytes = 64;  // a stage ends with its record
+constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 64;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 128, kPanelBytes = 16384, kBoxBytes = 16384, kPieceBytes = 16384;
 constexpr int kBoxesAcross = 2, kBoxColumns = 64;  // W is loaded in boxes narrower than a block
@@ -123,30 +122,6 @@ __device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
-// Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
-
-// All threads of the cluster meet. Orders nothing else: barriers have a fence of their own, and no thread reads what another wrote.
-__device__ __forceinline__ void cluster_sync() {
-    __syncwarp();
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-
-// Arrive on the barrier that lies where `barrier` does, in the thread block of that rank. Only reads of shared memory come before it,
-// so the scope of the thread block will do; that of the cluster would wait for the memory system at each arrival.
-__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
-    asm volatile(
-        "{ .reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(barrier), "r"(rank) : "memory");
-}
-
-// tma_load into every thread block whose bit is set in `ranks`, and their barriers.
-__device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned short ranks) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
-        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
-}
-
 // The multiply step of a warpgroup, 64 rows x 128 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
 // the first, commit after the last, wait before its registers or shared memory change.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -269,7 +244,7 @@ struct Walk {
 };
 
 // Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
-__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride) {
     const int lane = threadIdx.x % 32;
     const bool mine = lane % 4 == threadIdx.x / 32 % 4;
     const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
@@ -278,7 +253,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
     u32 parity = 1;
     wait_for_kernel_ahead();
     while (walk.more()) {
-        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows + rank * kRows;
+        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows;
         walk.advance();
         ahead = fetch(walk);  // arrives while the copies of this stage are issued
         const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
@@ -291,13 +266,8 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         }
         if (mine && lane > 0 && lane <= panels)
             tma_load(stage + (lane - 1) * kPanelBytes, activations, load, row0, barrier);
-        else if (mine && lane > panels && lane <= panels + boxes && lane / 4 % kCluster == rank)
-            tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, load % kBoxesAcross * kBoxColumns, load / kBoxesAcross, barrier, (1 << kCluster) - 1);
-        if (++slot == kStages) slot = 0, parity ^= 1;
-    }
-    // The neighbours give back what is left here, too: their arrivals must find this thread block.
-    for (int i = 0; i < kStages; ++i) {
-        barrier_wait(empty + slot * 8, parity);
+        else if (mine && lane > panels && lane <= panels + boxes)
+            tma_load(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, load % kBoxesAcross * kBoxColumns, load / kBoxesAcross, barrier);
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
 }
@@ -414,32 +384,31 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
 // Gives a stage back to the warps that load, once every lane has read its last of it, and goes on to the next.
 __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
+    if (threadIdx.x % 32 == 0) barrier_arrive(empty + slot * 8);
     if (++slot == kStages) slot = 0, parity ^= 1;
 }
 
-extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
 bsgen_dgrad_b128_bfloat16_hopper_0dd315799237382c(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ dx, float* __restrict__ workspace, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
+    const int first_tile = blockIdx.x, stride = gridDim.x;
     const Tiles tiles(n);
 
     if (threadIdx.x == 0) {
         let_kernel_behind_begin();
         tma_prefetch(dy_map), tma_prefetch(w_map);
-        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
         barrier_init_fence();
     }
-    cluster_sync();
+    __syncthreads();
 
     if (group == kGroups) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        produce(dy_map, w_map, stages_base, full, empty, tiles, first_tile, stride, rank);
+        produce(dy_map, w_map, stages_base, full, empty, tiles, first_tile, stride);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 176;");
         wait_for_kernel_ahead();
         const int column = group % kColumns;
         const u32 scratch = empty + kStages * 8 + threadIdx.x / 32 * kScratchBytes;
@@ -447,7 +416,7 @@ bsgen_dgrad_b128_bfloat16_hopper_0dd315799237382c(const __grid_constant__ Tensor
         int slot = 0;
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
-            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
+            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows;
             int targets[kSlots];  // read long before they are needed
 #pragma unroll
             for (int s = 0; s < kSlots; ++s) {
@@ -466,7 +435,6 @@ bsgen_dgrad_b128_bfloat16_hopper_0dd315799237382c(const __grid_constant__ Tensor
                 store(sums[m], targets, row0 + row + m * 64, n, dx, workspace, scratch);
         }
     }
-    cluster_sync();  // none ends before its neighbours have come so far
 }
 
 // Split outputs: their partial sums, added in order, and the epilogue. [kSplits, 3]: output block, first partial sum, count.

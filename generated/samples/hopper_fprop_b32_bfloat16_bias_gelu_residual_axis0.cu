@@ -1,6 +1,6 @@
 // y = W.T @ x for one block-sparse W [512, 512] and its epilogue, bfloat16.
 // Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_bf16, tile 256 x 128, 2 x 2 warpgroups of 128 x 64, clusters of 2, 4 stages of 54 KiB, similar groups.
+// Plan: hopper, wgmma_bf16, tile 128 x 256, 1 x 4 warpgroups of 128 x 64, 4 stages of 54 KiB, similar groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -9,22 +9,21 @@
 using u32 = unsigned int;
 
 constexpr int kBlock = 32, kSteps = 2;  // a block's side; multiply steps along the inputs of a panel
-constexpr int kRowGroups = 2, kColumns = 2;  // warpgroups down and across
+constexpr int kRowGroups = 1, kColumns = 4;  // warpgroups down and across
 constexpr int kMTiles = 2, kSlots = 2;  // 64-row tiles and output blocks of each
 constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
-constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
-constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
-constexpr int kTiles = 4, kNoOutput = -2147483647;
-constexpr int kStages = 4, kStageBytes = 55296, kRecordBytes = 80;  // a stage ends with its record
+constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
+constexpr int kTiles = 2, kNoOutput = -2147483647;
+constexpr int kStages = 4, kStageBytes = 55296, kRecordBytes = 192;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
-constexpr int kPanelBytes = 16384, kBoxBytes = 2048, kPieceBytes = 2048;
-constexpr int kPanelBoxes = 4, kBoxRows = 64, kPanelBoxBytes = 4096;  // a panel is loaded in boxes of kBoxRows rows
+constexpr int kPanelBytes = 8192, kBoxBytes = 2048, kPieceBytes = 2048;
+constexpr int kPanelBoxes = 2, kBoxRows = 64, kPanelBoxBytes = 4096;  // a panel is loaded in boxes of kBoxRows rows
 constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr int kLineBytes = 128;  // of a feature in a box
 constexpr int kStepBytes = 2048;
 constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
 constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
-constexpr int kLoads = 11;  // words of a stage in kLoadTable
+constexpr int kLoads = 18;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -121,30 +120,6 @@ __device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
-// Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
-
-// All threads of the cluster meet. Orders nothing else: barriers have a fence of their own, and no thread reads what another wrote.
-__device__ __forceinline__ void cluster_sync() {
-    __syncwarp();
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-
-// Arrive on the barrier that lies where `barrier` does, in the thread block of that rank. Only reads of shared memory come before it,
-// so the scope of the thread block will do; that of the cluster would wait for the memory system at each arrival.
-__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
-    asm volatile(
-        "{ .reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(barrier), "r"(rank) : "memory");
-}
-
-// tma_load into every thread block whose bit is set in `ranks`, and their barriers.
-__device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned short ranks) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
-        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
-}
-
 __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
@@ -226,49 +201,53 @@ __device__ __forceinline__ float2 finish(float2 v, float2 bias, float2 residual)
 }
 
 __device__ const int __align__(16) kTileStages[] = {
-    0,4,8,12,17,
+    0,5,9,
 };
 
 __device__ const int __align__(16) kTargets[] = {
-    0,4,8,12,1,2,10,5,3,6,14,7,9,11,13,15,
+    0,4,8,12,2,10,1,5,3,6,14,7,11,15,9,13,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    2050,0,64,0,32,64,96,256,384,512,640,2050,128,192,896,928,
-    960,992,1152,1216,1280,1344,2050,256,320,1536,1568,1600,1632,1792,1920,2048,
-    2176,2050,384,448,2432,2464,2496,2528,2688,2752,2816,2880,1794,32,64,128,
-    160,224,288,320,576,416,0,1282,160,192,1024,1088,1056,1184,1312,0,
-    0,0,1794,288,320,1664,1696,1760,1824,1856,2112,1952,0,1282,416,448,
-    2560,2624,2592,2720,2848,0,0,0,1794,64,96,352,448,704,480,768,
-    832,800,0,1282,192,224,1248,1376,1408,1440,1504,0,0,0,1794,320,
-    352,1888,1984,2240,2016,2304,2368,2336,0,1282,448,480,2784,2912,2944,2976,
-    3040,0,0,0,1282,32,64,192,544,608,672,736,0,0,0,514,
-    96,160,864,1120,0,0,0,0,0,0,514,224,288,1472,1728,0,
-    0,0,0,0,0,1282,320,352,2080,2144,2208,2272,2400,0,0,0,
-    514,416,480,2656,3008,0,0,0,0,0,0,
+    2819,0,32,128,0,32,64,96,160,224,128,896,928,960,992,0,
+    0,0,3587,64,160,288,256,384,512,640,320,576,288,416,1024,1088,
+    1056,1696,1760,1664,3587,192,256,384,1152,1216,1280,1344,1184,1312,1536,1568,
+    1600,1632,2432,2464,2496,2528,2818,320,416,1792,1920,2048,2176,1856,2112,1824,
+    1952,2560,2624,2592,0,0,0,0,1537,448,2688,2752,2816,2880,2720,2848,
+    0,0,0,0,0,0,0,0,0,0,3331,32,64,96,192,352,
+    448,704,480,608,736,544,672,768,832,800,864,0,2052,160,192,224,
+    288,1120,1248,1376,1408,1440,1504,1472,1728,0,0,0,0,0,3331,320,
+    352,416,1888,1984,2240,2016,2144,2272,2080,2208,2304,2368,2336,2400,2656,0,
+    1538,448,480,2784,2912,2944,2976,3040,3008,0,0,0,0,0,0,0,
+    0,0,
 };  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    131080,131096,0,134217731,16384,167772163,0,150994947,16384,184549379,0,0,0,0,0,0,
-    0,0,0,0,131080,131096,0,134217731,16384,167772163,0,150994947,16384,184549379,0,0,
-    0,0,0,0,0,0,0,0,131080,131096,0,134217731,16384,167772163,0,150994947,
-    16384,184549379,0,0,0,0,0,0,0,0,0,0,131080,131096,0,134217731,
-    16384,167772163,0,150994947,16384,184549379,0,0,0,0,0,0,0,0,0,0,
-    131080,131096,0,134217731,16384,159383555,0,150994945,16384,176160771,0,0,0,0,0,0,
-    0,0,0,0,131080,131096,0,134217730,16384,159383554,0,142606339,16384,167772161,0,0,
-    0,0,0,0,0,0,0,0,131080,131096,0,134217731,16384,159383555,0,150994945,
-    16384,176160771,0,0,0,0,0,0,0,0,0,0,131080,131096,0,134217730,
-    16384,159383554,0,142606339,16384,167772161,0,0,0,0,0,0,0,0,0,0,
-    131080,131096,0,134217731,16384,167772162,0,150994947,16384,176160771,0,0,0,0,0,0,
-    0,0,0,0,131080,131096,0,134217730,16384,150994947,0,142606337,16384,167772161,0,0,
-    0,0,0,0,0,0,0,0,131080,131096,0,134217731,16384,167772162,0,150994947,
-    16384,176160771,0,0,0,0,0,0,0,0,0,0,131080,131096,0,134217730,
-    16384,150994947,0,142606337,16384,167772161,0,0,0,0,0,0,0,0,0,0,
-    131080,65560,0,134217729,16384,142606339,16384,159383555,0,0,0,0,0,0,0,0,
-    0,0,0,0,8,131080,0,134217730,16384,142606337,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,131080,24,0,134217730,16384,142606337,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,65544,131088,0,134217731,
-    0,150994947,16384,167772162,0,0,0,0,0,0,0,0,0,0,0,0,
-    65544,65552,16384,142606338,0,134217729,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,
+    131088,131104,65584,65592,0,100663299,16384,159383555,0,117440515,16384,176160771,8192,134217731,8192,150994945,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    65552,65560,196640,196664,0,100663299,0,117440515,0,134217731,8192,167772163,16384,192937987,0,150994947,
+    8192,184549378,16384,209715201,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    196624,196648,65600,72,0,100663299,8192,150994947,16384,184549379,0,117440515,8192,167772163,16384,201326595,
+    0,134217731,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    65552,65560,131104,131120,0,67108867,0,83886083,0,100663299,8192,134217731,0,117440515,8192,150994946,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    65552,65560,65568,40,0,33554435,0,50331651,0,67108867,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,131104,131120,131136,8192,109051907,16384,176160770,8192,125829123,16384,184549379,8192,142606339,16384,201326594,
+    0,100663297,8192,159383555,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,131104,65584,131128,8192,142606338,16384,159383555,8192,150994945,16384,176160769,16384,184549377,0,134217730,
+    24576,192937985,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,131104,131120,131136,0,100663299,8192,167772162,0,117440515,8192,176160771,0,134217731,8192,192937986,
+    0,150994947,16384,201326594,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,131104,65584,56,0,67108866,8192,83886083,0,75497473,8192,100663297,8192,109051905,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
 };  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
@@ -305,7 +284,7 @@ struct Walk {
 };
 
 // Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
-__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride) {
     const int lane = threadIdx.x % 32;
     const bool mine = lane % 4 == threadIdx.x / 32 % 4;
     const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
@@ -314,7 +293,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
     u32 parity = 1;
     wait_for_kernel_ahead();
     while (walk.more()) {
-        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows + rank * kRows;
+        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows;
         walk.advance();
         ahead = fetch(walk);  // arrives while the copies of this stage are issued
         const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
@@ -328,13 +307,8 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         if (mine && lane > 0 && lane <= panels)
             for (int box = 0; box < kPanelBoxes; ++box)
                 tma_load(stage + (lane - 1) * kPanelBytes + box * kPanelBoxBytes, activations, row0 + box * kBoxRows, load, barrier);
-        else if (mine && lane > panels && lane <= panels + boxes && lane / 4 % kCluster == rank)
-            tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
-        if (++slot == kStages) slot = 0, parity ^= 1;
-    }
-    // The neighbours give back what is left here, too: their arrivals must find this thread block.
-    for (int i = 0; i < kStages; ++i) {
-        barrier_wait(empty + slot * 8, parity);
+        else if (mine && lane > panels && lane <= panels + boxes)
+            tma_load(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier);
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
 }
@@ -450,30 +424,29 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
 // Gives a stage back to the warps that load, once every lane has read its last of it, and goes on to the next.
 __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
+    if (threadIdx.x % 32 == 0) barrier_arrive(empty + slot * 8);
     if (++slot == kStages) slot = 0, parity ^= 1;
 }
 
-extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
 bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, const Element* __restrict__ bias, const Element* __restrict__ residual, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
+    const int first_tile = blockIdx.x, stride = gridDim.x;
     const Tiles tiles(n);
 
     if (threadIdx.x == 0) {
         let_kernel_behind_begin();
         tma_prefetch(x_map), tma_prefetch(w_map);
-        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
         barrier_init_fence();
     }
-    cluster_sync();
+    __syncthreads();
 
     if (group == kGroups) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        produce(x_map, w_map, stages_base, full, empty, tiles, first_tile, stride, rank);
+        produce(x_map, w_map, stages_base, full, empty, tiles, first_tile, stride);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         wait_for_kernel_ahead();
@@ -486,7 +459,7 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
         int slot = 0;
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
-            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
+            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows;
             int targets[kSlots];  // read long before they are needed
 #pragma unroll
             for (int s = 0; s < kSlots; ++s) {
@@ -505,5 +478,4 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
                 store(sums[m], targets, row0 + row + m * 64, n, y, bias, residual, scratch);
         }
     }
-    cluster_sync();  // none ends before its neighbours have come so far
 }
