@@ -31,6 +31,7 @@ PAIRED_VISIT = 93.0  # and where its panel may be one of a pair
 STEP = 54.7  # clocks between multiply steps that depend on each other
 COPY = 1.04  # clocks of the loading warps that a copy takes, as far as they are not hidden
 OUTPUT, STORED = 0.023, 1.67  # clocks of an output element, and of a line of them that is stored
+ACTIVATION, RESIDUAL = 0.075, 0.065  # of an output element whose activation is taken, to which a residual is added
 PIECE_BYTES = 32  # of such a line where warps store what they hold, without a way through shared memory or by features
 TOGETHER = 420.0  # clocks that a tile takes more in a cluster, and with warpgroups below each other
 START_SECONDS = 1.54e-6  # until the first panels have come, and after the last results
@@ -97,7 +98,9 @@ def _store_clocks(problem: Problem, geo: WarpgroupGeometry) -> float:
     """Clocks to store the results of a tile."""
     outputs = geo.shape.rows * geo.shape.tile_slots * geo.block
     in_lines = geo.math.chunk == 8 and not problem.feature_first
-    return outputs * (OUTPUT + STORED * geo.itemsize / (geo.shape.store_bytes if in_lines else PIECE_BYTES))
+    line = geo.shape.store_bytes if in_lines else PIECE_BYTES
+    finish = ACTIVATION * (problem.epilogue.activation is not None) + RESIDUAL * problem.epilogue.residual
+    return outputs * (OUTPUT + STORED * geo.itemsize / line + finish)
 
 
 def _demands(geo: WarpgroupGeometry, counts: Counts, residual: int) -> tuple[Floats, dict[str, Floats]]:
