@@ -21,7 +21,7 @@ def ring_terms(plan: HopperPlan, tile: int) -> list[Terms]:
     features: list[list[NDArray[np.int64]]] = [[] for _ in range(geo.shape.tile_slots)]
     elements: list[list[NDArray[np.int64]]] = [[] for _ in range(geo.shape.tile_slots)]
     for stage in range(plan.tile_stages[tile], plan.tile_stages[tile + 1]):
-        memory = _Stage(plan, plan.loads[stage])
+        memory = _Stage(plan, plan.loads[stage]) if geo.shape.across == 1 else _SharedStage(plan, tile, stage)
         for slot, panel, piece in _visits(plan, plan.records[stage]):
             features[slot].append(memory.features(panel))
             elements[slot].append(memory.weights(piece))
@@ -80,3 +80,32 @@ class _Stage:
         row, column = divmod(place, geo.boxes_across)
         rows = row + np.arange(geo.box_rows, dtype=np.int64)[:, None]
         return np.asarray(rows * geo.block + column * geo.box_columns + np.arange(geo.box_columns))
+
+
+class _SharedStage(_Stage):
+    """The same where thread blocks across bring panels for each other."""
+
+    def __init__(self, plan: HopperPlan, tile: int, stage: int) -> None:
+        self.plan, across = plan, plan.geometry.shape.across
+        group, rank = divmod(tile, across)
+        self.there: dict[int, int] = {}  # panels by place
+        for other in range(across):
+            row = plan.loads[plan.tile_stages[group * across + other] + stage - plan.tile_stages[tile]].view(np.uint32)
+            head = int(row[0])
+            copies, boxes = head & 0xFF, head >> 8 & 0xFF
+            for word in row[1 : 1 + copies].tolist():
+                if word >> 24 >> rank & 1:
+                    place = word >> 16 & 0xFF
+                    assert place not in self.there, "two panels at one place"
+                    self.there[place] = word & 0xFFFF
+            if other == rank:
+                self.panels, needed = head >> 16 & 0xFF, head >> 24  # the pieces lie behind all places
+                self.boxes = row[1 + copies : 1 + copies + boxes].tolist()
+        assert len(self.there) == needed, "other panels arrive than are waited for"
+
+    def features(self, at: int) -> NDArray[np.int64]:
+        """The features of the panel at a byte of the stage."""
+        geo = self.plan.geometry
+        place, inside = divmod(at, geo.panel_bytes)
+        assert not inside, "a visit starts inside a panel"
+        return np.asarray(self.there[place] * geo.depth + np.arange(geo.depth, dtype=np.int64))

@@ -51,6 +51,12 @@ def in_lines(problem: Problem, target: Target) -> Plan:
     return hopper.assemble(problem, target, next(draft for draft in drafts if draft.geometry.coupled))
 
 
+def across(problem: Problem, target: Target) -> Plan:
+    """Thread blocks that bring activations for each other."""
+    drafts = (draft for draft in hopper.drafts(problem, target, (2,)) if draft.geometry.shape.across > 1)
+    return hopper.assemble(problem, target, min(drafts, key=lambda draft: draft.cost.seconds))
+
+
 @dataclass(frozen=True)
 class Sample:
     """A problem with a name that says what it shows."""
@@ -96,6 +102,16 @@ SAMPLES = (
         batch=MANY,
         arch=HOPPER,
         planner=in_lines,
+    ),
+    Sample(
+        "hopper_fprop_b32_bfloat16_across",
+        Op.FPROP,
+        lambda: scattered(16, 16),
+        32,
+        DType.BFLOAT16,
+        batch=64,
+        arch=HOPPER,
+        planner=across,
     ),
     Sample(
         "hopper_fprop_b64_float16_bias_silu",

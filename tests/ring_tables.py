@@ -27,6 +27,7 @@ class RingUse:
     """What a stage holds: places in bytes; the second panel of a pair counts as behind the first;
     `past` are the panel places of visits that are read after a column's last."""
 
+    loads: int
     panels: int
     boxes: int
     data_bytes: int
@@ -53,7 +54,7 @@ def ring_terms(plan: HopperPlan) -> Iterator[Term]:
     depth = plan.geometry.depth
     for tile in range(plan.tiles):
         for stage in range(plan.tile_stages[tile], plan.tile_stages[tile + 1]):
-            features, weights = _memory(plan, stage)
+            features, weights = _memory(plan, stage) if plan.geometry.shape.across == 1 else _shared(plan, tile, stage)
             for visit in visits(plan, stage):
                 begin = _first_feature(plan, features, visit)
                 for slot, place in visit.pieces:
@@ -63,16 +64,21 @@ def ring_terms(plan: HopperPlan) -> Iterator[Term]:
 def ring_uses(plan: HopperPlan) -> Iterator[RingUse]:
     """What each stage loads, reads and reads ahead."""
     for stage, loads in enumerate(plan.loads):
-        copies, boxes, pairs = _counts(loads)
-        panels = copies + pairs
+        if plan.geometry.shape.across == 1:
+            copies, boxes, pairs = _counts(loads)
+            panels = places = copies + pairs
+        else:
+            copies, boxes, places, panels = _shared_counts(loads)
+            pairs = 0
         found = list(visits(plan, stage))
         words = _words(plan, stage)
         ends = [(words[column] & 0xFFFF) + (words[column] >> 16) * 8 for column in range(plan.geometry.shape.columns)]
         used = [end for column, end in enumerate(ends) if words[column] >> 16]
         yield RingUse(
+            copies + boxes,
             panels,
             boxes,
-            (copies - pairs) * plan.geometry.panel_boxes * _box_bytes(plan, plan.activations)
+            (places - 2 * pairs) * plan.geometry.panel_boxes * _box_bytes(plan, plan.activations)
             + (pairs and pairs * _box_bytes(plan, f"{plan.activations}_pairs"))
             + boxes * _box_bytes(plan, "w"),
             tuple(visit.panel + visit.second * plan.geometry.panel_bytes for visit in found),
@@ -114,6 +120,15 @@ def _counts(loads: np.ndarray) -> tuple[int, int, int]:
     return copies, boxes, pairs
 
 
+def _shared_counts(loads: np.ndarray) -> tuple[int, int, int, int]:
+    """Issued copies of panels, boxes, places for panels, panels that arrive, of a stage that thread blocks across fill together."""
+    copies, boxes, places, panels = loads[:1].view(np.uint8).tolist()
+    assert panels <= places
+    assert bool(panels) == bool(boxes), "a panel that nothing multiplies"
+    assert not loads[1 + copies + boxes :].any()
+    return copies, boxes, places, panels
+
+
 def _map(plan: HopperPlan, name: str) -> TensorMap:
     (found,) = (tensor_map for tensor_map in plan.maps if tensor_map.argument == f"{name}_map")
     return found
@@ -139,6 +154,35 @@ def _memory(plan: HopperPlan, stage: int) -> tuple[np.ndarray, np.ndarray]:
         at = _fill(features, at, _panel(plan, activations, first))
     for place in loads[1 + copies : 1 + copies + boxes].tolist():
         at = _fill(weights, at, _box(w, place).ravel())
+    return features, weights
+
+
+def _shared(plan: HopperPlan, tile: int, stage: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same of a thread block whose neighbours bring panels, too."""
+    geo, across, item = plan.geometry, plan.geometry.shape.across, plan.problem.dtype.itemsize
+    size = geo.shape.stage_bytes // item
+    features, weights = np.full(size, NOTHING, np.int32), np.full(size, NOTHING, np.int32)
+    group, rank = divmod(tile, across)
+    for other in range(across):
+        begin, end = plan.tile_stages[group * across + other : group * across + other + 2].tolist()
+        assert end - begin == plan.tile_stages[tile + 1] - plan.tile_stages[tile], (
+            "neighbours have other numbers of stages"
+        )
+        loads = plan.loads[begin + stage - plan.tile_stages[tile]]
+        copies, boxes, places, _ = _shared_counts(loads)
+        for word in loads[1 : 1 + copies].tolist():
+            panel, place, ranks = word & 0xFFFF, word >> 16 & 0xFF, word >> 24
+            assert ranks >> other & 1, "a thread block brings what it does not need"
+            assert 0 < ranks < 1 << across
+            assert place < places
+            if ranks >> rank & 1:
+                at = place * geo.panel_bytes // item
+                assert (features[at : at + geo.panel_bytes // item] == NOTHING).all(), "two panels at one place"
+                _fill(features, at, _panel(plan, _map(plan, plan.activations), panel * geo.depth))
+        if other == rank:
+            at = places * geo.panel_bytes // item
+            for place in loads[1 + copies : 1 + copies + boxes].tolist():
+                at = _fill(weights, at, _box(_map(plan, "w"), place).ravel())
     return features, weights
 
 

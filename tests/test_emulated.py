@@ -71,6 +71,16 @@ def test_whole_lines(op: Op) -> None:
         check(hopper.assemble(problem, BIG, draft), 75, seed=seed)
 
 
+@pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
+def test_thread_blocks_across(op: Op) -> None:
+    """They bring panels for each other, in stages in step; the last tiles of a cluster may be empty."""
+    finish = Epilogue(True, Activation.RELU, True) if op is Op.FPROP else Epilogue()
+    problem = Problem(op, bernoulli(9, 13, 0.4), 32, DType.BFLOAT16, epilogue=finish, batch=64)
+    drafts = [draft for draft in hopper.drafts(problem, BIG, (2, 4)) if draft.geometry.shape.across > 1]
+    for seed, draft in enumerate(sample(drafts, 4)):
+        check(hopper.assemble(problem, BIG, draft), 70, seed=seed)
+
+
 @pytest.mark.parametrize(("op", "dtype"), [(Op.DGRAD, DType.FLOAT32), (Op.FPROP, DType.BFLOAT16)], ids=str)
 def test_neighbours_in_a_cluster_outlive_what_arrives_at_them(op: Op, dtype: DType) -> None:
     """A thread block that ended before its neighbour's last arrival at its barriers would be a fault of the launch."""

@@ -85,6 +85,29 @@ def test_every_candidate_of_a_dense_corner(op: Op, block: int) -> None:
             check(hopper.assemble(problem, BIG, draft))
 
 
+@settings(thorough, max_examples=20)
+@given(st.data(), hopper_problems())
+def test_tables_of_thread_blocks_across(data: st.DataObject, problem: Problem) -> None:
+    drafts = [draft for draft in hopper.drafts(problem, BIG, (2, 4)) if draft.geometry.shape.across > 1]
+    for place in data.draw(
+        st.lists(st.integers(0, len(drafts) - 1), min_size=1, max_size=2, unique=True), "candidates"
+    ):
+        check(hopper.assemble(problem, BIG, drafts[place]))
+
+
+def test_neighbours_share_activations() -> None:
+    """Of a full layout every panel is needed by all, and loaded by one."""
+    problem = Problem(Op.FPROP, Layout(np.ones((12, 32), bool)), 32, DType.BFLOAT16, batch=64)
+    for draft in hopper.drafts(problem, BIG, (2, 4)):
+        across = draft.geometry.shape.across
+        if across > 1 and 32 % (draft.geometry.shape.tile_slots * across) == 0:
+            plan = hopper.assemble(problem, BIG, draft)
+            copies = (plan.loads[:, 0] & 0xFF).sum()
+            assert copies == 12 * plan.tiles / across
+            weights = problem.layout.nnz * draft.geometry.piece_bytes
+            assert plan.cost.l2_bytes == copies * draft.geometry.panel_bytes + weights
+
+
 def check(plan: object) -> None:
     """Everything that holds for a plan of the family."""
     assert isinstance(plan, HopperPlan)
@@ -116,7 +139,7 @@ def check_stages(plan: HopperPlan) -> None:
     geo, shape = plan.geometry, plan.geometry.shape
     for use in ring_uses(plan):
         assert use.data_bytes <= shape.stage_bytes - plan.record_bytes
-        assert use.panels + use.boxes <= 31
+        assert use.loads <= 31
         assert all(place % (8 * geo.row_bytes) == 0 for place in use.panel_places)
         assert all(place % (8 * geo.row_bytes) == 0 for place in use.piece_places)
         assert len(set(use.panel_places)) == use.panels
@@ -200,7 +223,7 @@ def check_grids(plan: HopperPlan) -> None:
     for n, sms in product(BATCHES, (132, 131, 7)):
         size = main.grid.size(n, sms)
         work = plan.tiles * -(-n // (shape.rows * shape.cluster)) * shape.cluster
-        assert size == min(work, sms // shape.cluster * shape.cluster) > 0
+        assert size == min(work, sms // shape.thread_blocks * shape.thread_blocks) > 0
         assert plan.workspace.elements(n) == plan.partials * n * block
     assert len(reduce) == bool(plan.reductions)
     for launch in reduce:

@@ -27,6 +27,7 @@ from bsgen.plan.rings import (
     room,
     tile_items,
 )
+from bsgen.plan.shared_rings import MOST_PANELS, pack_together
 from bsgen.plan.warpgroup import (
     ATOM_ROWS,
     LINE_BYTES,
@@ -50,6 +51,9 @@ STAGES = (3, 4)
 HALF_LINE = 64  # bytes of scratch memory a row, where results are not stored by lines
 WEIGHTS_BYTES, BAND_BYTES = 12 << 20, 16 << 20  # of W and of a band's activations that stay in the 50 MiB of L2
 CLUSTERS = (1, 2)
+ACROSS = (
+    1,
+)  # thread blocks that share activations: 2 and 4 are right by the emulator of the tests, but have not been timed
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +104,18 @@ class HopperPlan(ProductPlan):
     @cached_property
     def pairs(self) -> bool:
         """Whether panels come in pairs anywhere."""
-        return bool((self.loads[:, 0] >> 16).any())
+        return self.geometry.shape.across == 1 and bool((self.loads[:, 0] >> 16).any())
+
+    @property
+    def load_words(self) -> str:
+        """What a stage's row of `loads` begins with, for readers of the kernel."""
+        if self.geometry.shape.across > 1:
+            return "copies | boxes << 8 | places for panels << 16 | panels << 24; panel | place << 16 | ranks << 24 of each copy"
+        if self.pairs:
+            return (
+                "copies of panels | boxes << 8 | those of the copies that bring two panels << 16, first feature of each"
+            )
+        return "panels | boxes << 8, first feature of each"
 
     @property
     def residual_panels(self) -> int:
@@ -132,7 +147,8 @@ class HopperPlan(ProductPlan):
         shape, maps = self.geometry.shape, self.maps
         tail = (name for name in self.tail_arguments if name != "residual" or not self.residual_panels)
         arguments = (*(tensor_map.argument for tensor_map in maps), *tail)
-        grid = Grid(self.tiles, shape.rows * shape.cluster, persistent=True, cluster=shape.cluster)
+        blocks = self.tiles // shape.across
+        grid = Grid(blocks, shape.rows * shape.cluster, persistent=True, cluster=shape.thread_blocks)
         main = Launch(self.entry, grid, shape.threads, self.shared_memory, arguments, maps, dependent=True)
         return *self.gate_launches, main, *self.reduce_launches
 
@@ -143,7 +159,7 @@ class HopperPlan(ProductPlan):
         return (
             f"wgmma_{geo.math.ptx}, tile {shape.rows} x {shape.tile_slots * geo.block}, "
             f"{shape.row_groups} x {shape.columns} warpgroups of {64 * shape.m_tiles} x {shape.slots * geo.block}, "
-            f"{f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}"
+            f"{f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}{f'{shape.across} across, ' * (shape.across > 1)}"
             f"{'paired, ' * shape.paired}{'coupled, ' * geo.coupled}"
             f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, {self.grouping} groups"
             f"{f' in bands of {self.band}' * (self.band > 1)}{self.split_text}{self.gate_text}"
@@ -188,16 +204,19 @@ SHAPES: tuple[Form, ...] = (
 )
 
 
-def shapes(problem: Problem, target: Target) -> Iterator[WarpgroupShape]:
+def shapes(problem: Problem, target: Target, across: Sequence[int] = ACROSS) -> Iterator[WarpgroupShape]:
     """Every shape whose accumulators fit the registers, alone and in clusters, with every ring."""
     most = MAXIMUM_SLOTS[problem.dtype is DType.FLOAT32]
     for row_groups, columns, m_tiles, width in SHAPES:
         slots = width // problem.block_size
         if width % problem.block_size or slots > most:
             continue
-        ways = product(CLUSTERS, _few(problem, row_groups * m_tiles), _paired(problem), _stored(problem, slots), STAGES)
-        for cluster, few, paired, stored, stages in ways:
-            form = WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, few, paired, stored, stages)
+        few = _few(problem, row_groups * m_tiles)
+        ways = product(_clusters(problem, across), (few,), _paired(problem), _stored(problem, slots), STAGES)
+        for (cluster, beside), rows, paired, stored, stages in ways:
+            form = WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, rows, paired, stored, beside, stages)
+            if beside > 1 and paired:
+                continue
             shape = _with_ring(form, target)
             geo = warpgroup_geometry(problem, shape)
             if (paired or geo.coupled) and form.rows < WHOLE_LINE_ROWS:
@@ -206,16 +225,30 @@ def shapes(problem: Problem, target: Target) -> Iterator[WarpgroupShape]:
             fits = residual <= MAXIMUM_LOADS and residual * geo.residual_bytes <= shape.stage_bytes
             if not fits or geo.registers(1) > shape.consumer_registers:
                 continue
-            if room(geo) >= geo.panel_bytes + 2 * geo.piece_bytes:
+            if room(geo) >= geo.panel_bytes + _least_pieces(shape) * geo.piece_bytes:
                 yield shape
 
 
-def _few(problem: Problem, height: int) -> tuple[int, ...]:
+def _few(problem: Problem, height: int) -> int:
     """Rows to load where the hint for N asks for fewer than the 64 that a warpgroup multiplies; 0 for all."""
     n = problem.batch or DEFAULT_ROWS
     if problem.feature_first:
-        return (0,)
-    return (-(-n // ATOM_ROWS) * ATOM_ROWS,) if height == 1 and n <= WARPGROUP_ROWS - ATOM_ROWS else (0,)
+        return 0
+    return -(-n // ATOM_ROWS) * ATOM_ROWS if height == 1 and n <= WARPGROUP_ROWS - ATOM_ROWS else 0
+
+
+def _clusters(problem: Problem, across: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Thread blocks of a cluster below each other, and across."""
+    yield from ((cluster, 1) for cluster in CLUSTERS)
+    inputs = problem.layout.shape[0 if problem.op is Op.FPROP else 1] * problem.block_size
+    if not problem.feature_first and inputs * problem.dtype.itemsize < MOST_PANELS * LINE_BYTES // 2:
+        yield from ((1, beside) for beside in across if beside > 1)
+
+
+def _least_pieces(shape: WarpgroupShape) -> int:
+    """Pieces that a stage must have room for beside a panel: all that multiply it where thread blocks share it, else it may be
+    loaded again."""
+    return shape.tile_slots if shape.across > 1 else 2
 
 
 def _row_bytes(problem: Problem) -> int:
@@ -254,24 +287,31 @@ class Draft:
     cost: Cost
 
 
-def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
-    """Every shape with every grouping."""
+def drafts(problem: Problem, target: Target, across: Sequence[int] = ACROSS) -> Iterator[Draft]:
+    """Every shape with every grouping; `across`: how many thread blocks may share activations."""
     if not serves(problem, target):
         return
     view = output_blocks(problem)
     ways: dict[tuple[int, ...], list[Grouping]] = {}
     counted: dict[tuple[int, ...], Counts] = {}
-    for shape in shapes(problem, target):
+    for shape in shapes(problem, target, across):
         geo = warpgroup_geometry(problem, shape)
         key = shape.columns, shape.slots, shape.paired, geo.coupled
         if key not in ways:
             ways[key] = list(_groupings(view, geo, target))
-        for index, (grouping, tiles, reductions) in enumerate(ways[key]):
-            if (*key, index) not in counted:
-                counted[(*key, index)] = tile_counts(tiles, view.inputs_total, geo)
-            cost = hopper_cost(problem, target, geo, counted[(*key, index)])
+        for index, (grouping, parts, reductions) in enumerate(ways[key]):
+            tiles = _filled_up(parts, shape)
+            if (*key, shape.across, index) not in counted:
+                counted[(*key, shape.across, index)] = tile_counts(tiles, view.inputs_total, geo)
+            cost = hopper_cost(problem, target, geo, counted[(*key, shape.across, index)])
             for band in bands(problem, geo):
                 yield Draft(geo, band, grouping, tiles, reductions, cost)
+
+
+def _filled_up(tiles: Tiles, shape: WarpgroupShape) -> Tiles:
+    """With tiles of nothing, so that those of clusters have neighbours."""
+    empty: list[Part | None] = [None] * shape.tile_slots
+    return [*tiles, *[empty] * (-len(tiles) % shape.across)]
 
 
 def _groupings(view: OutputBlocks, geo: WarpgroupGeometry, target: Target) -> Iterator[Grouping]:
@@ -325,9 +365,11 @@ def cut(tiles: Sequence[Sequence[Part | None]], geo: WarpgroupGeometry) -> tuple
     """The stages of all tiles, one after the other, and where each tile's begin."""
     stages: list[RingStage] = []
     starts = [0]
-    for tile in tiles:
-        stages += pack(tile_items(tile, geo), geo)
-        starts.append(len(stages))
+    for first in range(0, len(tiles), geo.shape.across):
+        items = [tile_items(tile, geo) for tile in tiles[first : first + geo.shape.across]]
+        for own in pack_together(items, geo) if len(items) > 1 else [list(pack(items[0], geo))]:
+            stages += own
+            starts.append(len(stages))
     return stages, np.array(starts, np.int32)
 
 

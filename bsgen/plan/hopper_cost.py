@@ -37,6 +37,7 @@ TOGETHER = 420.0  # clocks that a tile takes more in a cluster, and with warpgro
 START_SECONDS = 1.54e-6  # until the first panels have come, and after the last results
 OVERLAP = 4.6  # the norm's exponent
 MEMORY_OVERLAP = 2.5  # and that of all this and device memory
+CLUSTERED = {4: 120 / 132}  # of the SMs hold clusters of four: the others' neighbours are few
 WALKED_ROWS = 128
 
 Floats = NDArray[np.float64]
@@ -44,9 +45,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """What tiles ask for: panels, and copies that bring them, and [tiles, columns of warpgroups] pieces and visits."""
+    """What tiles ask for: panels that arrive, panels that L2 gives, copies that bring them; and [tiles, columns of warpgroups]
+    pieces and visits. Tiles across a cluster count as one: of what they share each has a part, and they wait for the one with most.
+    """
 
     panels: Floats
+    fetched: Floats
     copies: Floats
     pieces: Floats
     visits: Floats
@@ -55,7 +59,8 @@ class Counts:
 def tile_counts(tiles: Tiles, inputs: int, geo: WarpgroupGeometry) -> Counts:
     """Count from the parts in the slots of tiles, for a layout of so many input blocks; panels loaded twice count once."""
     shape = geo.shape
-    panels, copies = np.zeros(len(tiles)), np.zeros(len(tiles))
+    panels, copies, fetched = (np.zeros(len(tiles)) for _ in range(3))
+    shared = np.zeros(inputs, bool)
     pieces, visits = np.zeros((len(tiles), shape.columns)), np.zeros((len(tiles), shape.columns))
     for index, tile in enumerate(tiles):
         uses = np.zeros((inputs, shape.columns, shape.slots), bool)
@@ -67,7 +72,23 @@ def tile_counts(tiles: Tiles, inputs: int, geo: WarpgroupGeometry) -> Counts:
         copies[index] = panels[index] - (np.count_nonzero(used[:-1:2] & used[1::2]) if shape.paired else 0)
         visits[index] = np.count_nonzero(uses.any(axis=2), axis=0)
         pieces[index] = np.count_nonzero(uses, axis=(0, 2))
-    return Counts(panels * geo.slices, copies * geo.slices, pieces * geo.slices, visits * geo.slices)
+        fetched[index] = np.count_nonzero(used & ~shared)
+        shared = (shared | used) & bool((index + 1) % shape.across)  # by the tiles of a cluster so far
+    if shape.across > 1:
+        return _together(Counts(panels, fetched, fetched, pieces, visits), geo)
+    return Counts(*(count * geo.slices for count in (panels, panels, copies, pieces, visits)))
+
+
+def _together(counts: Counts, geo: WarpgroupGeometry) -> Counts:
+    """Of clusters instead of tiles."""
+    across = geo.shape.across
+    most = [
+        count.reshape(-1, across, *count.shape[1:]).max(axis=1)
+        for count in (counts.panels, counts.pieces, counts.visits)
+    ]
+    panels, pieces, visits = (count * geo.slices for count in most)
+    fetched = counts.fetched.reshape(-1, across).mean(axis=1) * geo.slices
+    return Counts(panels, fetched, fetched, pieces, visits)
 
 
 def hopper_cost(problem: Problem, target: Target, geo: WarpgroupGeometry, counts: Counts) -> Cost:
@@ -75,14 +96,15 @@ def hopper_cost(problem: Problem, target: Target, geo: WarpgroupGeometry, counts
     shape, n = geo.shape, problem.batch or DEFAULT_ROWS
     l2_bytes, demands = _demands(geo, counts, residual_panels(problem, geo))
     tiles = sum((demand**OVERLAP for demand in demands.values()), np.zeros(1)) ** (1 / OVERLAP)
-    tiles = tiles + _store_clocks(problem, geo) + TOGETHER * ((shape.cluster > 1) + (shape.row_groups > 1))
+    tiles = tiles + _store_clocks(problem, geo) + TOGETHER * ((shape.thread_blocks > 1) + (shape.row_groups > 1))
     row_tiles = -(-n // (shape.rows * shape.cluster))
-    seconds = makespan(tiles, row_tiles, target.sms // shape.cluster) / target.clock
+    places = int(target.sms * CLUSTERED.get(shape.thread_blocks, 1.0)) // shape.thread_blocks
+    seconds = makespan(tiles, row_tiles, places) / target.clock
     memory = memory_bytes(problem, n) / target.hbm
     largest = max(demands, key=lambda name: float(demands[name].sum()))
     limiter = "device memory" if memory > seconds else largest
     total = overlapped(seconds, memory, MEMORY_OVERLAP) + START_SECONDS + gate_seconds(problem, target)
-    return Cost(n, total, limiter, float(l2_bytes.sum()) * row_tiles * shape.cluster)
+    return Cost(n, total, limiter, float(l2_bytes.sum()) * row_tiles * shape.thread_blocks)
 
 
 def makespan(tiles: Floats, row_tiles: int, slots: int) -> float:
@@ -105,10 +127,9 @@ def _store_clocks(problem: Problem, geo: WarpgroupGeometry) -> float:
 
 def _demands(geo: WarpgroupGeometry, counts: Counts, residual: int) -> tuple[Floats, dict[str, Floats]]:
     """Bytes from L2, and clocks by demand, of each tile."""
-    shape, pieces, panels = geo.shape, counts.pieces.sum(axis=1), counts.panels * geo.panel_bytes
-    panels = panels + residual * geo.residual_bytes
-    arriving = panels + pieces * geo.piece_bytes
-    l2_bytes = panels + pieces * geo.piece_bytes / shape.cluster
+    shape, pieces, beside = geo.shape, counts.pieces.sum(axis=1), residual * geo.residual_bytes
+    arriving = counts.panels * geo.panel_bytes + pieces * geo.piece_bytes + beside
+    l2_bytes = counts.fetched * geo.panel_bytes + pieces * geo.piece_bytes / shape.cluster + beside
     copies = counts.copies * geo.panel_bytes / geo.panel_line_bytes + residual * shape.rows
     lines = copies + pieces * geo.piece_boxes * geo.box_rows / shape.cluster
     reads = (counts.visits if geo.in_registers else counts.pieces).sum(axis=1)  # of a panel by a row of warpgroups
@@ -117,7 +138,7 @@ def _demands(geo: WarpgroupGeometry, counts: Counts, residual: int) -> tuple[Flo
     visit = VISIT + PAIR * -(-shape.slots // 2) + PAIRED_VISIT * shape.paired
     chain = counts.visits * visit + counts.pieces * (geo.steps * (shape.m_tiles * geo.block / 2 + STEP))
     return l2_bytes, {
-        "L2": l2_bytes / L2_RATE[shape.cluster],
+        "L2": l2_bytes / L2_RATE[min(shape.thread_blocks, 2)],
         "lines of L2": lines / LINE_RATE,
         "shared memory": shared / SHARED_RATE,
         "math": pieces * (geo.steps * max(geo.block / 2, LEAST_STEP) * shape.multiplied_rows / WARPGROUP_ROWS),

@@ -24,11 +24,15 @@ Item = tuple[int, int, int, int]  # panel, slot, stored block, slice of it
 @dataclass
 class RingStage:
     """One stage: `panels`, and for each of them its pieces as (slot, stored block, slice). The first `pairs` times two panels are
-    neighbours that one copy brings."""
+    neighbours that one copy brings. Panels follow one another, unless they have `places`, of which the stage has `spread`; then
+    other thread blocks bring some of them, and this one those that it `issues`, as (panel, place, ranks that get it)."""
 
     panels: list[int] = field(default_factory=list)
     pieces: list[list[tuple[int, int, int]]] = field(default_factory=list)
     pairs: int = 0
+    places: list[int] = field(default_factory=list)
+    spread: int = 0
+    issues: list[tuple[int, int, int]] = field(default_factory=list)
 
     @property
     def copies(self) -> int:
@@ -44,9 +48,8 @@ class RingStage:
 def record_bytes(geo: WarpgroupGeometry) -> int:
     """Bytes of a stage's record: bounds and visits of each column of warpgroups, and zeros past the last visit."""
     columns, stage_bytes = geo.shape.columns, geo.shape.stage_bytes
-    most = (
-        MAXIMUM_LOADS * 2 // 3 if geo.shape.paired else MAXIMUM_LOADS // 2
-    )  # a copy of two panels and two pieces, or of one and one
+    # A piece and half of a copy of two panels; a piece alone, where others bring panels; or a piece and a panel.
+    most = MAXIMUM_LOADS * 2 // 3 if geo.shape.paired else MAXIMUM_LOADS if geo.shape.across > 1 else MAXIMUM_LOADS // 2
     panels = min(most, stage_bytes // (geo.panel_bytes + geo.piece_bytes))
     return -(-(4 * first_visit(columns) + VISIT_BYTES * (columns * panels + PAST_LAST)) // 16) * 16
 
@@ -156,6 +159,8 @@ def _next_that_fits(waiting: Sequence[Sequence[Item]], left: int, loads: int, ge
 def encode_loads(stages: Sequence[RingStage], geo: WarpgroupGeometry) -> IntArray:
     """[stages, words]: copies of panels | boxes << 8 | pairs << 16; the first feature of each copy, pairs first; each box's place
     in W, row * boxes across + column."""
+    if geo.shape.across > 1:
+        return _encode_shared_loads(stages, geo)
     widest = max((stage.copies + stage.piece_count * geo.piece_boxes for stage in stages), default=0)
     table = np.zeros((len(stages), widest + 1), np.int32)
     for row, stage in zip(table, stages, strict=True):
@@ -164,6 +169,19 @@ def encode_loads(stages: Sequence[RingStage], geo: WarpgroupGeometry) -> IntArra
         firsts = [*stage.panels[: 2 * stage.pairs : 2], *stage.panels[2 * stage.pairs :]]
         row[1 : 1 + stage.copies] = np.array(firsts) * geo.depth
         row[1 + stage.copies : 1 + stage.copies + len(boxes)] = boxes
+    return table
+
+
+def _encode_shared_loads(stages: Sequence[RingStage], geo: WarpgroupGeometry) -> IntArray:
+    """[stages, words]: issued copies of panels | boxes << 8 | places for panels << 16 | panels that arrive << 24; of each copy
+    panel | place << 16 | ranks that get it << 24; each box's place in W."""
+    widest = max((len(stage.issues) + stage.piece_count * geo.piece_boxes for stage in stages), default=0)
+    table = np.zeros((len(stages), widest + 1), np.int32)
+    for row, stage in zip(table, stages, strict=True):
+        boxes = [box for pieces in stage.pieces for _, block, which in pieces for box in _boxes(block, which, geo)]
+        copies = [panel | place << 16 | ranks << 24 for panel, place, ranks in stage.issues]
+        row[0] = len(copies) | len(boxes) << 8 | stage.spread << 16 | len(stage.panels) << 24
+        row[1 : 1 + len(copies) + len(boxes)] = copies + boxes
     return table
 
 
@@ -194,7 +212,7 @@ def _encode_record(row: np.ndarray, stage: RingStage, geo: WarpgroupGeometry) ->
         for column, run in groupby(pieces, key=lambda p: p[0] // slots):
             members = list(run)
             mask = sum(1 << slot % slots for slot, _, _ in members)
-            place = (len(stage.panels) * geo.panel_bytes + piece * geo.piece_bytes) // 16
+            place = ((stage.spread or len(stage.panels)) * geo.panel_bytes + piece * geo.piece_bytes) // 16
             visits[column] += [_panel_word(stage, position, geo), mask | place << 16]
             piece += len(members)
     for column, words in enumerate(visits):
@@ -204,6 +222,8 @@ def _encode_record(row: np.ndarray, stage: RingStage, geo: WarpgroupGeometry) ->
 
 
 def _panel_word(stage: RingStage, position: int, geo: WarpgroupGeometry) -> int:
+    if stage.places:
+        return stage.places[position] * geo.panel_bytes
     if position >= 2 * stage.pairs:
         return position * geo.panel_bytes
     pair, second = divmod(position, 2)

@@ -29,7 +29,8 @@ OTHER_REGISTERS = 28  # of a multiplying thread, beside accumulators and fragmen
 class WarpgroupShape:
     """What a candidate decides: warpgroups down and across a tile, 64-row tiles and output blocks of each, and the ring.
 
-    Thread blocks of a cluster have the same output blocks and neighbouring rows: each piece of W is loaded once for all.
+    Thread blocks of a cluster have the same output blocks and neighbouring rows: each piece of W is loaded once for all. Or they
+    lie `across`, with the same rows and output blocks of their own: a panel is loaded once for those that need it.
     A tile of `few` rows (a multiple of 8, 0: none) loads no more of the 64 that are multiplied; the others are never stored.
     Where panels are `paired`, two neighbours that a tile needs come as one, in lines of 128 bytes: L2 looks up a line no faster for
     half of it. Results are stored in pieces of rows of `store_bytes`, of one output block or of two neighbours.
@@ -43,6 +44,7 @@ class WarpgroupShape:
     few: int = 0
     paired: bool = False
     store_bytes: int = 64
+    across: int = 1
     stages: int = 0
     stage_bytes: int = 0
 
@@ -50,6 +52,11 @@ class WarpgroupShape:
     def groups(self) -> int:
         """Warpgroups that multiply."""
         return self.row_groups * self.columns
+
+    @property
+    def thread_blocks(self) -> int:
+        """Thread blocks of a cluster."""
+        return self.cluster * self.across
 
     @property
     def scratch_bytes(self) -> int:

@@ -1,9 +1,10 @@
 """Times the likeliest plans by the cost model beside the one that the planner takes, cuBLAS and Blocked-ELL.
 
-    PYTHONPATH=. python3 tests/gpu/bench_variants.py [narrow] [wgrad] [axis] [small] [lines] [--json FILE]
+    PYTHONPATH=. python3 tests/gpu/bench_variants.py [narrow] [wgrad] [axis] [small] [lines] [across] [--json FILE]
 
 *narrow*, *wgrad*: the Hopper kernels for blocks of 8 and 16. *axis*: features first, for which the cost model has not been fitted.
 *lines*, *small*: b = 32, many rows and few: panels, pieces and results in lines of 64 bytes and of 128.
+*across*: b = 32, thread blocks that share activations, which the planner does not take before they are timed.
 Each plan is checked before it is timed; one that is wrong is said and left out.
 """
 
@@ -89,6 +90,18 @@ def small(n: int, size: int, density: float) -> Case:
     return lines(Op.FPROP, f"{density:.0%} {size}", _random(32, density, size), n, tiles=4)
 
 
+def across(op: Op, name: str, layout: Layout, n: int) -> Case:
+    """Thread blocks across: for each number of them and each tile the cheapest plan by the model, the likeliest first."""
+    problem = Problem(op, layout, 32, DType.BFLOAT16, batch=n)
+    ranked = sorted(hopper.drafts(problem, TARGET, (2, 4)), key=lambda draft: draft.cost.seconds)
+    best: dict[object, hopper.Draft] = {}
+    for draft in ranked:
+        if draft.geometry.shape.across > 1:
+            best.setdefault((_tile(draft), draft.geometry.shape.across), draft)
+    plans = [hopper.assemble(problem, TARGET, draft) for draft in islice(best.values(), MOST)]
+    return f"{op} b32 {name} N={n} across", problem, list(plans)
+
+
 def _tile(draft: hopper.Draft) -> tuple[int, ...]:
     shape = draft.geometry.shape
     return shape.row_groups, shape.columns, shape.m_tiles, shape.slots
@@ -110,6 +123,21 @@ SUITES: dict[str, list[Callable[[], Case]]] = {
         *(partial(small, 64, size, density) for size in (SIZE, 3 * SIZE) for density in DENSITIES),
         *(partial(small, n, 3 * SIZE, density) for n, density in ((32, 0.1), (8, 0.2), (1, 0.2))),
         *(partial(small, 256, SIZE, density) for density in (0.05, 0.2)),
+    ],
+    "across": [
+        *(
+            partial(across, Op.FPROP, f"{d:.0%} {s}", _random(32, d, s), 64)
+            for s in (SIZE, 3 * SIZE)
+            for d in DENSITIES
+        ),
+        *(
+            partial(across, Op.FPROP, f"{d:.0%} {3 * SIZE}", _random(32, d, 3 * SIZE), n)
+            for d in (0.1, 0.2)
+            for n in (8, 32)
+        ),
+        *(partial(across, Op.FPROP, f"{d:.0%} {3 * SIZE}", _random(32, d, 3 * SIZE), SIZE) for d in DENSITIES),
+        *(partial(across, op, f"10% {SIZE}", _random(32, 0.1), 16384) for op in (Op.FPROP, Op.DGRAD)),
+        partial(across, Op.FPROP, f"watts-strogatz {SIZE}", topology.watts_strogatz(128, 12, 0.2, seed=1), 16384),
     ],
     "lines": [
         *(partial(lines, Op.FPROP, f"{d:.0%} {SIZE}", _random(32, d), 16384) for d in (*DENSITIES, 0.5)),

@@ -30,10 +30,10 @@ def launch(kernels: Kernels, pointers: Mapping[str, int], n: int, stream: int = 
     kernels(0, stream, {**pointers, "n": n, "accumulate": 0})
 
 
-def spread(problem: Problem, target: Target) -> list[HopperPlan]:
+def spread(problem: Problem, target: Target, across: Sequence[int] = hopper.ACROSS) -> list[HopperPlan]:
     """A hopper plan of each shape and cluster, taking turns at groupings, rings and bands; and one with split outputs, if any."""
     by_shape: dict[tuple[int, ...], list[hopper.Draft]] = {}
-    for draft in hopper.drafts(problem, target):
+    for draft in hopper.drafts(problem, target, across):
         shape = draft.geometry.shape
         key = (
             shape.row_groups,
@@ -43,6 +43,7 @@ def spread(problem: Problem, target: Target) -> list[HopperPlan]:
             shape.cluster,
             shape.paired,
             shape.store_bytes,
+            shape.across,
         )
         by_shape.setdefault(key, []).append(draft)
     chosen = [drafts[turn % len(drafts)] for turn, drafts in enumerate(by_shape.values())]

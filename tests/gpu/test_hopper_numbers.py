@@ -53,6 +53,25 @@ def test_products(name: str, kind: tuple[str, int, str]) -> None:
             assert_close(out, x.double() @ dense, 1e-3 if dtype == "float32" else 5e-3)
 
 
+@pytest.mark.parametrize("op", ["fprop", "dgrad"])
+@pytest.mark.parametrize("block", [32, 128])
+@pytest.mark.parametrize("name", ["random10", "random50", "holes", "tall", "full"])
+def test_thread_blocks_across(name: str, block: int, op: str) -> None:
+    """Thread blocks that bring panels for each other; the same bits again."""
+    layout = Layout(LAYOUTS[name](BLOCKS[block]))
+    plans = spread(Problem(Op(op), layout, block, DType.BFLOAT16), TARGETS["sm_90a"], (2, 4))
+    plans = [plan for plan in plans if plan.geometry.shape.across > 1]
+    w = normal(layout.nnz, block, block, dtype="bfloat16", seed=1)
+    dense = _dense(layout, w)
+    dense = dense if op == "fprop" else dense.T
+    for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
+        for n in BATCHES:
+            x = normal(n, dense.shape[0], dtype="bfloat16", seed=n)
+            out = _call(plan, kernels, x, w, dense.shape[1], n)
+            assert_close(out, x.double() @ dense, 5e-3)
+            assert torch.equal(_call(plan, kernels, x, w, dense.shape[1], n), out), plan.summary
+
+
 @pytest.mark.parametrize("block", hopper_narrow.BLOCK_SIZES + hopper.BLOCK_SIZES)
 @pytest.mark.parametrize("op", ["fprop", "dgrad"])
 @pytest.mark.parametrize("name", ["random10", "random50", "holes", "hub", "tall"])
