@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from bsgen.plan import HopperNarrowPlan, HopperPlan, HopperWGradPlan, MatMulPlan, Plan, WGradPlan
 from bsgen.plan.product import NO_OUTPUT
 from bsgen.plan.tile import Geometry
-from bsgen.plan.wgrad import NO_UNIT, WGradGeometry
+from bsgen.plan.wgrad_geometry import WGradGeometry
+from bsgen.plan.wgrad_units import NO_UNIT
 from bsgen.problem import Activation, Op, Problem
 from bsgen.reference_gates import gate_gradients, gated
 from bsgen.reference_gradients import gradient_terms, row_cuts

@@ -27,6 +27,7 @@ from bsgen.plan import (
     hopper,
     hopper_narrow,
     hopper_narrow_wgrad,
+    hopper_shapes,
     hopper_wgrad,
     matmul,
 )
@@ -77,7 +78,9 @@ def hopper_plans() -> list[Plan]:
     for op, block, dtype in HOPPER_KINDS:
         problem = Problem(op, hub(150, 4 if op is Op.FPROP else 150), block, dtype)
         drafts = list(hopper.drafts(problem, BIG))
-        chosen = [next(each for each in drafts if each.geometry.shape.cluster == size) for size in hopper.CLUSTERS]
+        chosen = [
+            next(each for each in drafts if each.geometry.shape.cluster == size) for size in hopper_shapes.CLUSTERS
+        ]
         chosen += [each for each in drafts if each.reductions][:1]
         chosen += [each for each in drafts if each.geometry.shape.paired][:1]
         chosen += [each for each in drafts if each.geometry.coupled][:1]

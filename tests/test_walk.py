@@ -14,7 +14,7 @@ from problems import BIG, bernoulli
 
 from bsgen.emit import render
 from bsgen.layout import Layout
-from bsgen.plan import HopperPlan, hopper
+from bsgen.plan import HopperPlan, hopper, hopper_shapes
 from bsgen.problem import DType, Op, Problem
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
@@ -68,7 +68,9 @@ def plans(layout: Layout) -> list[HopperPlan]:
     """A plan alone and one in clusters, in bands of one and more."""
     problem = Problem(Op.FPROP, layout, 32, DType.BFLOAT16)
     drafts = list(hopper.drafts(problem, BIG))
-    chosen = [next(draft for draft in drafts if draft.geometry.shape.cluster == size) for size in hopper.CLUSTERS]
+    chosen = [
+        next(draft for draft in drafts if draft.geometry.shape.cluster == size) for size in hopper_shapes.CLUSTERS
+    ]
     shapes = [hopper.assemble(problem, BIG, draft) for draft in chosen]
     return [replace(plan, band=band) for plan, band in zip(shapes * 2, (1, 4, 3, 1), strict=True)]
 

@@ -23,7 +23,7 @@ from bsgen.problem import Op, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
 if TYPE_CHECKING:
-    from bsgen.plan.wgrad import WGradGeometry
+    from bsgen.plan.wgrad_geometry import WGradGeometry
 
 LAUNCH_SECONDS = 2.5e-6
 DEPENDENT_LAUNCH_SECONDS = 1.3e-6  # of a kernel that is set up while the one ahead ends

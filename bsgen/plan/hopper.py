@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,23 +14,19 @@ from bsgen.plan.blocks import IntArray, OutputBlocks, Part, Reduction, output_bl
 from bsgen.plan.cost import Cost
 from bsgen.plan.grouping import Grouping, Tiles, groupings, neighbours, similar
 from bsgen.plan.hopper_cost import Counts, hopper_cost, tile_counts
+from bsgen.plan.hopper_shapes import ACROSS, BARRIER_BYTES, shapes
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
 from bsgen.plan.rings import (
-    MAXIMUM_LOADS,
     RingStage,
     encode_loads,
     encode_records,
     pack,
     record_bytes,
-    room,
     tile_items,
 )
-from bsgen.plan.shared_rings import MOST_PANELS, pack_together
+from bsgen.plan.shared_rings import pack_together
 from bsgen.plan.warpgroup import (
-    ATOM_ROWS,
-    LINE_BYTES,
     WARPGROUP_ROWS,
-    WHOLE_LINE_ROWS,
     WarpgroupGeometry,
     WarpgroupShape,
     residual_panels,
@@ -42,18 +36,7 @@ from bsgen.problem import DType, Op, Precision, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
 BLOCK_SIZES = (32, 64, 128)
-BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
-MAXIMUM_SLOTS = {
-    False: 2,
-    True: 4,
-}  # by TF32: its fragments leave no registers for taller warpgroups, so wider ones serve
-STAGES = (3, 4)
-HALF_LINE = 64  # bytes of scratch memory a row, where results are not stored by lines
 WEIGHTS_BYTES, BAND_BYTES = 12 << 20, 16 << 20  # of W and of a band's activations that stay in the 50 MiB of L2
-CLUSTERS = (1, 2)
-ACROSS = (
-    1,
-)  # thread blocks that share activations: 2 and 4 are right by the emulator of the tests, but have not been timed
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,106 +156,6 @@ def serves(problem: Problem, target: Target) -> bool:
     if problem.dtype is DType.FLOAT32:
         return problem.precision is Precision.TENSOR and problem.op is Op.DGRAD and not problem.feature_first
     return True
-
-
-class Form(NamedTuple):
-    """Warpgroups down and across, 64-row tiles and columns of each."""
-
-    row_groups: int
-    columns: int
-    m_tiles: int
-    width: int
-
-
-# Those that were best for some layout or N on an H200, and (1, 3, 1, 32), of which 384 output blocks of 32 make 128 tiles.
-SHAPES: tuple[Form, ...] = (
-    Form(1, 4, 2, 64),
-    Form(2, 2, 2, 64),
-    Form(1, 2, 2, 128),
-    Form(2, 2, 1, 128),
-    Form(1, 4, 1, 128),
-    Form(2, 2, 1, 64),
-    Form(1, 4, 1, 64),
-    Form(1, 4, 1, 32),
-    Form(1, 3, 1, 32),
-    Form(1, 2, 1, 32),
-    Form(1, 1, 1, 32),
-    Form(1, 2, 1, 64),
-    Form(1, 1, 1, 64),
-    Form(1, 2, 1, 128),
-    Form(1, 1, 1, 128),
-)
-
-
-def shapes(problem: Problem, target: Target, across: Sequence[int] = ACROSS) -> Iterator[WarpgroupShape]:
-    """Every shape whose accumulators fit the registers, alone and in clusters, with every ring."""
-    most = MAXIMUM_SLOTS[problem.dtype is DType.FLOAT32]
-    for row_groups, columns, m_tiles, width in SHAPES:
-        slots = width // problem.block_size
-        if width % problem.block_size or slots > most:
-            continue
-        few = _few(problem, row_groups * m_tiles)
-        ways = product(_clusters(problem, across), (few,), _paired(problem), _stored(problem, slots), STAGES)
-        for (cluster, beside), rows, paired, stored, stages in ways:
-            form = WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, rows, paired, stored, beside, stages)
-            if beside > 1 and paired:
-                continue
-            shape = _with_ring(form, target)
-            geo = warpgroup_geometry(problem, shape)
-            if (paired or geo.coupled) and form.rows < WHOLE_LINE_ROWS:
-                continue
-            residual = residual_panels(problem, geo)
-            fits = residual <= MAXIMUM_LOADS and residual * geo.residual_bytes <= shape.stage_bytes
-            if not fits or geo.registers(1) > shape.consumer_registers:
-                continue
-            if room(geo) >= geo.panel_bytes + _least_pieces(shape) * geo.piece_bytes:
-                yield shape
-
-
-def _few(problem: Problem, height: int) -> int:
-    """Rows to load where the hint for N asks for fewer than the 64 that a warpgroup multiplies; 0 for all."""
-    n = problem.batch or DEFAULT_ROWS
-    if problem.feature_first:
-        return 0
-    return -(-n // ATOM_ROWS) * ATOM_ROWS if height == 1 and n <= WARPGROUP_ROWS - ATOM_ROWS else 0
-
-
-def _clusters(problem: Problem, across: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Thread blocks of a cluster below each other, and across."""
-    yield from ((cluster, 1) for cluster in CLUSTERS)
-    inputs = problem.layout.shape[0 if problem.op is Op.FPROP else 1] * problem.block_size
-    if not problem.feature_first and inputs * problem.dtype.itemsize < MOST_PANELS * LINE_BYTES // 2:
-        yield from ((1, beside) for beside in across if beside > 1)
-
-
-def _least_pieces(shape: WarpgroupShape) -> int:
-    """Pieces that a stage must have room for beside a panel: all that multiply it where thread blocks share it, else it may be
-    loaded again."""
-    return shape.tile_slots if shape.across > 1 else 2
-
-
-def _row_bytes(problem: Problem) -> int:
-    """Bytes of a row of a panel: a block's, or what of it fits a line."""
-    return min(LINE_BYTES, problem.block_size * problem.dtype.itemsize)
-
-
-def _stored(problem: Problem, slots: int) -> tuple[int, ...]:
-    """Bytes of a row that may be stored together: an output block's, or also two neighbours'."""
-    if problem.feature_first or problem.dtype is DType.FLOAT32:
-        return (HALF_LINE,)
-    outputs = problem.layout.shape[1 if problem.op is Op.FPROP else 0]
-    row = _row_bytes(problem)
-    return (row, LINE_BYTES) if row < LINE_BYTES and slots % 2 == outputs % 2 == 0 else (row,)
-
-
-def _paired(problem: Problem) -> tuple[bool, ...]:
-    """Whether two panels may lie in a line: where their rows have half of one."""
-    return (False, True) if 2 * _row_bytes(problem) == LINE_BYTES and not problem.feature_first else (False,)
-
-
-def _with_ring(shape: WarpgroupShape, target: Target) -> WarpgroupShape:
-    budget = target.shared_memory - BARRIER_BYTES - shape.scratch_bytes
-    return replace(shape, stage_bytes=budget // shape.stages // 1024 * 1024)
 
 
 @dataclass(frozen=True, eq=False)

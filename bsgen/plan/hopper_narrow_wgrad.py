@@ -1,6 +1,6 @@
 """Plans for wgrad on Hopper with blocks of 8 and 16: rings filled by TMA, and warps that multiply (mma.sync).
 
-Groups of blocks and their tables are those of plan/wgrad.py. Panels come by TMA, 32 rows of one swizzle line each; where features
+Groups of blocks and their tables are those of plan/wgrad_units.py. Panels come by TMA, 32 rows of one swizzle line each; where features
 come first, a line for each of some features, 32 or 64 rows of it. A warp multiplies its units at its own pace and gives the stage
 back.
 """
@@ -22,7 +22,9 @@ from bsgen.plan.hopper import chosen
 from bsgen.plan.narrow_tile import MOST_LAUNCH_REGISTERS, PRODUCER_REGISTERS, PRODUCER_WARPS
 from bsgen.plan.occupancy import REGISTERS
 from bsgen.plan.tile import CHUNK_BYTES, LINE_CHUNKS, math_of
-from bsgen.plan.wgrad import WGradGeometry, WGradPlan, WGradShape, bands, encode, groups
+from bsgen.plan.wgrad import WGradPlan
+from bsgen.plan.wgrad_geometry import WGradGeometry, WGradShape
+from bsgen.plan.wgrad_units import bands, encode, groups
 from bsgen.problem import DType, Op, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
@@ -40,7 +42,7 @@ SAMPLE, SAMPLE_TILES, SHORTLIST = 2, 2, 3  # bands, and tiles of each, that a sh
 
 # The cost model, in clocks and bytes a clock of an SM: fits to the timings of 50 plans on an H200 (bfloat16, features last,
 # C = K = 4096, N = 16384, b = 8 at 2 and 10 %, b = 16 at 1, 10 and 50 %), 4 % root mean square error, the choice within 7 % of the
-# fastest. Rates of 16 and 64 lines a copy follow plan/hopper_wgrad.py's.
+# fastest. Rates of 16 and 64 lines a copy follow plan/gradient_cost.py's.
 L2_RATE = {16: 22.0, 32: 47.0, 64: 53.0}  # by the lines of a copy
 SHARED_RATE, OVERLAP = 150.0, 8.0
 STEP, ISSUE = 5.3, 1.5  # clocks of a multiply step on one of four schedulers, and of an instruction

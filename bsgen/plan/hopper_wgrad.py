@@ -18,17 +18,17 @@ from functools import cached_property
 from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bsgen.outline import Grid, Launch, TensorMap, Workspace
 from bsgen.plan.blocks import IntArray
-from bsgen.plan.cost import DEPENDENT_LAUNCH_SECONDS, Cost, memory_bytes, overlapped
+from bsgen.plan.cost import Cost
 from bsgen.plan.gates import gradient_lanes, gradient_launch
-from bsgen.plan.gradient_tiles import NOTHING, Column, GradientTile, Room, gradient_tiles, heights
+from bsgen.plan.gradient_cost import gradient_cost, panel_count, stage_clocks
+from bsgen.plan.gradient_geometry import GradientGeometry
+from bsgen.plan.gradient_tiles import NOTHING, Column, GradientTile, gradient_tiles, heights
 from bsgen.plan.hopper import chosen
-from bsgen.plan.occupancy import REGISTERS
-from bsgen.plan.tile import CHUNK_BYTES, Math, math_of
-from bsgen.plan.warpgroup import ATOM_ROWS, LINE_BYTES, PRODUCER_REGISTERS, WARPGROUP_ROWS
+from bsgen.plan.tile import CHUNK_BYTES, math_of
+from bsgen.plan.warpgroup import WARPGROUP_ROWS
 from bsgen.problem import DType, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
@@ -43,137 +43,6 @@ LEAST_STAGES = 8  # of a split: fewer do not pay for its sums
 MOST_TARGETS, MANY_BLOCKS = 5, 8000  # numbers of tiles that are tried; of a layout of many blocks one
 FULL = 1.06  # room for units over what tiles hold on average
 REDUCE_THREADS = 256
-
-# The cost model, in clocks and bytes a clock of an SM; tests/gpu/README.md says what it was fitted to.
-L2_RATE = {32: 35.0, 64: 40.0}  # by the lines of a copy
-SHARED_RATE, OVERLAP = 128.0, 4.0
-STAGE, START = 60.0, 300.0  # clocks of a stage's barriers, and of a thread block
-STORE = 64.0  # bytes of sums a clock
-
-
-@dataclass(frozen=True)
-class GradientGeometry:
-    """Sizes that follow from a problem and a ring; the template uses these names as its constants."""
-
-    block: int
-    math: Math
-    groups: int
-    accumulators: int
-    rows: int
-    stages: int
-    panels: int = 0
-    axis: int = 1
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an element."""
-        return CHUNK_BYTES // self.math.chunk
-
-    @property
-    def depth(self) -> int:
-        """Features of a panel: a block's, or what of them fits a swizzle line."""
-        return min(self.block, LINE_BYTES // self.itemsize)
-
-    @property
-    def parts(self) -> int:
-        """Panels side by side that hold a block's features."""
-        return self.block // self.depth
-
-    @property
-    def stacked(self) -> int:
-        """Blocks of a unit."""
-        return max(1, WARPGROUP_ROWS // self.block)
-
-    @property
-    def line_bytes(self) -> int:
-        """Bytes of a line of a panel: the width of the swizzle."""
-        return (self.depth if self.axis else self.rows) * self.itemsize
-
-    @property
-    def panel_bytes(self) -> int:
-        """Bytes of a panel."""
-        return self.rows * self.depth * self.itemsize
-
-    @property
-    def stage_bytes(self) -> int:
-        """Bytes of a stage."""
-        return self.panels * self.panel_bytes
-
-    @property
-    def units(self) -> int:
-        """Units of a warpgroup."""
-        return self.accumulators // (self.block // 2)
-
-    @property
-    def capacity(self) -> int:
-        """Units of a tile."""
-        return self.groups * self.units
-
-    @property
-    def step(self) -> int:
-        """Rows of a multiply step."""
-        return self.math.depth
-
-    @property
-    def steps(self) -> int:
-        """Multiply steps of a stage."""
-        return self.rows // self.step
-
-    @property
-    def step_chunks(self) -> int:
-        """Chunks from a multiply step to the next: rows of a panel, or along its lines."""
-        return self.step * (self.line_bytes if self.axis else self.itemsize) // CHUNK_BYTES
-
-    @property
-    def threads(self) -> int:
-        """Threads of a block: one more warpgroup loads."""
-        return 128 * (self.groups + 1)
-
-    @property
-    def launch_registers(self) -> int:
-        """Registers of each thread at launch: what setmaxnreg may hand out again, no more, or the kernel hangs."""
-        return REGISTERS // self.threads // 8 * 8
-
-    @property
-    def consumer_registers(self) -> int:
-        """Registers of a thread that multiplies, once those that load have given up theirs."""
-        left = (self.launch_registers * (self.groups + 1) - PRODUCER_REGISTERS) // self.groups
-        return min(240, left // 8 * 8)
-
-    @property
-    def producer_registers(self) -> int:
-        """Registers of a thread that loads."""
-        return PRODUCER_REGISTERS
-
-    @property
-    def high(self) -> int:
-        """High word of the matrix descriptors (PTX: wgmma): bytes between groups of 8 lines, and the swizzle."""
-        return ATOM_ROWS * self.line_bytes >> 4 | (1 if self.line_bytes == LINE_BYTES else 2) << 30
-
-    @property
-    def in_registers(self) -> bool:
-        """Whether x passes through registers: where blocks are stacked whose lines lie along the rows."""
-        return not self.axis and self.stacked > 1
-
-    @property
-    def panel_transposed(self) -> int:
-        """Whether features, not rows of x, are contiguous in what becomes the left operand, as wgmma's immediate."""
-        return self.axis
-
-    @property
-    def weights_transposed(self) -> int:
-        """And in the right one."""
-        return self.axis
-
-    @property
-    def unit_elements(self) -> int:
-        """Sums of a unit."""
-        return WARPGROUP_ROWS * self.block
-
-    @property
-    def room(self) -> Room:
-        """What a tile holds."""
-        return Room(self.capacity, self.panels, self.stacked, self.parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -353,10 +222,12 @@ def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
             room = replace(geo.room, units=units)
             for height in heights(problem, room):
                 tiles = gradient_tiles(problem, room, height)
-                clocks = np.array([_stage_clocks(tile, geo) for tile in tiles])
+                clocks = np.array([stage_clocks(tile, geo) for tile in tiles])
                 for splits in SPLITS:
                     if splits == 1 or rows // geo.rows >= LEAST_STAGES * splits:
-                        yield Draft(geo, height, splits, tiles, _cost(problem, target, geo, tiles, clocks, splits))
+                        yield Draft(
+                            geo, height, splits, tiles, gradient_cost(problem, target, geo, tiles, clocks, splits)
+                        )
 
 
 def sizes(problem: Problem, target: Target, geo: GradientGeometry) -> list[int]:
@@ -382,49 +253,9 @@ def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iter
         yield assemble(problem, target, best)
 
 
-def _panels(tile: GradientTile, geo: GradientGeometry) -> int:
-    return (len(tile.rows) + len({column.column for column in tile.columns})) * geo.parts
-
-
-def _units(tile: GradientTile, geo: GradientGeometry) -> int:
-    return sum(geo.room.units_of(len(column)) for column in tile.columns)
-
-
-def _stage_clocks(tile: GradientTile, geo: GradientGeometry) -> float:
-    """Clocks of a stage of a tile: bytes from L2, bytes through shared memory and multiply steps at once."""
-    arriving, units = _panels(tile, geo) * geo.panel_bytes, _units(tile, geo)
-    reads = units * (WARPGROUP_ROWS + geo.block) * geo.rows * geo.itemsize
-    lines = geo.rows if geo.axis else geo.depth
-    demands = arriving / L2_RATE[lines], (arriving + reads) / SHARED_RATE, units * geo.steps * geo.block / 2
-    return float(sum(demand**OVERLAP for demand in demands) ** (1 / OVERLAP)) + STAGE / geo.groups
-
-
-def _cost(
-    problem: Problem,
-    target: Target,
-    geo: GradientGeometry,
-    tiles: Sequence[GradientTile],
-    clocks: NDArray[np.float64],
-    splits: int,
-) -> Cost:
-    """Rounds of thread blocks, bounded by device memory, and adding the splits' sums."""
-    n = problem.batch or DEFAULT_ROWS
-    stages = -(-n // geo.rows)
-    sums = sum(_units(tile, geo) for tile in tiles) * geo.unit_elements * 4 * splits
-    store = sums / (len(tiles) * splits) / STORE
-    work = clocks * -(-stages // splits) + START + store
-    rounds = -(-len(tiles) * splits // target.sms)
-    seconds = max(float(work.mean()) * rounds, float(work.max())) / target.clock
-    reduce = DEPENDENT_LAUNCH_SECONDS + sums / target.hbm if splits > 1 or problem.gate else 0.0
-    l2_bytes = float(sum(_panels(tile, geo) for tile in tiles)) * geo.panel_bytes * stages
-    memory = memory_bytes(problem, n) / target.hbm
-    limiter = "device memory" if memory > seconds else "L2"
-    return Cost(n, overlapped(seconds, memory) + reduce + DEPENDENT_LAUNCH_SECONDS, limiter, l2_bytes)
-
-
 def assemble(problem: Problem, target: Target, draft: Draft) -> HopperWGradPlan:
     """Encode the tables of a draft; the ring has no more panels than its fullest tile."""
-    geo = replace(draft.geometry, panels=max(_panels(tile, draft.geometry) for tile in draft.tiles))
+    geo = replace(draft.geometry, panels=max(panel_count(tile, draft.geometry) for tile in draft.tiles))
     encoded = [_encode(tile, geo) for tile in draft.tiles]
     panels = np.zeros((len(encoded), geo.panels), np.int32)
     for row, (tile_panels, _, _) in zip(panels, encoded, strict=True):

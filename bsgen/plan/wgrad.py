@@ -3,139 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-
-import numpy as np
 
 from bsgen.outline import Grid, Launch, TensorMap, Workspace
 from bsgen.plan import occupancy
 from bsgen.plan.blocks import IntArray
 from bsgen.plan.cost import Cost, wgrad_cost
 from bsgen.plan.gates import gradient_lanes, gradient_launch
-from bsgen.plan.tile import CHUNK_BYTES, MMA_COLUMNS, MMA_ROWS, Math, math_of
+from bsgen.plan.tile import CHUNK_BYTES, math_of
+from bsgen.plan.wgrad_geometry import MAX_UNIT, WGradGeometry, WGradShape
+from bsgen.plan.wgrad_units import bands, encode, groups
 from bsgen.problem import Problem, Target
 
-MAX_UNIT = 64
 REDUCE_THREADS, REDUCE_ELEMENTS = 256, 4
-NO_UNIT = -1
-SAMPLE, SAMPLE_COLUMNS, SHORTLIST = (
-    4,
-    8,
-    2,
-)  # bands, and block columns, that a shape is estimated from; shapes worked out
+# Bands, and block columns, that a shape is estimated from; shapes worked out.
+SAMPLE, SAMPLE_COLUMNS, SHORTLIST = 4, 8, 2
 TABLE_BYTES = 4096  # at least what the tables of a tile take of shared memory
-
-
-@dataclass(frozen=True)
-class WGradShape:
-    """What a candidate decides: warps, units a warp accumulates, rows a stage reduces, panel width, the pipeline, the band."""
-
-    warps: int
-    units: int
-    rows: int
-    panel: int
-    stages: int
-    panels: int
-    band: int
-
-
-@dataclass(frozen=True)
-class WGradGeometry:
-    """Sizes that follow; a *unit* is what a warp accumulates: a block, a 64 x 64 part of one, or two 8 x 8 blocks of a column.
-
-    A line of a panel is a row of `panel` features, or where features come first (`axis` 0) a feature of `rows` rows.
-    """
-
-    block: int
-    math: Math
-    shape: WGradShape
-    axis: int = 1
-
-    @property
-    def chunk(self) -> int:
-        """Elements of a chunk."""
-        return self.math.chunk
-
-    @property
-    def paired(self) -> bool:
-        """Whether a unit stacks two blocks to fill the rows of a multiply step."""
-        return self.block < MMA_ROWS
-
-    @property
-    def unit(self) -> int:
-        """Columns of a unit, and its rows unless paired."""
-        return min(self.block, MAX_UNIT)
-
-    @property
-    def m_tiles(self) -> int:
-        """Multiply steps along a unit's rows."""
-        return max(1, self.unit // MMA_ROWS)
-
-    @property
-    def n_tiles(self) -> int:
-        """Multiply steps along a unit's columns."""
-        return self.unit // MMA_COLUMNS
-
-    @property
-    def threads(self) -> int:
-        """Threads of a block."""
-        return 32 * self.shape.warps
-
-    @property
-    def capacity(self) -> int:
-        """Units of a tile."""
-        return self.shape.warps * self.shape.units
-
-    @property
-    def accumulators(self) -> int:
-        """float32 accumulator registers of a thread."""
-        return self.shape.units * self.m_tiles * self.n_tiles * 4
-
-    @property
-    def panel_chunks(self) -> int:
-        """Chunks of a line of a panel."""
-        return (self.shape.panel if self.axis else self.shape.rows) // self.chunk
-
-    @property
-    def panel_lines(self) -> int:
-        """Lines of a panel."""
-        return self.shape.rows if self.axis else self.shape.panel
-
-    @property
-    def panel_size(self) -> int:
-        """Chunks that a panel occupies in shared memory."""
-        return self.panel_chunks * self.panel_lines
-
-    def feature_offset(self, feature: int) -> int:
-        """Chunks from a panel's start to row 0 of its `feature`, which begins a chunk."""
-        return feature // self.chunk if self.axis else feature * self.panel_chunks
-
-    @property
-    def stage_bytes(self) -> int:
-        """Bytes of a pipeline stage."""
-        return self.shape.panels * self.panel_size * CHUNK_BYTES
-
-    @property
-    def load_lines(self) -> int:
-        """Lines of a panel that the thread block loads in one pass."""
-        return min(self.panel_lines, self.threads // self.panel_chunks)
-
-    @property
-    def panels_at_once(self) -> int:
-        """Panels that the thread block loads side by side when one does not occupy all its threads."""
-        return self.threads // (self.load_lines * self.panel_chunks)
-
-
-@dataclass
-class Group:
-    """A tile in the making: its panels (x as p, dy as ~p) in order, and its units."""
-
-    panels: dict[int, int] = field(default_factory=dict)
-    units: list[list[int]] = field(default_factory=list)
-    open: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -359,84 +245,3 @@ def assemble(problem: Problem, target: Target, geo: WGradGeometry) -> WGradPlan:
     geo, counts, panels, units = encode(found, geo)
     cost, splits = wgrad_cost(problem, target, geo, counts, units, resident(geo, target))
     return WGradPlan(problem, target, geo, splits, counts, panels, units, cost)
-
-
-def encode(groups: Sequence[Group], geo: WGradGeometry) -> tuple[WGradGeometry, IntArray, IntArray, IntArray]:
-    """The geometry with no more panels than needed, and the tables: panel counts, panels and units of each tile."""
-    width = max((len(group.panels) for group in groups), default=0)
-    geo = replace(geo, shape=replace(geo.shape, panels=width))
-    counts = np.array([len(group.panels) for group in groups], np.int32)
-    panels = np.zeros((len(groups), width), np.int32)
-    units = np.full((len(groups), geo.capacity, 5), NO_UNIT, np.int32)
-    for tile, group in enumerate(groups):
-        panels[tile, : counts[tile]] = list(group.panels)
-        units[tile, _deal(len(group.units), geo.shape)] = group.units
-    return geo, counts, panels, units
-
-
-def _deal(count: int, shape: WGradShape) -> list[int]:
-    """Slots for `count` units, one to each warp in turn, so that no warp has two more than another."""
-    return [(i % shape.warps) * shape.units + i // shape.warps for i in range(count)]
-
-
-def bands(problem: Problem, band: int) -> Iterator[list[tuple[int, int, int]]]:
-    """(row, column, index) of the stored blocks of each run of `band` block columns, by row, then column."""
-    coordinates = problem.layout.blocks
-    order = np.lexsort((coordinates[:, 1], coordinates[:, 0], coordinates[:, 1] // band))
-    fields = np.column_stack([coordinates[order], order])
-    keys = fields[:, 1] // band
-    cuts = np.flatnonzero(np.diff(keys)) + 1
-    for run in np.split(fields, cuts):
-        if len(run):
-            yield [tuple(block) for block in run.tolist()]
-
-
-def groups(blocks: list[tuple[int, int, int]], geo: WGradGeometry) -> Iterator[Group]:
-    """Fill groups with blocks in order until units or panels run out."""
-    group = Group()
-    for block in blocks:
-        if not _add(group, block, geo):
-            yield group
-            group = Group()
-            if not _add(group, block, geo):
-                raise AssertionError("a block does not fit an empty group")
-    if group.units:
-        yield group
-
-
-def _add(group: Group, block: tuple[int, int, int], geo: WGradGeometry) -> bool:
-    """Add a block's units to the group if units and panels allow."""
-    row, column, index = block
-    parts = range(0, geo.block, geo.unit)
-    x_features = [row * geo.block + part for part in parts]
-    y_features = [column * geo.block + part for part in parts]
-    width = geo.shape.panel
-    reach = range(0, geo.unit, min(width, geo.unit))
-    needed = [f // width for feature in x_features for f in (feature + r for r in reach)]
-    needed += [~(f // width) for feature in y_features for f in (feature + r for r in reach)]
-    fresh = [panel for panel in dict.fromkeys(needed) if panel not in group.panels]
-    partner = group.open.get(column) if geo.paired else None
-    units = 0 if partner is not None else len(parts) ** 2
-    if len(group.panels) + len(fresh) > geo.shape.panels or len(group.units) + units > geo.capacity:
-        return False
-    for panel in fresh:
-        group.panels[panel] = len(group.panels)
-    base = index * geo.block**2 // geo.chunk
-    if partner is not None:
-        unit = group.units[group.open.pop(column)]
-        unit[1], unit[4] = _offset(group, x_features[0], False, geo), base
-        return True
-    for i, x_feature in enumerate(x_features):
-        for j, y_feature in enumerate(y_features):
-            x_offset, y_offset = _offset(group, x_feature, False, geo), _offset(group, y_feature, True, geo)
-            place = base + (i * geo.unit * geo.block + j * geo.unit) // geo.chunk
-            group.units.append([x_offset, x_offset, y_offset, place, NO_UNIT])
-    if geo.paired:
-        group.open[column] = len(group.units) - 1
-    return True
-
-
-def _offset(group: Group, feature: int, gradient: bool, geo: WGradGeometry) -> int:
-    panel, inside = divmod(feature, geo.shape.panel)
-    position = group.panels[~panel if gradient else panel]
-    return position * geo.panel_size + geo.feature_offset(inside)

@@ -1,0 +1,135 @@
+"""Shapes of Hopper's wgrad for blocks of 32 and wider: warpgroups, their units, and the panels of a stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bsgen.plan.gradient_tiles import Room
+from bsgen.plan.occupancy import REGISTERS
+from bsgen.plan.tile import CHUNK_BYTES, Math
+from bsgen.plan.warpgroup import ATOM_ROWS, LINE_BYTES, PRODUCER_REGISTERS, WARPGROUP_ROWS
+
+
+@dataclass(frozen=True)
+class GradientGeometry:
+    """Sizes that follow from a problem and a ring; the template uses these names as its constants."""
+
+    block: int
+    math: Math
+    groups: int
+    accumulators: int
+    rows: int
+    stages: int
+    panels: int = 0
+    axis: int = 1
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return CHUNK_BYTES // self.math.chunk
+
+    @property
+    def depth(self) -> int:
+        """Features of a panel: a block's, or what of them fits a swizzle line."""
+        return min(self.block, LINE_BYTES // self.itemsize)
+
+    @property
+    def parts(self) -> int:
+        """Panels side by side that hold a block's features."""
+        return self.block // self.depth
+
+    @property
+    def stacked(self) -> int:
+        """Blocks of a unit."""
+        return max(1, WARPGROUP_ROWS // self.block)
+
+    @property
+    def line_bytes(self) -> int:
+        """Bytes of a line of a panel: the width of the swizzle."""
+        return (self.depth if self.axis else self.rows) * self.itemsize
+
+    @property
+    def panel_bytes(self) -> int:
+        """Bytes of a panel."""
+        return self.rows * self.depth * self.itemsize
+
+    @property
+    def stage_bytes(self) -> int:
+        """Bytes of a stage."""
+        return self.panels * self.panel_bytes
+
+    @property
+    def units(self) -> int:
+        """Units of a warpgroup."""
+        return self.accumulators // (self.block // 2)
+
+    @property
+    def capacity(self) -> int:
+        """Units of a tile."""
+        return self.groups * self.units
+
+    @property
+    def step(self) -> int:
+        """Rows of a multiply step."""
+        return self.math.depth
+
+    @property
+    def steps(self) -> int:
+        """Multiply steps of a stage."""
+        return self.rows // self.step
+
+    @property
+    def step_chunks(self) -> int:
+        """Chunks from a multiply step to the next: rows of a panel, or along its lines."""
+        return self.step * (self.line_bytes if self.axis else self.itemsize) // CHUNK_BYTES
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block: one more warpgroup loads."""
+        return 128 * (self.groups + 1)
+
+    @property
+    def launch_registers(self) -> int:
+        """Registers of each thread at launch: what setmaxnreg may hand out again, no more, or the kernel hangs."""
+        return REGISTERS // self.threads // 8 * 8
+
+    @property
+    def consumer_registers(self) -> int:
+        """Registers of a thread that multiplies, once those that load have given up theirs."""
+        left = (self.launch_registers * (self.groups + 1) - PRODUCER_REGISTERS) // self.groups
+        return min(240, left // 8 * 8)
+
+    @property
+    def producer_registers(self) -> int:
+        """Registers of a thread that loads."""
+        return PRODUCER_REGISTERS
+
+    @property
+    def high(self) -> int:
+        """High word of the matrix descriptors (PTX: wgmma): bytes between groups of 8 lines, and the swizzle."""
+        return ATOM_ROWS * self.line_bytes >> 4 | (1 if self.line_bytes == LINE_BYTES else 2) << 30
+
+    @property
+    def in_registers(self) -> bool:
+        """Whether x passes through registers: where blocks are stacked whose lines lie along the rows."""
+        return not self.axis and self.stacked > 1
+
+    @property
+    def panel_transposed(self) -> int:
+        """Whether features, not rows of x, are contiguous in what becomes the left operand, as wgmma's immediate."""
+        return self.axis
+
+    @property
+    def weights_transposed(self) -> int:
+        """And in the right one."""
+        return self.axis
+
+    @property
+    def unit_elements(self) -> int:
+        """Sums of a unit."""
+        return WARPGROUP_ROWS * self.block
+
+    @property
+    def room(self) -> Room:
+        """What a tile holds."""
+        return Room(self.capacity, self.panels, self.stacked, self.parts)
