@@ -1,8 +1,8 @@
 """Plans for wgrad on Hopper with blocks of 8 and 16: rings filled by TMA, and warps that multiply (mma.sync).
 
-Groups of blocks and their tables are those of plan/wgrad_units.py. Panels come by TMA, 32 rows of one swizzle line each; where features
-come first, a line for each of some features, 32 or 64 rows of it. A warp multiplies its units at its own pace and gives the stage
-back.
+Groups of blocks and their tables are those of plan/wgrad_units.py. Panels come by TMA, 32 rows of one swizzle line each; where
+features come first, a line for each of some features, 32 or 64 rows of it. A warp multiplies its units at its own pace and gives
+the stage back.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from cases import Case, compile_case, torch
 from bsgen.runtime import driver
 
 HERE = Path(__file__).parent
+PART = os.environ.get("BSGEN_TEST_PART", "")  # such as 2/4: every fourth test, for processes side by side
 
 
 def _obstacle() -> str | None:
@@ -25,12 +27,17 @@ def _obstacle() -> str | None:
     return reason
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = [item for item in items if HERE in item.path.parents]
     reason = _obstacle() if here else None
     for item in here:
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
+    if PART:
+        part, parts = map(int, PART.split("/"))
+        others = [item for item in here if zlib.crc32(item.nodeid.encode()) % parts != part % parts]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,6 +58,7 @@ def _compile_ahead(items: list[pytest.Item]) -> None:
         return
     arch = driver.current_device().arch
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
+    workers = -(-(os.cpu_count() or 1) // int(PART.split("/")[1] if PART else 1))
+    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
         for done in [pool.submit(compile_case, case, arch) for case in cases]:
             done.result()

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cases import normal, torch
+from cases import assert_close, normal, torch
 
 import bsgen
 from bsgen.packs import building, load_pack
@@ -60,6 +60,16 @@ print(float(mm(x, torch.ones(*mm.weight_shape, device="cuda", dtype=torch.bfloat
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert float(done.stdout) == 64 * LAYOUT.nnz * 1024
+
+
+def test_a_pack_built_where_there_was_no_gpu() -> None:
+    """The committed sample of the format, by another build of the compiler."""
+    if driver.current_device().arch != "sm_90a":
+        pytest.skip("needs a Hopper GPU")
+    mm = load_pack(ROOT / "tests" / "data" / "format1.bsp")["scattered"]
+    dtype = str(mm.dtype)
+    x, w = (normal(*shape, dtype=dtype, seed=1) for shape in ((100, mm.in_features), mm.weight_shape))
+    assert_close(mm(x, w), x.double() @ mm.to_dense(w).double(), 5e-3)
 
 
 @pytest.mark.parametrize("n", BATCHES)
