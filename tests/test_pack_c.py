@@ -73,7 +73,7 @@ def wanted(name: str, *ops: Op, epilogue: Epilogue | None = None, dtype: DType =
         Problem(op, LAYOUT, 32, dtype, epilogue=(epilogue or Epilogue()) if op is Op.FPROP else Epilogue())
         for op in ops
     )
-    return Wanted(name, problems, (parse_target("sm_90a"), parse_target("sm_80")), (8, 4096))
+    return Wanted(name, problems, (parse_target("sm_90a"), parse_target("sm_80")), (8, 16384))
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_launches_are_those_of_python(folder: Path, name: str, capability: int, 
     lines = [line.split() for line in done.stdout.splitlines()]
     pack = load_pack(folder / f"{name}.bsp")
     module = next(iter(pack))
-    outline = pack.get_for(module, arch).operation(name).variant(n if n <= 8 else 4096).outline
+    outline = pack.get_for(module, arch).operation(name).variant(n if n <= 8 else 16384).outline
     found = [line[1:] for line in lines if line[0] == "launch"]
     expected = []
     for launch in outline.launches:
@@ -149,6 +149,12 @@ def test_launches_are_those_of_python(folder: Path, name: str, capability: int, 
     ]
     features = {"fprop": n * 1280, "wgrad": LAYOUT.nnz * 1024}[name]
     assert (folder / "out.bin").stat().st_size == 2 * features
+
+
+def test_a_kernel_that_sees_activations_in_two_ways(folder: Path) -> None:
+    """And with weights and a residual by as many tensor maps as there may be."""
+    outline = load_pack(folder / "fprop.bsp").get_for("ffn.0", "sm_90a").operation("fprop").variant(16384).outline
+    assert [m.argument for m in outline.launches[0].maps] == ["x_map", "x_pairs_map", "w_map", "residual_map"]
 
 
 def test_no_rows(folder: Path) -> None:
