@@ -227,9 +227,11 @@ def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iter
 
 
 def _buffered(draft: Draft) -> float:
-    """Bytes that the ring holds when full, from the stages of its first tile."""
-    geo, tile = draft.geometry, max(draft.tiles, key=lambda tile: sum(part.work for part in tile if part is not None))
-    stages = list(pack(tile_items(tile, geo), geo))
+    """Bytes that the ring holds when full, from the stages of the tile with most work (and of its neighbours across)."""
+    geo, across = draft.geometry, draft.geometry.shape.across
+    work = [sum(part.work for part in tile if part is not None) for tile in draft.tiles]
+    first = work.index(max(work)) // across * across
+    stages, _ = cut(draft.tiles[first : first + across], geo)
     used = sum(len(stage.panels) * geo.panel_bytes + stage.piece_count * geo.piece_bytes for stage in stages)
     return used / max(1, len(stages)) * geo.shape.stages
 

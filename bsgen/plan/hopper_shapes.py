@@ -124,8 +124,10 @@ def _stored(problem: Problem, slots: int) -> tuple[int, ...]:
 
 
 def _paired(problem: Problem) -> tuple[bool, ...]:
-    """Whether two panels may lie in a line: where their rows have half of one."""
-    return (False, True) if 2 * _row_bytes(problem) == LINE_BYTES and not problem.feature_first else (False,)
+    """Whether two panels may lie in a line: where their rows have half of one, and rows of activations are whole lines."""
+    inputs = problem.layout.shape[0 if problem.op is Op.FPROP else 1]
+    lines = 2 * _row_bytes(problem) == LINE_BYTES and inputs % 2 == 0
+    return (False, True) if lines and not problem.feature_first else (False,)
 
 
 def _with_ring(shape: WarpgroupShape, target: Target) -> WarpgroupShape:

@@ -103,6 +103,22 @@ inline dim3 grid, block_size;
 inline Meeting cluster_meeting;
 inline long long idle;
 
+// Rounds until a copy or an arrival lands: mostly few, now and then many.
+inline int late() {
+    const u32 which = chance() % 8;
+    return chance() % (which == 0 ? 200 : which < 4 ? 20 : 3);
+}
+
+// Something that falls behind now and then: a warp, or all of a thread block.
+struct Straggler {
+    int rounds = 0;
+    bool stands(unsigned one_in, unsigned most) {
+        if (rounds > 0) return --rounds, true;
+        if (chance() % one_in == 0) rounds = chance() % most;
+        return false;
+    }
+};
+
 #define threadIdx (self->index)
 #define blockIdx (dim3{self->block->index, 0, 0})
 #define gridDim (grid)
@@ -181,19 +197,27 @@ inline void launch(unsigned count, unsigned threads, unsigned cluster, unsigned 
         }
         std::vector<unsigned> order(fibers.size() / 32);
         for (unsigned i = 0; i < order.size(); ++i) order[i] = i;
+        std::vector<Straggler> warps(order.size()), slow_blocks(cluster);
         idle = 0;
         for (bool more = true; more;) {
             more = false;
             std::shuffle(order.begin(), order.end(), chance);
-            for (unsigned w : order)
+            std::vector<bool> waits(cluster);
+            for (unsigned rank = 0; rank < cluster; ++rank) waits[rank] = slow_blocks[rank].stands(150, 250);
+            for (unsigned w : order) {
+                const Fiber* first = &fibers[w * 32];
+                if (std::all_of(first, first + 32, [](const Fiber& fiber) { return fiber.done; })) continue;
+                more = true;
+                if (waits[w / (threads / 32)] || warps[w].stands(100, 150)) continue;
                 for (unsigned lane = 0; lane < 32; ++lane) {
                     self = &fibers[w * 32 + lane];
-                    if (!self->done) more = true, swapcontext(&scheduler, &self->context);
+                    if (!self->done) swapcontext(&scheduler, &self->context);
                 }
+            }
             for (size_t i = 0; i < copies.size();)
                 if (--copies[i].delay <= 0) copies[i].land(), copies.erase(copies.begin() + i), idle = 0;
                 else ++i;
-            if (++idle > 2000) fail("every thread waits for something that does not come");
+            if (++idle > 60000) fail("every thread waits for something that does not come");
         }
         if (!copies.empty()) fail("copies on their way at the end of a thread block");
     }
@@ -258,7 +282,7 @@ inline void barrier_arrive_at(u32 barrier, u32 rank) {
     if (!b.ready) fail("arrival on a neighbour's barrier that was not made", barrier);
     // It takes its time, which nothing but a wait on that barrier sees.
     Block* const there = &blocks[rank];
-    copies.push_back({static_cast<int>(chance() % 4), [=, &b] {
+    copies.push_back({chance() % 40 ? late() : static_cast<int>(chance() % 4000), [=, &b] {
         if (!there->threads) fail("an arrival at a thread block that has ended");
         --b.pending, b.settle();
     }});
@@ -275,7 +299,7 @@ inline void let_kernel_behind_begin() {}
 inline void start(Block* block, u32 barrier, long long bytes, std::function<void()> land) {
     Barrier* b = &block->barrier(barrier);
     if (!b->ready) fail("copy for a barrier that was not made", barrier);
-    copies.push_back({static_cast<int>(chance() % 4), [=] { land(), b->bytes -= bytes, b->settle(); }});
+    copies.push_back({late(), [=] { land(), b->bytes -= bytes, b->settle(); }});
 }
 inline void land_box(Block* block, u32 shared, const TensorMap& map, int column, int row) {
     const int line = map.box_columns * map.item;
@@ -296,6 +320,7 @@ inline void tma_load_at(Block* block, u32 shared, const TensorMap& map, int colu
     const int line = map.box_columns * map.item;
     if (line != 32 && line != 64 && line != 128) fail("a row of a box is no swizzle line", line);
     if (shared % (8 * line)) fail("a box starts inside a swizzle atom", shared);
+    std::memset(at(shared, 16, block), 0xff, line * map.box_rows);  // NaN until it lands: it may be written from now on
     start(block, barrier, static_cast<long long>(line) * map.box_rows, [=, &map] { land_box(block, shared, map, column, row); });
 }
 inline void tma_load(u32 shared, const TensorMap& map, int column, int row, u32 barrier) {
@@ -309,6 +334,7 @@ inline void bulk_load(u32 shared, const void* global, u32 bytes, u32 barrier) {
     if (bytes % 16 || bytes == 0 || shared % 16 || reinterpret_cast<uintptr_t>(global) % 16) fail("a bulk copy is not of whole chunks", bytes);
     at(shared, 16), at(shared + bytes - 16, 16);
     Block* block = self->block;
+    std::memset(at(shared, 16), 0xff, bytes);
     start(block, barrier, bytes, [=] { std::memcpy(block->shared + (shared - kSharedBase), global, bytes); });
 }
 
