@@ -98,6 +98,7 @@ def test_tables_of_thread_blocks_across(data: st.DataObject, problem: Problem) -
 def test_neighbours_share_activations() -> None:
     """Of a full layout every panel is needed by all, and loaded by one."""
     problem = Problem(Op.FPROP, Layout(np.ones((12, 32), bool)), 32, DType.BFLOAT16, batch=64)
+    checked = set()
     for draft in hopper.drafts(problem, BIG, (2, 4)):
         across = draft.geometry.shape.across
         if across > 1 and 32 % (draft.geometry.shape.tile_slots * across) == 0:
@@ -106,6 +107,8 @@ def test_neighbours_share_activations() -> None:
             assert copies == 12 * plan.tiles / across
             weights = problem.layout.nnz * draft.geometry.piece_bytes
             assert plan.cost.l2_bytes == copies * draft.geometry.panel_bytes + weights
+            checked.add(across)
+    assert checked == {2, 4}
 
 
 def check(plan: object) -> None:

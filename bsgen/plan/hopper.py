@@ -84,15 +84,20 @@ class HopperPlan(ProductPlan):
             return "store_features"
         return "store"
 
+    @property
+    def across(self) -> int:
+        """As the shape says."""
+        return self.geometry.shape.across
+
     @cached_property
     def pairs(self) -> bool:
         """Whether panels come in pairs anywhere."""
-        return self.geometry.shape.across == 1 and bool((self.loads[:, 0] >> 16).any())
+        return self.across == 1 and bool((self.loads[:, 0] >> 16).any())
 
     @property
     def load_words(self) -> str:
         """What a stage's row of `loads` begins with, for readers of the kernel."""
-        if self.geometry.shape.across > 1:
+        if self.across > 1:
             return "copies | boxes << 8 | places for panels << 16 | panels << 24; panel | place << 16 | ranks << 24 of each copy"
         if self.pairs:
             return (
@@ -130,8 +135,7 @@ class HopperPlan(ProductPlan):
         shape, maps = self.geometry.shape, self.maps
         tail = (name for name in self.tail_arguments if name != "residual" or not self.residual_panels)
         arguments = (*(tensor_map.argument for tensor_map in maps), *tail)
-        blocks = self.tiles // shape.across
-        grid = Grid(blocks, shape.rows * shape.cluster, persistent=True, cluster=shape.thread_blocks)
+        grid = Grid(self.tile_groups, shape.rows * shape.cluster, persistent=True, cluster=shape.thread_blocks)
         main = Launch(self.entry, grid, shape.threads, self.shared_memory, arguments, maps, dependent=True)
         return *self.gate_launches, main, *self.reduce_launches
 

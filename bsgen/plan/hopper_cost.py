@@ -69,26 +69,16 @@ def tile_counts(tiles: Tiles, inputs: int, geo: WarpgroupGeometry) -> Counts:
                 uses[part.inputs, slot // shape.slots, slot % shape.slots] = True
         used = np.asarray(uses.any(axis=(1, 2)))
         panels[index] = np.count_nonzero(used)
-        copies[index] = panels[index] - (np.count_nonzero(used[:-1:2] & used[1::2]) if shape.paired else 0)
+        fetched[index] = np.count_nonzero(used & ~shared)
+        copies[index] = fetched[index] - (np.count_nonzero(used[:-1:2] & used[1::2]) if shape.paired else 0)
         visits[index] = np.count_nonzero(uses.any(axis=2), axis=0)
         pieces[index] = np.count_nonzero(uses, axis=(0, 2))
-        fetched[index] = np.count_nonzero(used & ~shared)
         shared = (shared | used) & bool((index + 1) % shape.across)  # by the tiles of a cluster so far
-    if shape.across > 1:
-        return _together(Counts(panels, fetched, fetched, pieces, visits), geo)
-    return Counts(*(count * geo.slices for count in (panels, panels, copies, pieces, visits)))
-
-
-def _together(counts: Counts, geo: WarpgroupGeometry) -> Counts:
-    """Of clusters instead of tiles."""
-    across = geo.shape.across
-    most = [
-        count.reshape(-1, across, *count.shape[1:]).max(axis=1)
-        for count in (counts.panels, counts.pieces, counts.visits)
-    ]
-    panels, pieces, visits = (count * geo.slices for count in most)
-    fetched = counts.fetched.reshape(-1, across).mean(axis=1) * geo.slices
-    return Counts(panels, fetched, fetched, pieces, visits)
+    counts = (panels, fetched, copies, pieces, visits)
+    panels, fetched, copies, pieces, visits = (
+        count.reshape(-1, shape.across, *count.shape[1:]) * geo.slices for count in counts
+    )
+    return Counts(panels.max(axis=1), fetched.mean(axis=1), copies.mean(axis=1), pieces.max(axis=1), visits.max(axis=1))
 
 
 def hopper_cost(problem: Problem, target: Target, geo: WarpgroupGeometry, counts: Counts) -> Cost:

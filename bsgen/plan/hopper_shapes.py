@@ -13,7 +13,6 @@ from bsgen.plan.warpgroup import (
     ATOM_ROWS,
     LINE_BYTES,
     WARPGROUP_ROWS,
-    WHOLE_LINE_ROWS,
     WarpgroupShape,
     residual_panels,
     warpgroup_geometry,
@@ -22,11 +21,10 @@ from bsgen.problem import DType, Op, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
 BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
-MAXIMUM_SLOTS = {
-    False: 2,
-    True: 4,
-}  # by TF32: its fragments leave no registers for taller warpgroups, so wider ones serve
+# By TF32: its fragments leave no registers for taller warpgroups, so wider ones serve.
+MAXIMUM_SLOTS = {False: 2, True: 4}
 STAGES = (3, 4)
+WHOLE_LINE_ROWS = 128  # the least of a tile that pairs panels or results up: with fewer, other things are waited for
 HALF_LINE = 64  # bytes of scratch memory a row, where results are not stored by lines
 CLUSTERS = (1, 2)
 # Thread blocks that share activations: 2 and 4 are right by the emulator of the tests, but have not been timed.
@@ -70,9 +68,9 @@ def shapes(problem: Problem, target: Target, across: Sequence[int] = ACROSS) -> 
         if width % problem.block_size or slots > most:
             continue
         few = _few(problem, row_groups * m_tiles)
-        ways = product(_clusters(problem, across), (few,), _paired(problem), _stored(problem, slots), STAGES)
-        for (cluster, beside), rows, paired, stored, stages in ways:
-            form = WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, rows, paired, stored, beside, stages)
+        ways = product(_clusters(problem, across), _paired(problem), _stored(problem, slots), STAGES)
+        for (cluster, beside), paired, stored, stages in ways:
+            form = WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, few, paired, stored, beside, stages)
             if beside > 1 and paired:
                 continue
             shape = _with_ring(form, target)
@@ -98,8 +96,8 @@ def _few(problem: Problem, height: int) -> int:
 def _clusters(problem: Problem, across: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Thread blocks of a cluster below each other, and across."""
     yield from ((cluster, 1) for cluster in CLUSTERS)
-    inputs = problem.layout.shape[0 if problem.op is Op.FPROP else 1] * problem.block_size
-    if not problem.feature_first and inputs * problem.dtype.itemsize < MOST_PANELS * LINE_BYTES // 2:
+    panels = _sides(problem)[0] * problem.block_size * problem.dtype.itemsize // _row_bytes(problem)
+    if panels <= MOST_PANELS and not problem.feature_first:
         yield from ((1, beside) for beside in across if beside > 1)
 
 
@@ -107,6 +105,12 @@ def _least_pieces(shape: WarpgroupShape) -> int:
     """Pieces that a stage must have room for beside a panel: all that multiply it where thread blocks share it, else it may be
     loaded again."""
     return shape.tile_slots if shape.across > 1 else 2
+
+
+def _sides(problem: Problem) -> tuple[int, int]:
+    """Input and output blocks."""
+    rows, columns = problem.layout.shape
+    return (rows, columns) if problem.op is Op.FPROP else (columns, rows)
 
 
 def _row_bytes(problem: Problem) -> int:
@@ -118,15 +122,13 @@ def _stored(problem: Problem, slots: int) -> tuple[int, ...]:
     """Bytes of a row that may be stored together: an output block's, or also two neighbours'."""
     if problem.feature_first or problem.dtype is DType.FLOAT32:
         return (HALF_LINE,)
-    outputs = problem.layout.shape[1 if problem.op is Op.FPROP else 0]
-    row = _row_bytes(problem)
+    row, outputs = _row_bytes(problem), _sides(problem)[1]
     return (row, LINE_BYTES) if row < LINE_BYTES and slots % 2 == outputs % 2 == 0 else (row,)
 
 
 def _paired(problem: Problem) -> tuple[bool, ...]:
     """Whether two panels may lie in a line: where their rows have half of one, and rows of activations are whole lines."""
-    inputs = problem.layout.shape[0 if problem.op is Op.FPROP else 1]
-    lines = 2 * _row_bytes(problem) == LINE_BYTES and inputs % 2 == 0
+    lines = 2 * _row_bytes(problem) == LINE_BYTES and _sides(problem)[0] % 2 == 0
     return (False, True) if lines and not problem.feature_first else (False,)
 
 

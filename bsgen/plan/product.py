@@ -48,6 +48,16 @@ class ProductPlan:
         return 0
 
     @property
+    def across(self) -> int:
+        """Thread blocks with the same rows that work on neighbouring tiles together."""
+        return 1
+
+    @property
+    def tile_groups(self) -> int:
+        """Groups of tiles that thread blocks work on together."""
+        return self.tiles // self.across
+
+    @property
     def tiles(self) -> int:
         """Tiles of output blocks; they repeat for each tile of rows."""
         return len(self.targets)

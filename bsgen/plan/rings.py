@@ -35,11 +35,6 @@ class RingStage:
     issues: list[tuple[int, int, int]] = field(default_factory=list)
 
     @property
-    def copies(self) -> int:
-        """Copies that bring the panels."""
-        return len(self.panels) - self.pairs
-
-    @property
     def piece_count(self) -> int:
         """Pieces of all panels."""
         return sum(map(len, self.pieces))
@@ -157,32 +152,26 @@ def _next_that_fits(waiting: Sequence[Sequence[Item]], left: int, loads: int, ge
 
 
 def encode_loads(stages: Sequence[RingStage], geo: WarpgroupGeometry) -> IntArray:
-    """[stages, words]: copies of panels | boxes << 8 | pairs << 16; the first feature of each copy, pairs first; each box's place
-    in W, row * boxes across + column."""
+    """[stages, words]: a head; a word for each copy of panels; each box's place in W, row * boxes across + column.
+
+    The head is copies | boxes << 8 | pairs << 16, the word of a copy its first feature, pairs first. Where thread blocks across
+    share panels, the head is copies | boxes << 8 | places << 16 | panels that arrive << 24, the word of a copy panel | place << 16
+    | ranks that get it << 24.
+    """
+    rows = [_load_words(stage, geo) for stage in stages]
+    table = np.zeros((len(rows), max(map(len, rows), default=1)), np.int32)
+    for row, words in zip(table, rows, strict=True):
+        row[: len(words)] = words
+    return table
+
+
+def _load_words(stage: RingStage, geo: WarpgroupGeometry) -> list[int]:
+    boxes = [box for pieces in stage.pieces for _, block, which in pieces for box in _boxes(block, which, geo)]
     if geo.shape.across > 1:
-        return _encode_shared_loads(stages, geo)
-    widest = max((stage.copies + stage.piece_count * geo.piece_boxes for stage in stages), default=0)
-    table = np.zeros((len(stages), widest + 1), np.int32)
-    for row, stage in zip(table, stages, strict=True):
-        boxes = [box for pieces in stage.pieces for _, block, which in pieces for box in _boxes(block, which, geo)]
-        row[0] = stage.copies | len(boxes) << 8 | stage.pairs << 16
-        firsts = [*stage.panels[: 2 * stage.pairs : 2], *stage.panels[2 * stage.pairs :]]
-        row[1 : 1 + stage.copies] = np.array(firsts) * geo.depth
-        row[1 + stage.copies : 1 + stage.copies + len(boxes)] = boxes
-    return table
-
-
-def _encode_shared_loads(stages: Sequence[RingStage], geo: WarpgroupGeometry) -> IntArray:
-    """[stages, words]: issued copies of panels | boxes << 8 | places for panels << 16 | panels that arrive << 24; of each copy
-    panel | place << 16 | ranks that get it << 24; each box's place in W."""
-    widest = max((len(stage.issues) + stage.piece_count * geo.piece_boxes for stage in stages), default=0)
-    table = np.zeros((len(stages), widest + 1), np.int32)
-    for row, stage in zip(table, stages, strict=True):
-        boxes = [box for pieces in stage.pieces for _, block, which in pieces for box in _boxes(block, which, geo)]
         copies = [panel | place << 16 | ranks << 24 for panel, place, ranks in stage.issues]
-        row[0] = len(copies) | len(boxes) << 8 | stage.spread << 16 | len(stage.panels) << 24
-        row[1 : 1 + len(copies) + len(boxes)] = copies + boxes
-    return table
+        return [len(copies) | len(boxes) << 8 | stage.spread << 16 | len(stage.panels) << 24, *copies, *boxes]
+    firsts = [*stage.panels[: 2 * stage.pairs : 2], *stage.panels[2 * stage.pairs :]]
+    return [len(firsts) | len(boxes) << 8 | stage.pairs << 16, *(panel * geo.depth for panel in firsts), *boxes]
 
 
 def _boxes(block: int, which: int, geo: WarpgroupGeometry) -> list[int]:

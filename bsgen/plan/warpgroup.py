@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bsgen.plan.occupancy import REGISTERS
-from bsgen.plan.tile import Math, math_of
+from bsgen.plan.tile import CHUNK_BYTES, Math, math_of
 from bsgen.problem import Op, Problem
 
 LINE_BYTES = 128
 ATOM_ROWS = 8
 WARPGROUP_ROWS = 64
 NARROW = 32
-WHOLE_LINE_ROWS = 128  # the least of a tile that pairs panels or results up: with fewer, other things are waited for
 PRODUCER_REGISTERS = 32
 MOST_LAUNCH_REGISTERS = 128  # of a thread where few threads leave more than it needs
 OTHER_REGISTERS = 28  # of a multiplying thread, beside accumulators and fragments
@@ -146,14 +145,24 @@ class WarpgroupGeometry:
 
     @cached_property
     def coupled(self) -> bool:
-        """Whether results of two neighbouring output blocks are stored together: a line of L2 that is stored in two halves costs
-        twice, and the blocks may share inputs no less."""
-        return self.block * self.itemsize < self.shape.store_bytes
+        """Whether results of two neighbouring output blocks are stored together, as a line of L2: it costs as much as half of one,
+        but such blocks may share fewer inputs than others would."""
+        return self.store_slots > 1
 
     @cached_property
     def store_columns(self) -> int:
         """Outputs of a row that are stored together."""
         return self.shape.store_bytes // self.itemsize
+
+    @cached_property
+    def store_chunks(self) -> int:
+        """And their chunks of 16 bytes."""
+        return self.shape.store_bytes // CHUNK_BYTES
+
+    @cached_property
+    def store_slots(self) -> int:
+        """Output blocks whose results are stored together."""
+        return max(1, self.store_columns // self.block)
 
     @cached_property
     def residual_bytes(self) -> int:

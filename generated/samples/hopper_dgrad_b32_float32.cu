@@ -21,6 +21,7 @@ constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 128, kPanelBytes = 8192, kBoxBytes = 4096, kPieceBytes = 4096;
 constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 16777216u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr int kWeightsStep = 2;  // from a multiply step to the next, in 16 bytes
+constexpr int kStoredSlots = 1;  // output blocks that are stored together
 constexpr int kLoads = 15;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -347,7 +348,7 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
                                       Element* __restrict__ dx) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int s = 0; s < kSlots; s += 1) {
+    for (int s = 0; s < kSlots; s += kStoredSlots) {
         const int target = targets[s];
         if (target == kNoOutput) continue;
 #pragma unroll

@@ -21,7 +21,8 @@ constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 64, kPanelBytes = 4096, kBoxBytes = 2048, kPieceBytes = 2048;
 constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
-constexpr int kStoredColumns = 32, kStored = kStoredColumns / 8;  // outputs of a row that are stored together, in chunks of 16 bytes
+constexpr int kStoredSlots = 1;  // output blocks that are stored together
+constexpr int kStoredColumns = 32, kStored = 4, kStoredBytes = 64;  // outputs of a row that are stored together, in chunks of 16 bytes
 constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
 constexpr int kLoads = 16;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
@@ -408,20 +409,21 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
                                       Element* __restrict__ y, u32 scratch) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int s = 0; s < kSlots; s += 1) {
+    for (int s = 0; s < kSlots; s += kStoredSlots) {
         const int target = targets[s];
         if (target == kNoOutput) continue;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
 #pragma unroll
-            for (int j = 0; j < kBlock / 8; j += kStored) {
+            for (int j = 0; j < kStoredSlots * kBlock / 8; j += kStored) {
 #pragma unroll
                 for (int part = 0; part < kStored; part += 4) {
                     u32 words[4];
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
                         const int step = j + part + i;  // of 8 columns
-                        const float2 v = finish(make_float2(sums[s][step * 4 + half * 2], sums[s][step * 4 + half * 2 + 1]));
+                        const float* two = sums[s + step / (kBlock / 8)] + step % (kBlock / 8) * 4 + half * 2;
+                        const float2 v = finish(make_float2(two[0], two[1]));
                         words[i] = pack(v.x, v.y);
                     }
                     stmatrix_x4(scratch + swizzled<kStored>(lane % 8, part + lane / 8), words);

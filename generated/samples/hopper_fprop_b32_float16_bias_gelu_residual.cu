@@ -20,7 +20,8 @@ constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 64, kPanelBytes = 8192, kBoxBytes = 2048, kPieceBytes = 2048;
 constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
-constexpr int kStoredColumns = 64, kStored = kStoredColumns / 8;  // outputs of a row, of two output blocks, that are stored together, in chunks of 16 bytes
+constexpr int kStoredSlots = 2;  // output blocks that are stored together
+constexpr int kStoredColumns = 64, kStored = 8, kStoredBytes = 128;  // outputs of a row that are stored together, in chunks of 16 bytes
 constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
 constexpr int kLoads = 22;  // words of a stage in kLoadTable
 constexpr int kResidualPanels = 4, kResidualBytes = 16384;  // of a tile; of each, kStoredColumns wide
@@ -401,23 +402,24 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
                                       Element* __restrict__ y, const Element* __restrict__ bias, u32 scratch, u32 residual) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int s = 0; s < kSlots; s += 2) {
+    for (int s = 0; s < kSlots; s += kStoredSlots) {
         const int target = targets[s];  // and the one behind it
         if (target == kNoOutput) continue;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
 #pragma unroll
-            for (int j = 0; j < 2 * kBlock / 8; j += kStored) {
+            for (int j = 0; j < kStoredSlots * kBlock / 8; j += kStored) {
 #pragma unroll
                 for (int part = 0; part < kStored; part += 4) {
                     u32 words[4];
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
                         const int step = j + part + i;  // of 8 columns
+                        const float* two = sums[s + step / (kBlock / 8)] + step % (kBlock / 8) * 4 + half * 2;
                         const int column = target * kBlock + step * 8 + lane % 4 * 2;
                         const u32 chunk = step % kStored ^ lane / 4;  // of the row, swizzled
-                        const float2 r = unpack(load_shared(residual + (s * kBlock / kStoredColumns + step / kStored) * kResidualBytes + half * (8 * kStored * 16) + chunk * 16));
-                        const float2 v = finish(make_float2(sums[s + step / (kBlock / 8)][step % (kBlock / 8) * 4 + half * 2], sums[s + step / (kBlock / 8)][step % (kBlock / 8) * 4 + half * 2 + 1]), load_pair(bias + column), r);
+                        const float2 r = unpack(load_shared(residual + (s * kBlock / kStoredColumns + step / kStored) * kResidualBytes + half * (8 * kStoredBytes) + chunk * 16));
+                        const float2 v = finish(make_float2(two[0], two[1]), load_pair(bias + column), r);
                         words[i] = pack(v.x, v.y);
                     }
                     stmatrix_x4(scratch + swizzled<kStored>(lane % 8, part + lane / 8), words);
@@ -492,10 +494,10 @@ bsgen_fprop_b32_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
                 give_back(empty, slot, parity);
             }
             barrier_wait(full + slot * 8, parity);
-            const u32 residual = stages_base + slot * kStageBytes + column * (kSlots * kBlock / kStoredColumns * kResidualBytes) + (row + lane / 4) * (kStored * 16) + lane % 4 * 4;
+            const u32 residual = stages_base + slot * kStageBytes + column * (kSlots * kBlock / kStoredColumns * kResidualBytes) + (row + lane / 4) * kStoredBytes + lane % 4 * 4;
 #pragma unroll
             for (int m = 0; m < kMTiles; ++m)
-                store(sums[m], targets, row0 + row + m * 64, n, y, bias, scratch, residual + m * (64 * kStored * 16));
+                store(sums[m], targets, row0 + row + m * 64, n, y, bias, scratch, residual + m * (64 * kStoredBytes));
             give_back(empty, slot, parity);
         }
     }
