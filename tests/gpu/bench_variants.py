@@ -1,9 +1,10 @@
 """Times the likeliest plans by the cost model beside the one that the planner takes, cuBLAS and Blocked-ELL.
 
-    PYTHONPATH=. python3 tests/gpu/bench_variants.py [narrow] [wgrad] [axis] [small] [lines] [across] [--json FILE]
+    PYTHONPATH=. python3 tests/gpu/bench_variants.py [narrow] [wgrad] [axis] [small] [lines] [forms] [across] [--json FILE]
 
 *narrow*, *wgrad*: the Hopper kernels for blocks of 8 and 16. *axis*: features first, for which the cost model has not been fitted.
 *lines*, *small*: b = 32, many rows and few: panels, pieces and results in lines of 64 bytes and of 128.
+*forms*: warpgroups of every form, alone and in clusters, b = 32, 64 and 128.
 *across*: b = 32, thread blocks that share activations, which the planner does not take before they are timed.
 Each plan is checked before it is timed; one that is wrong is said and left out.
 """
@@ -85,6 +86,17 @@ def lines(op: Op, name: str, layout: Layout, n: int, tiles: int = 2) -> Case:
     return f"{op} b32 {name} N={n}", problem, list(plans)
 
 
+def forms(op: Op, b: int, name: str, layout: Layout, n: int) -> Case:
+    """For each form of warpgroups, cluster and way to whole lines the cheapest plan by the model, the likeliest first."""
+    problem = Problem(op, layout, b, DType.BFLOAT16, batch=n)
+    best: dict[object, hopper.Draft] = {}
+    for draft in sorted(hopper.drafts(problem, TARGET), key=lambda draft: draft.cost.seconds):
+        shape = draft.geometry.shape
+        best.setdefault((_tile(draft), shape.cluster, shape.paired, shape.store_bytes), draft)
+    plans = [hopper.assemble(problem, TARGET, draft) for draft in islice(best.values(), 2 * MOST)]
+    return f"{op} b{b} {name} N={n}", problem, list(plans)
+
+
 def small(n: int, size: int, density: float) -> Case:
     """Few rows."""
     return lines(Op.FPROP, f"{density:.0%} {size}", _random(32, density, size), n, tiles=4)
@@ -123,6 +135,17 @@ SUITES: dict[str, list[Callable[[], Case]]] = {
         *(partial(small, 64, size, density) for size in (SIZE, 3 * SIZE) for density in DENSITIES),
         *(partial(small, n, 3 * SIZE, density) for n, density in ((32, 0.1), (8, 0.2), (1, 0.2))),
         *(partial(small, 256, SIZE, density) for density in (0.05, 0.2)),
+    ],
+    "forms": [
+        *(
+            partial(forms, Op.FPROP, 32, f"{3 * SIZE} {d:.0%}", _random(32, d, 3 * SIZE), SIZE)
+            for d in (0.2, 0.1, 0.05)
+        ),
+        *(partial(forms, Op.FPROP, 32, f"{SIZE} {d:.0%}", _random(32, d), 16384) for d in (0.1, 0.5)),
+        partial(forms, Op.FPROP, 32, "banded", topology.banded(128, 128, 13), 16384),
+        partial(forms, Op.FPROP, 32, "watts", topology.watts_strogatz(128, 12, 0.2, seed=1), 16384),
+        *(partial(forms, Op.FPROP, 64, f"{SIZE} {d:.0%}", _random(64, d), 16384) for d in (0.05, 0.1, 0.2, 0.5)),
+        partial(forms, Op.FPROP, 128, f"{SIZE} 100%", _random(128, 1.0), 8192),
     ],
     "across": [
         *(
