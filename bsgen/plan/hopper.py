@@ -183,16 +183,17 @@ def drafts(problem: Problem, target: Target, across: Sequence[int] = ACROSS) -> 
     counted: dict[tuple[int, ...], Counts] = {}
     for shape in shapes(problem, target, across):
         geo = warpgroup_geometry(problem, shape)
-        key = shape.columns, shape.slots, shape.paired, geo.coupled
-        if key not in ways:
-            ways[key] = list(_groupings(view, geo, target))
-        for index, (grouping, parts, reductions) in enumerate(ways[key]):
-            tiles = _filled_up(parts, shape)
-            if (*key, shape.across, index) not in counted:
-                counted[(*key, shape.across, index)] = tile_counts(tiles, view.inputs_total, geo)
-            cost = hopper_cost(problem, target, geo, counted[(*key, shape.across, index)])
-            for band in bands(problem, geo):
-                yield Draft(geo, band, grouping, tiles, reductions, cost)
+        for width in (1, 2)[: 1 + shape.paired]:
+            key = shape.columns, shape.slots, geo.store_slots, width
+            if key not in ways:
+                ways[key] = list(_groupings(view, geo, target, width))
+            for index, (grouping, parts, reductions) in enumerate(ways[key]):
+                tiles, count = _filled_up(parts, shape), (*key, shape.paired, shape.across, index)
+                if count not in counted:
+                    counted[count] = tile_counts(tiles, view.inputs_total, geo)
+                cost = hopper_cost(problem, target, geo, counted[count])
+                for band in bands(problem, geo):
+                    yield Draft(geo, band, grouping, tiles, reductions, cost)
 
 
 def _filled_up(tiles: Tiles, shape: WarpgroupShape) -> Tiles:
@@ -201,14 +202,14 @@ def _filled_up(tiles: Tiles, shape: WarpgroupShape) -> Tiles:
     return [*tiles, *[empty] * (-len(tiles) % shape.across)]
 
 
-def _groupings(view: OutputBlocks, geo: WarpgroupGeometry, target: Target) -> Iterator[Grouping]:
+def _groupings(view: OutputBlocks, geo: WarpgroupGeometry, target: Target, width: int) -> Iterator[Grouping]:
+    """Ways to fill tiles where inputs come one at a time; or `width` at a time, those that this adds."""
     shape = geo.shape
-    if geo.coupled:
+    if width == 1 and geo.coupled:
         yield from neighbours(view, shape.columns, shape.slots)
-    else:
+    elif width == 1:
         yield from groupings(view, shape.columns, shape.slots, target)
-    for width in (1, 2)[: 1 + shape.paired]:
-        yield from similar(view, shape.tile_slots, width, 1 + geo.coupled)
+    yield from similar(view, shape.tile_slots, width, geo.store_slots)
 
 
 def candidates(problem: Problem, target: Target) -> Iterator[HopperPlan]:

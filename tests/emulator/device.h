@@ -103,10 +103,12 @@ inline dim3 grid, block_size;
 inline Meeting cluster_meeting;
 inline long long idle;
 
+constexpr int kLong = 200, kShort = 20, kVeryLong = 4000, kPatience = 60000;  // rounds: of what is late, and until nothing can come any more
+
 // Rounds until a copy or an arrival lands: mostly few, now and then many.
 inline int late() {
     const u32 which = chance() % 8;
-    return chance() % (which == 0 ? 200 : which < 4 ? 20 : 3);
+    return chance() % (which == 0 ? kLong : which < 4 ? kShort : 3);
 }
 
 // Something that falls behind now and then: a warp, or all of a thread block.
@@ -203,12 +205,12 @@ inline void launch(unsigned count, unsigned threads, unsigned cluster, unsigned 
             more = false;
             std::shuffle(order.begin(), order.end(), chance);
             std::vector<bool> waits(cluster);
-            for (unsigned rank = 0; rank < cluster; ++rank) waits[rank] = slow_blocks[rank].stands(150, 250);
+            for (unsigned rank = 0; rank < cluster; ++rank) waits[rank] = slow_blocks[rank].stands(kLong, kLong);
             for (unsigned w : order) {
                 const Fiber* first = &fibers[w * 32];
                 if (std::all_of(first, first + 32, [](const Fiber& fiber) { return fiber.done; })) continue;
                 more = true;
-                if (waits[w / (threads / 32)] || warps[w].stands(100, 150)) continue;
+                if (waits[w / (threads / 32)] || warps[w].stands(kLong / 2, kLong)) continue;
                 for (unsigned lane = 0; lane < 32; ++lane) {
                     self = &fibers[w * 32 + lane];
                     if (!self->done) swapcontext(&scheduler, &self->context);
@@ -217,7 +219,7 @@ inline void launch(unsigned count, unsigned threads, unsigned cluster, unsigned 
             for (size_t i = 0; i < copies.size();)
                 if (--copies[i].delay <= 0) copies[i].land(), copies.erase(copies.begin() + i), idle = 0;
                 else ++i;
-            if (++idle > 60000) fail("every thread waits for something that does not come");
+            if (++idle > kPatience) fail("every thread waits for something that does not come");
         }
         if (!copies.empty()) fail("copies on their way at the end of a thread block");
     }
@@ -282,7 +284,7 @@ inline void barrier_arrive_at(u32 barrier, u32 rank) {
     if (!b.ready) fail("arrival on a neighbour's barrier that was not made", barrier);
     // It takes its time, which nothing but a wait on that barrier sees.
     Block* const there = &blocks[rank];
-    copies.push_back({chance() % 40 ? late() : static_cast<int>(chance() % 4000), [=, &b] {
+    copies.push_back({chance() % 40 ? late() : static_cast<int>(chance() % kVeryLong), [=, &b] {
         if (!there->threads) fail("an arrival at a thread block that has ended");
         --b.pending, b.settle();
     }});
