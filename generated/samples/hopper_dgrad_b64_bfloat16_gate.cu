@@ -23,7 +23,7 @@ constexpr u32 kPanelHigh = 1073741888u;
 constexpr int kStepBytes = 32;
 constexpr int kWeightsStep = 2;  // from a multiply step to the next, in 16 bytes
 constexpr int kStoredSlots = 1;  // output blocks that are stored together
-constexpr int kStoredColumns = 64, kStored = 8, kStoredBytes = 128;  // outputs of a row that are stored together, in chunks of 16 bytes
+constexpr int kStored = 8;  // chunks of 16 bytes of a row that are stored together
 constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
 constexpr long long kGated = 49152;  // float32 elements of gate * W, which begins the workspace and is what the main kernel takes for w
 constexpr int kLoads = 9;  // words of a stage in kLoadTable

@@ -22,7 +22,7 @@ constexpr int kRowBytes = 64, kPanelBytes = 4096, kBoxBytes = 2048, kPieceBytes 
 constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
 constexpr int kStoredSlots = 1;  // output blocks that are stored together
-constexpr int kStoredColumns = 32, kStored = 4, kStoredBytes = 64;  // outputs of a row that are stored together, in chunks of 16 bytes
+constexpr int kStored = 4;  // chunks of 16 bytes of a row that are stored together
 constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
 constexpr int kLoads = 16;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.

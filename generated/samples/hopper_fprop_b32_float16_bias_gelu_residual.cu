@@ -21,9 +21,10 @@ constexpr int kRowBytes = 64, kPanelBytes = 8192, kBoxBytes = 2048, kPieceBytes 
 constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
 constexpr int kStoredSlots = 2;  // output blocks that are stored together
-constexpr int kStoredColumns = 64, kStored = 8, kStoredBytes = 128;  // outputs of a row that are stored together, in chunks of 16 bytes
+constexpr int kStored = 8;  // chunks of 16 bytes of a row that are stored together
 constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
 constexpr int kLoads = 22;  // words of a stage in kLoadTable
+constexpr int kStoredColumns = 64, kStoredBytes = 128;  // of such a row
 constexpr int kResidualPanels = 4, kResidualBytes = 16384;  // of a tile; of each, kStoredColumns wide
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {

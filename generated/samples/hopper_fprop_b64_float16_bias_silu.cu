@@ -24,7 +24,7 @@ constexpr u32 kPanelHigh = 1073741888u;
 constexpr int kStepBytes = 32;
 constexpr int kWeightsStep = 128;  // from a multiply step to the next, in 16 bytes
 constexpr int kStoredSlots = 1;  // output blocks that are stored together
-constexpr int kStoredColumns = 64, kStored = 8, kStoredBytes = 128;  // outputs of a row that are stored together, in chunks of 16 bytes
+constexpr int kStored = 8;  // chunks of 16 bytes of a row that are stored together
 constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
 constexpr int kLoads = 4;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
