@@ -35,7 +35,7 @@ class TensorMap:
     """How TMA reads an operand: a matrix of `rows` times `columns` (0 of either: N), in boxes; a row of a box is one swizzle line.
 
     Encoded for each call by cuTensorMapEncodeTiled; the kernel takes it as the argument `<name>_map`, of an operand that it sees in
-    one way alone `<operand>_map`.
+    one way alone `<operand>_map`. What L2 does not have it fetches from device memory by `fetched` bytes, 64 or 128.
     """
 
     operand: str
@@ -45,6 +45,7 @@ class TensorMap:
     box_rows: int
     dtype: str
     name: str = ""
+    fetched: int = 128
 
     @property
     def argument(self) -> str:

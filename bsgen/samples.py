@@ -51,6 +51,12 @@ def in_lines(problem: Problem, target: Target) -> Plan:
     return hopper.assemble(problem, target, next(draft for draft in drafts if draft.geometry.coupled))
 
 
+def ringed(problem: Problem, target: Target) -> Plan:
+    """Two rings of stages, each with warpgroups of its own."""
+    drafts = hopper.drafts(problem, target, rings=(2,))
+    return hopper.assemble(problem, target, min(drafts, key=lambda draft: draft.cost.seconds))
+
+
 def across(problem: Problem, target: Target) -> Plan:
     """Thread blocks that bring activations for each other."""
     drafts = (draft for draft in hopper.drafts(problem, target, (2,)) if draft.geometry.shape.across > 1)
@@ -102,6 +108,16 @@ SAMPLES = (
         batch=MANY,
         arch=HOPPER,
         planner=in_lines,
+    ),
+    Sample(
+        "hopper_fprop_b32_bfloat16_rings",
+        Op.FPROP,
+        lambda: scattered(16, 16),
+        32,
+        DType.BFLOAT16,
+        batch=MANY,
+        arch=HOPPER,
+        planner=ringed,
     ),
     Sample(
         "hopper_fprop_b32_bfloat16_across",

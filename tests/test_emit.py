@@ -86,8 +86,9 @@ def hopper_plans() -> list[Plan]:
         chosen += [each for each in drafts if each.geometry.coupled][:1]
         found += [hopper.assemble(problem, BIG, each) for each in chosen]
     problem = Problem(Op.FPROP, hub(150, 4), 32, DType.BFLOAT16)
-    across = next(draft for draft in hopper.drafts(problem, BIG, (2,)) if draft.geometry.shape.across > 1)
-    found.append(hopper.assemble(problem, BIG, across))
+    shapes = [(draft.geometry.shape, draft) for draft in hopper.drafts(problem, BIG)]
+    found.append(hopper.assemble(problem, BIG, next(draft for shape, draft in shapes if shape.across > 1)))
+    found.append(hopper.assemble(problem, BIG, next(draft for shape, draft in shapes if shape.rings > 1)))
     finishing = [Epilogue(True, activation, True) for activation in Activation]
     problems = [replace(BASE, dtype=DType.FLOAT16, epilogue=epilogue) for epilogue in finishing]
     gradients = [

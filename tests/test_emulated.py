@@ -72,6 +72,16 @@ def test_whole_lines(op: Op) -> None:
 
 
 @pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
+def test_two_rings(op: Op) -> None:
+    """Warpgroups of two rings in a thread block, with tiles of their own: more of them than rings, and fewer."""
+    finish = Epilogue(True, Activation.RELU, True) if op is Op.FPROP else Epilogue()
+    for n, block in ((300, 32), (70, 128)):
+        problem = Problem(op, bernoulli(8, 20, 0.5), block, DType.BFLOAT16, epilogue=finish, batch=1000)
+        for seed, draft in enumerate(sample(list(hopper.drafts(problem, BIG, rings=(2,))), 3)):
+            check(hopper.assemble(problem, BIG, draft), n, seed=seed)
+
+
+@pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
 def test_thread_blocks_across(op: Op) -> None:
     """They bring panels for each other, in stages in step; the last tiles of a cluster may be empty."""
     finish = Epilogue(True, Activation.RELU, True) if op is Op.FPROP else Epilogue()

@@ -249,6 +249,40 @@ def test_the_quick_way_leaves_what_is_not_aligned(kernels: Kernels) -> None:
     assert kernels.calls == []
 
 
+def test_tensor_maps_are_encoded_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[tuple[Any, ...]] = []
+
+    class Enumeration:
+        def __getattr__(self, name: str) -> str:
+            return name
+
+    cuda = SimpleNamespace(
+        cuuint64_t=int,
+        cuuint32_t=int,
+        **dict.fromkeys(
+            [f"CUtensorMap{kind}" for kind in ("Swizzle", "DataType", "Interleave", "L2promotion", "FloatOOBfill")],
+            Enumeration(),
+        ),
+    )
+    for made in (launch.tensor_maps._defaults, launch.tensor_maps._enumerations, launch.tensor_maps._promotion):
+        made.cache_clear()
+    monkeypatch.setattr(launch.driver, "bindings", lambda: cuda)
+    room = ctypes.create_string_buffer(bytes(range(128)), 128)
+    answer = SimpleNamespace(getPtr=lambda: ctypes.addressof(room))
+    monkeypatch.setattr(launch.tensor_maps.driver, "call", lambda *given: (encoded.append(given), answer)[1])
+    for fetched in (128, 64):
+        encode = launch.tensor_maps.Encoder(TensorMap("x", 64, 0, 32, 8, "bfloat16", fetched=fetched))
+        assert encode(4096, 5) == bytes(range(128))
+        assert encode.kept == {(4096, 5): bytes(range(128))}
+        assert encoded.pop() == (
+            "cuTensorMapEncodeTiled", "CU_TENSOR_MAP_DATA_TYPE_BFLOAT16", 2, 4096, [64, 5], [128], [32, 8], [1, 1],
+            "CU_TENSOR_MAP_INTERLEAVE_NONE", "CU_TENSOR_MAP_SWIZZLE_64B", f"CU_TENSOR_MAP_L2_PROMOTION_L2_{fetched}B",
+            "CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE",
+        )  # fmt: skip
+    for made in (launch.tensor_maps._defaults, launch.tensor_maps._enumerations, launch.tensor_maps._promotion):
+        made.cache_clear()
+
+
 def test_arguments_lie_where_their_pointers_say(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[tuple[Any, ...]] = []
     cuda = SimpleNamespace(

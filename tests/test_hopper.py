@@ -158,14 +158,16 @@ def check_shared_memory(plan: HopperPlan) -> None:
     assert shape.stage_bytes % 1024 == 0
     assert shape.stages * BARRIERS % 16 == 0, "scratch is written 16 bytes at a time"
     scratch = 4 * shape.groups * 8 * shape.store_bytes
-    assert shape.stages * (shape.stage_bytes + BARRIERS) + scratch <= plan.shared_memory
+    assert shape.rings * (shape.stages * (shape.stage_bytes + BARRIERS) + scratch) <= plan.shared_memory
 
 
 def check_registers(plan: HopperPlan) -> None:
     """setmaxnreg hands out no more registers than the launch took: it would wait for ever."""
     geo, shape = plan.geometry, plan.geometry.shape
-    wanted = shape.consumer_registers * shape.groups + shape.producer_registers
-    assert wanted <= shape.launch_registers * (shape.groups + 1)
+    groups = shape.groups * shape.rings
+    wanted = shape.consumer_registers * groups + shape.producer_registers
+    assert wanted <= shape.launch_registers * (groups + 1)
+    assert 128 * (groups + 1) == shape.threads
     assert shape.launch_registers * shape.threads <= 65536
     assert 24 <= shape.producer_registers <= shape.launch_registers <= shape.consumer_registers <= 256
     assert shape.producer_registers % 8 == shape.consumer_registers % 8 == shape.launch_registers % 8 == 0
@@ -178,6 +180,8 @@ def check_maps(plan: HopperPlan) -> None:
     activations, *pairs, w = (tensor_map for tensor_map in plan.maps if tensor_map.operand != "residual")
     residual = plan.maps[2 + len(pairs) :]
     assert len(pairs) == plan.pairs <= geo.shape.paired
+    assert activations.fetched == fetched(plan)
+    assert all(tensor_map.fetched == 128 for tensor_map in (w, *residual))
     for tensor_map in pairs:
         assert tensor_map == replace(activations, box_columns=64, name=f"{plan.activations}_pairs")
     for tensor_map in plan.maps:
@@ -198,6 +202,13 @@ def check_maps(plan: HopperPlan) -> None:
         assert plan.residual_panels * geo.store_columns == geo.shape.tile_slots * geo.block
         assert plan.residual_panels * geo.residual_bytes <= geo.shape.stage_bytes
         assert plan.residual_panels < 32, "a lane of the loading warps each, beside the first"
+
+
+def fetched(plan: HopperPlan) -> int:
+    """Of activations that no block needs as few bytes as L2 can leave in device memory."""
+    mask = plan.problem.layout.mask
+    used = mask.any(axis=1 if plan.problem.op is Op.FPROP else 0)
+    return 64 if used.mean() < 0.95 and not plan.problem.feature_first else 128
 
 
 def line_bytes(plan: HopperPlan, tensor_map: TensorMap) -> int:

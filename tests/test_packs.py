@@ -293,6 +293,7 @@ def test_fuzzed_kernels(file: Path) -> None:
         {"grid": {**launch["grid"], "persistent": 2}},
         {"maps": [{"operand": "x"}]},
         {"maps": [{**launch["maps"][0], "dtype": "int4"}]},
+        {"maps": [{**launch["maps"][0], "fetched": 96}]},
     ):
         changed = {**header, "outline": {**header["outline"], "launches": [{**launch, **fields}]}}
         body = json.dumps(changed).encode()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bsgen.plan.blocks import output_blocks
 from bsgen.plan.cost import memory_bytes
 from bsgen.problem import DType, Op, Problem
 
@@ -16,9 +17,9 @@ FLOPS, TF32_FLOPS, HBM, L2 = 790e12, 395e12, 4.3e12, 9.5e12
 TILES = ((128, 256), (256, 128))  # rows x output features whose sums fill half of an SM's registers
 TEXT = (
     f"the longest of: arithmetic on stored blocks at {FLOPS / 1e12:.0f} TFLOP/s ({TF32_FLOPS / 1e12:.0f} for float32); "
-    f"x, y and the stored weights once through device memory at {HBM / 1e12} TB/s; and, for fprop and dgrad, what tiles of "
-    f"32768 outputs fetch from L2 at {L2 / 1e12} TB/s, each input panel once a tile, neighbouring output blocks together, "
-    "no multicast, the better of two tile shapes"
+    f"what is used of x, y and the stored weights once through device memory at {HBM / 1e12} TB/s; and, for fprop and dgrad, "
+    f"what tiles of 32768 outputs fetch from L2 at {L2 / 1e12} TB/s, each input panel once a tile, neighbouring output blocks "
+    "together, no multicast, the better of two tile shapes"
 )
 
 
@@ -33,7 +34,8 @@ class Bound:
 def bound(problem: Problem, n: int) -> Bound:
     """The bound of a product with N = `n` rows."""
     rate = TF32_FLOPS if problem.dtype is DType.FLOAT32 else FLOPS
-    times = {"math": problem.flops(n) / rate, "device memory": memory_bytes(problem, n) / HBM}
+    idle = 0.0 if problem.op is Op.WGRAD else output_blocks(problem).idle
+    times = {"math": problem.flops(n) / rate, "device memory": memory_bytes(problem, n, idle) / HBM}
     if problem.op is not Op.WGRAD:
         times["L2"] = min(l2_bytes(problem, n)) / L2
     limiter = max(times, key=lambda name: times[name])

@@ -283,5 +283,12 @@ def _launch(launch: Launch) -> str:
 
 
 def _map(spec: TensorMap) -> str:
-    values: tuple[Any, ...] = (TYPES[spec.dtype], spec.columns, spec.rows, spec.box_columns, spec.box_rows)
+    values: tuple[Any, ...] = (
+        TYPES[spec.dtype],
+        spec.columns,
+        spec.rows,
+        spec.box_columns,
+        spec.box_rows,
+        spec.fetched,
+    )
     return f"{{{POINTERS[spec.operand]}, {', '.join(map(str, values))}}}"

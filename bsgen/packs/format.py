@@ -223,6 +223,8 @@ def _check_outline(outline: Outline, entries: set[str]) -> None:
             raise ValueError("a launch of other types")
         for each in launch.maps:
             parse_dtype(_text(each.dtype))
+            if each.fetched not in (64, 128):
+                raise ValueError("a way to fetch that is none")
         if not (0 < grid.cluster <= 8 and 0 < launch.threads <= 1024 and 0 <= launch.shared_memory <= 1 << 18):
             raise ValueError("a launch that no GPU takes")
     if any(type(number) is not int or not 0 <= number < 1 << 40 for number in numbers):

@@ -55,6 +55,11 @@ class OutputBlocks:
         """Stored blocks of each output block."""
         return np.diff(self.starts).astype(np.int32)
 
+    @cached_property
+    def idle(self) -> float:
+        """The share of input blocks that no output block uses."""
+        return 1 - len(np.unique(self.inputs)) / self.inputs_total
+
     def part(self, output: int, target: int, begin: int, end: int) -> Part:
         """The inputs `begin` ... `end - 1` of an output block as one part."""
         run = slice(int(self.starts[output]) + begin, int(self.starts[output]) + end)

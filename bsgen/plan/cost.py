@@ -175,10 +175,13 @@ def _busiest_warp(stage: Stage, geo: Geometry) -> int:
     return max(sum(operations[i : i + per_warp]) for i in range(0, len(operations), per_warp))
 
 
-def memory_bytes(problem: Problem, n: int) -> float:
-    """Bytes that must cross device memory: activations in and out, stored weights, once each."""
+def memory_bytes(problem: Problem, n: int, idle: float = 0.0) -> float:
+    """Bytes that must cross device memory: activations in and out, stored weights, once each; of fprop's or dgrad's inputs the
+    share that is `idle` may stay there."""
     weights = problem.layout.nnz * problem.block_size**2 * (problem.wgrad_dtype or problem.dtype).itemsize
-    return problem.dtype.itemsize * n * (problem.in_features + problem.out_features) + weights
+    inputs = problem.in_features if problem.op is Op.FPROP else problem.out_features
+    features = problem.in_features + problem.out_features - idle * inputs
+    return problem.dtype.itemsize * n * features + weights
 
 
 def wgrad_cost(

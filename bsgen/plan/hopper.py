@@ -14,7 +14,7 @@ from bsgen.plan.blocks import IntArray, OutputBlocks, Part, Reduction, output_bl
 from bsgen.plan.cost import Cost
 from bsgen.plan.grouping import Grouping, Tiles, groupings, neighbours, similar
 from bsgen.plan.hopper_cost import Counts, hopper_cost, tile_counts
-from bsgen.plan.hopper_shapes import ACROSS, BARRIER_BYTES, shapes
+from bsgen.plan.hopper_shapes import ACROSS, BARRIER_BYTES, HALF_LINE, RINGS, shapes
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
 from bsgen.plan.rings import (
     RingStage,
@@ -26,6 +26,7 @@ from bsgen.plan.rings import (
 )
 from bsgen.plan.shared_rings import pack_together
 from bsgen.plan.warpgroup import (
+    LINE_BYTES,
     WARPGROUP_ROWS,
     WarpgroupGeometry,
     WarpgroupShape,
@@ -36,6 +37,7 @@ from bsgen.problem import DType, Op, Precision, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
 BLOCK_SIZES = (32, 64, 128)
+IDLE = 0.05  # the share of inputs that no block uses from which on L2 had better not fetch two of 64 bytes for one
 WEIGHTS_BYTES, BAND_BYTES = 12 << 20, 16 << 20  # of W and of a band's activations that stay in the 50 MiB of L2
 
 
@@ -75,7 +77,7 @@ class HopperPlan(ProductPlan):
     def shared_memory(self) -> int:
         """Dynamic shared memory, bytes."""
         shape = self.geometry.shape
-        return shape.stages * shape.stage_bytes + BARRIER_BYTES + shape.scratch_bytes
+        return shape.rings * shape.stages * shape.stage_bytes + BARRIER_BYTES + shape.scratch_bytes
 
     @property
     def store(self) -> str:
@@ -122,7 +124,10 @@ class HopperPlan(ProductPlan):
         if problem.feature_first:
             activations = TensorMap(self.activations, 0, self.features[0], WARPGROUP_ROWS, geo.depth, dtype)
         else:
-            activations = TensorMap(self.activations, self.features[0], 0, geo.depth, geo.shape.rows, dtype)
+            fetched = HALF_LINE if output_blocks(problem).idle > IDLE else LINE_BYTES
+            activations = TensorMap(
+                self.activations, self.features[0], 0, geo.depth, geo.shape.rows, dtype, fetched=fetched
+            )
         rows = problem.layout.nnz * problem.block_size
         weights = TensorMap(self.weights, problem.block_size, rows, geo.box_columns, geo.box_rows, dtype)
         residual = TensorMap("residual", self.features[1], 0, geo.store_columns, geo.shape.rows, dtype)
@@ -148,7 +153,8 @@ class HopperPlan(ProductPlan):
             f"{shape.row_groups} x {shape.columns} warpgroups of {64 * shape.m_tiles} x {shape.slots * geo.block}, "
             f"{f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}{f'{shape.across} across, ' * (shape.across > 1)}"
             f"{'paired, ' * shape.paired}{'coupled, ' * geo.coupled}"
-            f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, {self.grouping} groups"
+            f"{f'{shape.rings} rings of ' * (shape.rings > 1)}{shape.stages} stages of {shape.stage_bytes // 1024} KiB, "
+            f"{self.grouping} groups"
             f"{f' in bands of {self.band}' * (self.band > 1)}{self.split_text}{self.gate_text}"
         )
 
@@ -174,14 +180,16 @@ class Draft:
     cost: Cost
 
 
-def drafts(problem: Problem, target: Target, across: Sequence[int] = ACROSS) -> Iterator[Draft]:
+def drafts(
+    problem: Problem, target: Target, across: Sequence[int] = ACROSS, rings: Sequence[int] = RINGS
+) -> Iterator[Draft]:
     """Every shape with every grouping; `across`: how many thread blocks may share activations."""
     if not serves(problem, target):
         return
     view = output_blocks(problem)
     ways: dict[tuple[int, ...], list[Grouping]] = {}
     counted: dict[tuple[int, ...], Counts] = {}
-    for shape in shapes(problem, target, across):
+    for shape in shapes(problem, target, across, rings):
         geo = warpgroup_geometry(problem, shape)
         for width in (1, 2)[: 1 + shape.paired]:
             key = shape.columns, shape.slots, geo.store_slots, width
@@ -191,7 +199,7 @@ def drafts(problem: Problem, target: Target, across: Sequence[int] = ACROSS) -> 
                 tiles, count = _filled_up(parts, shape), (*key, shape.paired, shape.across, index)
                 if count not in counted:
                     counted[count] = tile_counts(tiles, view.inputs_total, geo)
-                cost = hopper_cost(problem, target, geo, counted[count])
+                cost = hopper_cost(problem, target, geo, counted[count], view.idle)
                 for band in bands(problem, geo):
                     yield Draft(geo, band, grouping, tiles, reductions, cost)
 

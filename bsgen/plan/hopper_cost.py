@@ -17,26 +17,28 @@ from numpy.typing import NDArray
 
 from bsgen.plan.cost import Cost, gate_seconds, memory_bytes, overlapped
 from bsgen.plan.grouping import Tiles
-from bsgen.plan.warpgroup import WARPGROUP_ROWS, WarpgroupGeometry, residual_panels
+from bsgen.plan.warpgroup import WARPGROUP_ROWS, WarpgroupGeometry, WarpgroupShape, residual_panels
 from bsgen.problem import Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
-L2_RATE = {1: 56.1, 2: 53.0}  # bytes a clock that an SM gets from L2 through TMA, by the size of the cluster
-LINE_RATE = 0.734  # lines of up to 128 bytes
+L2_RATE = {1: 59.6, 2: 54.6}  # bytes a clock that an SM gets from L2 through TMA, by the size of the cluster
+LINE_RATE = 0.745  # lines of up to 128 bytes
 SHARED_RATE = 128.0  # bytes a clock of shared memory
-AGAIN = 0.85  # of a piece's bytes, for each further 64 rows that one warpgroup multiplies
-LEAST_STEP = 16.0  # clocks of a multiply step of few columns
-VISIT, PAIR = 10.8, 33.1  # clocks of a visit beside its multiply steps: alone, and for each two slots that it tests
+AGAIN = 0.42  # of a piece's bytes, for each further 64 rows that one warpgroup multiplies
+LEAST_STEP = 19.0  # clocks of a multiply step of few columns
+VISIT, PAIR = 11.8, 38.5  # clocks of a visit beside its multiply steps: alone, and for each two slots that it tests
 PAIRED_VISIT = 93.0  # and where its panel may be one of a pair
-STEP = 54.7  # clocks between multiply steps that depend on each other
+STEP = 39.2  # clocks between multiply steps that depend on each other
 COPY = 1.04  # clocks of the loading warps that a copy takes, as far as they are not hidden
-OUTPUT, STORED = 0.023, 1.67  # clocks of an output element, and of a line of them that is stored
-ACTIVATION, RESIDUAL = 0.075, 0.065  # of an output element whose activation is taken, to which a residual is added
+OUTPUT, STORED = 0.031, 1.71  # clocks of an output element, and of a line of them that is stored
+ACTIVATION, RESIDUAL = 0.081, 0.069  # of an output element whose activation is taken, to which a residual is added
 PIECE_BYTES = 32  # of such a line where warps store what they hold, without a way through shared memory or by features
-TOGETHER = 420.0  # clocks that a tile takes more in a cluster, and with warpgroups below each other
-START_SECONDS = 1.54e-6  # until the first panels have come, and after the last results
-OVERLAP = 4.6  # the norm's exponent
-MEMORY_OVERLAP = 2.5  # and that of all this and device memory
+TOGETHER = 302.0  # clocks that a tile takes more in a cluster, and with warpgroups below each other
+RINGED = 1.54  # times its own stores that each of two tiles takes beside, which store at times of their own
+SPARED = 0.19  # of the time that inputs which no block uses would take in device memory
+START_SECONDS = 1.46e-6  # until the first panels have come, and after the last results
+OVERLAP = 4.53  # the norm's exponent
+MEMORY_OVERLAP = 2.68  # and that of all this and device memory
 CLUSTERED = {4: 120 / 132}  # of the SMs hold clusters of four: the others' neighbours are few
 WALKED_ROWS = 128
 
@@ -81,20 +83,31 @@ def tile_counts(tiles: Tiles, inputs: int, geo: WarpgroupGeometry) -> Counts:
     return Counts(panels.max(axis=1), fetched.mean(axis=1), copies.mean(axis=1), pieces.max(axis=1), visits.max(axis=1))
 
 
-def hopper_cost(problem: Problem, target: Target, geo: WarpgroupGeometry, counts: Counts) -> Cost:
-    """The cost of a plan."""
+def hopper_cost(problem: Problem, target: Target, geo: WarpgroupGeometry, counts: Counts, idle: float = 0.0) -> Cost:
+    """The cost of a plan, of whose inputs a share is `idle`."""
     shape, n = geo.shape, problem.batch or DEFAULT_ROWS
     l2_bytes, demands = _demands(geo, counts, residual_panels(problem, geo))
-    tiles = sum((demand**OVERLAP for demand in demands.values()), np.zeros(1)) ** (1 / OVERLAP)
-    tiles = tiles + _store_clocks(problem, geo) + TOGETHER * ((shape.thread_blocks > 1) + (shape.row_groups > 1))
+    tiles = _tile_clocks(shape, demands, _store_clocks(problem, geo))
     row_tiles = -(-n // (shape.rows * shape.cluster))
-    places = int(target.sms * CLUSTERED.get(shape.thread_blocks, 1.0)) // shape.thread_blocks
+    places = int(target.sms * CLUSTERED.get(shape.thread_blocks, 1.0)) // shape.thread_blocks * shape.rings
     seconds = makespan(tiles, row_tiles, places) / target.clock
-    memory = memory_bytes(problem, n) / target.hbm
+    memory = memory_bytes(problem, n, SPARED * idle) / target.hbm
     largest = max(demands, key=lambda name: float(demands[name].sum()))
     limiter = "device memory" if memory > seconds else largest
     total = overlapped(seconds, memory, MEMORY_OVERLAP) + START_SECONDS + gate_seconds(problem, target)
     return Cost(n, total, limiter, float(l2_bytes.sum()) * row_tiles * shape.thread_blocks)
+
+
+def _tile_clocks(shape: WarpgroupShape, demands: dict[str, Floats], stores: float) -> Floats:
+    """Clocks of each tile from its demands, and its stores, with which nothing of it overlaps. Rings share the SM: what one waits
+    for takes as many times longer, but one stores while another multiplies."""
+    if shape.rings > 1:
+        demands = {name: demand * shape.rings for name, demand in demands.items()}
+        demands["latency"] = demands["latency"] / shape.rings + stores
+        own = RINGED * stores
+    else:
+        own = stores + TOGETHER * ((shape.thread_blocks > 1) + (shape.row_groups > 1))
+    return sum((demand**OVERLAP for demand in demands.values()), np.zeros(1)) ** (1 / OVERLAP) + own
 
 
 def makespan(tiles: Floats, row_tiles: int, slots: int) -> float:

@@ -21,14 +21,14 @@ from bsgen.problem import DType, Op, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
 BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
-# By TF32: its fragments leave no registers for taller warpgroups, so wider ones serve.
-MAXIMUM_SLOTS = {False: 2, True: 4}
-STAGES = (3, 4)
+# Of a warpgroup; by TF32, fragments leave no registers for taller warpgroups, so wider ones serve.
+MAXIMUM_SLOTS, FEW_ROWS_SLOTS = 4, 2
+STAGES = {1: (3, 4), 2: (2,)}  # of a ring, by the number of them: two rings are for tiles of few panels
 WHOLE_LINE_ROWS = 128  # the least of a tile that pairs panels or results up: with fewer, other things are waited for
 HALF_LINE = 64  # bytes of scratch memory a row, where results are not stored by lines
 CLUSTERS = (1, 2)
-# Thread blocks that share activations: 2 and 4 are right by the emulator of the tests, but have not been timed.
-ACROSS = (1,)
+ACROSS = (1, 2)  # thread blocks that share activations, where rows are few; 4 were never better
+RINGS = (1, 2)
 
 
 class Form(NamedTuple):
@@ -59,19 +59,29 @@ SHAPES: tuple[Form, ...] = (
     Form(1, 1, 1, 128),
 )
 
+RINGED_SHAPES = (
+    Form(1, 2, 2, 64),
+)  # of each of two rings, with clusters by the bytes of a panel's row as they were best
+RINGED_CLUSTERS = {64: 2, 128: 1}
 
-def shapes(problem: Problem, target: Target, across: Sequence[int] = ACROSS) -> Iterator[WarpgroupShape]:
+
+def shapes(
+    problem: Problem, target: Target, across: Sequence[int] = ACROSS, rings: Sequence[int] = RINGS
+) -> Iterator[WarpgroupShape]:
     """Every shape whose accumulators fit the registers, alone and in clusters, with every ring."""
-    most = MAXIMUM_SLOTS[problem.dtype is DType.FLOAT32]
-    for row_groups, columns, m_tiles, width in SHAPES:
+    for (row_groups, columns, m_tiles, width), ringed in _forms(rings):
         slots = width // problem.block_size
-        if width % problem.block_size or slots > most:
+        many_rows = row_groups * m_tiles > 1 or problem.dtype is DType.FLOAT32
+        if width % problem.block_size or slots > (MAXIMUM_SLOTS if many_rows else FEW_ROWS_SLOTS):
             continue
         few = _few(problem, row_groups * m_tiles)
-        ways = product(_clusters(problem, across), _paired(problem), _stored(problem, slots), STAGES)
+        clusters = _clusters(problem, across) if ringed == 1 else [(RINGED_CLUSTERS[_row_bytes(problem)], 1)]
+        ways = product(clusters, _paired(problem), _stored(problem, slots), STAGES[ringed])
         for (cluster, beside), paired, stored, stages in ways:
-            form = WarpgroupShape(row_groups, columns, m_tiles, slots, cluster, few, paired, stored, beside, stages)
-            if beside > 1 and paired:
+            form = WarpgroupShape(
+                row_groups, columns, m_tiles, slots, cluster, few, paired, stored, beside, ringed, stages
+            )
+            if beside > 1 and (paired or form.rows >= WHOLE_LINE_ROWS):
                 continue
             shape = _with_ring(form, target)
             geo = warpgroup_geometry(problem, shape)
@@ -83,6 +93,12 @@ def shapes(problem: Problem, target: Target, across: Sequence[int] = ACROSS) -> 
                 continue
             if room(geo) >= geo.panel_bytes + _least_pieces(shape) * geo.piece_bytes:
                 yield shape
+
+
+def _forms(rings: Sequence[int]) -> Iterator[tuple[Form, int]]:
+    """Forms for so many rings."""
+    for number in rings:
+        yield from ((form, number) for form in (SHAPES if number == 1 else RINGED_SHAPES))
 
 
 def _few(problem: Problem, height: int) -> int:
@@ -104,7 +120,7 @@ def _clusters(problem: Problem, across: Sequence[int]) -> Iterator[tuple[int, in
 def _least_pieces(shape: WarpgroupShape) -> int:
     """Pieces that a stage must have room for beside a panel: all that multiply it where thread blocks share it, else it may be
     loaded again."""
-    return shape.tile_slots if shape.across > 1 else 2
+    return shape.tile_slots if shape.across > 1 else min(2, shape.tile_slots)
 
 
 def _sides(problem: Problem) -> tuple[int, int]:
@@ -134,4 +150,4 @@ def _paired(problem: Problem) -> tuple[bool, ...]:
 
 def _with_ring(shape: WarpgroupShape, target: Target) -> WarpgroupShape:
     budget = target.shared_memory - BARRIER_BYTES - shape.scratch_bytes
-    return replace(shape, stage_bytes=budget // shape.stages // 1024 * 1024)
+    return replace(shape, stage_bytes=budget // (shape.rings * shape.stages) // 1024 * 1024)

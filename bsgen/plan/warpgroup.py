@@ -17,7 +17,7 @@ from bsgen.problem import Op, Problem
 
 LINE_BYTES = 128
 ATOM_ROWS = 8
-WARPGROUP_ROWS = 64
+WARPGROUP_ROWS, WARPGROUP_WARPS = 64, 4
 NARROW = 32
 PRODUCER_REGISTERS = 32
 MOST_LAUNCH_REGISTERS = 128  # of a thread where few threads leave more than it needs
@@ -33,6 +33,8 @@ class WarpgroupShape:
     A tile of `few` rows (a multiple of 8, 0: none) loads no more of the 64 that are multiplied; the others are never stored.
     Where panels are `paired`, two neighbours that a tile needs come as one, in lines of 128 bytes: L2 looks up a line no faster for
     half of it. Results are stored in pieces of rows of `store_bytes`, of one output block or of two neighbours.
+    A thread block may have several `rings`, each with warpgroups of its own, which work on tiles of their own: while those of one
+    store results, those of the other multiply.
     """
 
     row_groups: int
@@ -44,12 +46,13 @@ class WarpgroupShape:
     paired: bool = False
     store_bytes: int = 64
     across: int = 1
+    rings: int = 1
     stages: int = 0
     stage_bytes: int = 0
 
     @property
     def groups(self) -> int:
-        """Warpgroups that multiply."""
+        """Warpgroups that multiply a tile."""
         return self.row_groups * self.columns
 
     @property
@@ -60,7 +63,7 @@ class WarpgroupShape:
     @property
     def scratch_bytes(self) -> int:
         """Shared memory through which results are stored."""
-        return ATOM_ROWS * self.store_bytes * 4 * self.groups
+        return ATOM_ROWS * self.store_bytes * WARPGROUP_WARPS * self.groups * self.rings
 
     @property
     def rows(self) -> int:
@@ -80,7 +83,7 @@ class WarpgroupShape:
     @property
     def threads(self) -> int:
         """Threads of a block: one more warpgroup loads."""
-        return 128 * (self.groups + 1)
+        return 128 * (self.groups * self.rings + 1)
 
     @property
     def launch_registers(self) -> int:
@@ -90,7 +93,8 @@ class WarpgroupShape:
     @property
     def consumer_registers(self) -> int:
         """Registers of a thread that multiplies, once those that load have given up theirs."""
-        return (self.launch_registers * (self.groups + 1) - PRODUCER_REGISTERS) // self.groups // 8 * 8
+        groups = self.groups * self.rings
+        return (self.launch_registers * (groups + 1) - PRODUCER_REGISTERS) // groups // 8 * 8
 
     @property
     def producer_registers(self) -> int:

@@ -37,10 +37,11 @@ class Encoder:
             [cuda.cuuint32_t(spec.box_columns), cuda.cuuint32_t(spec.box_rows)],
             [cuda.cuuint32_t(1), cuda.cuuint32_t(1)],
         )
-        interleave, promotion, fill = _defaults()
+        interleave, fill = _defaults()
         encoded = driver.call(
-            "cuTensorMapEncodeTiled", kind, 2, address, size, stride, box, one, interleave, swizzle, promotion, fill
-        )
+            "cuTensorMapEncodeTiled",
+            kind, 2, address, size, stride, box, one, interleave, swizzle, _promotion(spec.fetched), fill,
+        )  # fmt: skip
         return ctypes.string_at(encoded.getPtr(), BYTES)
 
 
@@ -52,10 +53,14 @@ def _enumerations(row_bytes: int, dtype: str) -> tuple[Any, Any]:
 
 
 @cache
-def _defaults() -> tuple[Any, Any, Any]:
+def _promotion(fetched: int) -> Any:
+    return getattr(driver.bindings().CUtensorMapL2promotion, f"CU_TENSOR_MAP_L2_PROMOTION_L2_{fetched}B")
+
+
+@cache
+def _defaults() -> tuple[Any, Any]:
     cuda = driver.bindings()
     return (
         cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-        cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
         cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
     )

@@ -1,6 +1,6 @@
 // dx = dy @ W.T for one block-sparse W [512, 512], float32.
 // Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_tf32, tile 64 x 512, 1 x 4 warpgroups of 64 x 128, clusters of 2, 3 stages of 72 KiB, balanced groups.
+// Plan: hopper, wgmma_tf32, tile 128 x 256, 2 x 2 warpgroups of 64 x 128, 3 stages of 72 KiB, balanced groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -10,19 +10,18 @@ using u32 = unsigned int;
 
 constexpr int kFeaturesOut = 512;  // of a row of dx
 constexpr int kBlock = 32, kSteps = 4;  // a block's side; multiply steps along the inputs of a panel
-constexpr int kRowGroups = 1, kColumns = 4;  // warpgroups down and across
+constexpr int kRowGroups = 2, kColumns = 2;  // warpgroups down and across
 constexpr int kMTiles = 1, kSlots = 4;  // 64-row tiles and output blocks of each
 constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
-constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
-constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
-constexpr int kTiles = 1, kNoOutput = -2147483647;
-constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 224;  // a stage ends with its record
+constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
+constexpr int kTiles = 2, kNoOutput = -2147483647;
+constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 80;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
-constexpr int kRowBytes = 128, kPanelBytes = 8192, kBoxBytes = 4096, kPieceBytes = 4096;
+constexpr int kRowBytes = 128, kPanelBytes = 16384, kBoxBytes = 4096, kPieceBytes = 4096;
 constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 16777216u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr int kWeightsStep = 2;  // from a multiply step to the next, in 16 bytes
 constexpr int kStoredSlots = 1;  // output blocks that are stored together
-constexpr int kLoads = 15;  // words of a stage in kLoadTable
+constexpr int kLoads = 10;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -94,30 +93,6 @@ __device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
-// Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
-
-// All threads of the cluster meet. Orders nothing else: barriers have a fence of their own, and no thread reads what another wrote.
-__device__ __forceinline__ void cluster_sync() {
-    __syncwarp();
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-
-// Arrive on the barrier that lies where `barrier` does, in the thread block of that rank. Only reads of shared memory come before it,
-// so the scope of the thread block will do; that of the cluster would wait for the memory system at each arrival.
-__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
-    asm volatile(
-        "{ .reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(barrier), "r"(rank) : "memory");
-}
-
-// tma_load into every thread block whose bit is set in `ranks`, and their barriers.
-__device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned short ranks) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
-        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
-}
-
 // 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
 __device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -162,47 +137,41 @@ __device__ __forceinline__ float2 finish(float2 v) {
 
 constexpr int kTileStages = 8;  // of each tile
 __device__ const int __align__(16) kTargets[] = {
-    2,5,11,13,10,7,12,15,6,0,3,8,14,1,4,9,
+    2,5,11,13,6,0,3,8,10,7,12,15,14,1,4,9,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    3074,0,32,256,1792,2432,1152,0,1536,2688,896,288,1824,128,1664,3074,
-    64,96,320,1024,2560,1856,1184,2720,160,1696,352,1888,1408,2944,3074,128,
-    160,384,1920,2464,1216,32,1568,2752,928,416,1056,2592,1952,3074,192,224,
-    448,2304,1984,1440,2976,1248,768,2784,480,2336,2016,800,3074,256,288,512,
-    2048,2496,1280,64,1600,2816,960,544,2080,192,1728,3074,320,352,576,1088,
-    2624,2112,1312,2848,224,1760,608,2144,1472,3008,3074,384,416,640,2176,2528,
-    1344,96,1632,2880,992,672,1120,2656,2208,3074,448,480,704,2368,2240,1504,
-    3040,1376,832,2912,736,2400,2272,864,
+    1282,0,32,256,1152,0,1536,288,0,0,1282,64,96,320,1024,2560,
+    1184,352,0,0,1794,128,160,384,1216,32,1568,416,1056,2592,1794,192,
+    224,448,2304,1248,768,480,2336,800,1282,256,288,512,1280,64,1600,544,
+    0,0,1282,320,352,576,1088,2624,1312,608,0,0,1794,384,416,640,
+    1344,96,1632,672,1120,2656,1794,448,480,704,2368,1376,832,736,2400,864,
+    1794,0,32,1792,2432,2688,896,1824,128,1664,1794,64,96,1856,2720,160,
+    1696,1888,1408,2944,1282,128,160,1920,2464,2752,928,1952,0,0,1282,192,
+    224,1984,1440,2976,2784,2016,0,0,1794,256,288,2048,2496,2816,960,2080,
+    192,1728,1794,320,352,2112,2848,224,1760,2144,1472,3008,1282,384,416,2176,
+    2528,2880,992,2208,0,0,1282,448,480,2240,1504,3040,2912,2272,0,0,
 };  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    131088,131104,65584,131128,0,67108865,8192,201326593,0,83886085,8192,218103809,0,117440523,0,167772165,
-    8192,234881034,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,131088,131104,65584,65592,0,67108875,8192,201326593,
-    0,117440513,8192,218103819,0,134217729,0,150994955,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    131088,131104,65584,65592,0,67108865,8192,201326603,0,83886085,8192,251658241,0,117440523,0,167772165,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,131088,131104,131120,65600,0,67108869,8192,201326597,
-    0,100663307,8192,234881025,0,150994949,8192,251658244,0,184549377,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    131088,131104,65584,131128,0,67108865,8192,201326593,0,83886085,8192,218103809,0,117440523,0,167772165,
-    8192,234881034,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,131088,131104,65584,65592,0,67108875,8192,201326593,
-    0,117440513,8192,218103819,0,134217729,0,150994955,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    131088,131104,65584,65592,0,67108865,8192,201326603,0,83886085,8192,251658241,0,117440523,0,167772165,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,131088,131104,131120,65600,0,67108869,8192,201326597,
-    0,100663307,8192,234881025,0,150994949,8192,251658244,0,184549377,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131080,65560,0,134217729,16384,201326593,0,150994955,0,0,0,0,0,0,0,0,
+    0,0,0,0,131080,65560,0,134217739,16384,201326593,0,184549377,0,0,0,0,
+    0,0,0,0,0,0,0,0,131080,65560,0,134217729,16384,201326603,0,150994955,
+    0,0,0,0,0,0,0,0,0,0,0,0,131080,131096,0,134217733,
+    16384,201326597,0,167772165,16384,234881028,0,0,0,0,0,0,0,0,0,0,
+    131080,65560,0,134217729,16384,201326593,0,150994955,0,0,0,0,0,0,0,0,
+    0,0,0,0,131080,65560,0,134217739,16384,201326593,0,184549377,0,0,0,0,
+    0,0,0,0,0,0,0,0,131080,65560,0,134217729,16384,201326603,0,150994955,
+    0,0,0,0,0,0,0,0,0,0,0,0,131080,131096,0,134217733,
+    16384,201326597,0,167772165,16384,234881028,0,0,0,0,0,0,0,0,0,0,
+    131080,131096,0,134217733,16384,201326593,0,167772165,16384,218103818,0,0,0,0,0,0,
+    0,0,0,0,131080,65560,0,134217729,16384,201326603,0,150994955,0,0,0,0,
+    0,0,0,0,0,0,0,0,131080,65560,0,134217733,16384,201326593,0,167772165,
+    0,0,0,0,0,0,0,0,0,0,0,0,131080,65560,0,134217739,
+    16384,201326593,0,184549377,0,0,0,0,0,0,0,0,0,0,0,0,
+    131080,131096,0,134217733,16384,201326593,0,167772165,16384,218103818,0,0,0,0,0,0,
+    0,0,0,0,131080,65560,0,134217729,16384,201326603,0,150994955,0,0,0,0,
+    0,0,0,0,0,0,0,0,131080,65560,0,134217733,16384,201326593,0,167772165,
+    0,0,0,0,0,0,0,0,0,0,0,0,131080,65560,0,134217739,
+    16384,201326593,0,184549377,0,0,0,0,0,0,0,0,0,0,0,0,
 };  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
@@ -239,7 +208,7 @@ struct Walk {
 };
 
 // Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
-__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride) {
     const int lane = threadIdx.x % 32;
     const bool mine = lane % 4 == threadIdx.x / 32 % 4;
     const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
@@ -248,7 +217,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
     u32 parity = 1;
     wait_for_kernel_ahead();
     while (walk.more()) {
-        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows + rank * kRows;
+        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows;
         walk.advance();
         ahead = fetch(walk);  // arrives while the copies of this stage are issued
         const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
@@ -261,13 +230,8 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         }
         if (mine && lane > 0 && lane <= panels)
             tma_load(stage + (lane - 1) * kPanelBytes, activations, load, row0, barrier);
-        else if (mine && lane > panels && lane <= panels + boxes && lane / 4 % kCluster == rank)
-            tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
-        if (++slot == kStages) slot = 0, parity ^= 1;
-    }
-    // The neighbours give back what is left here, too: their arrivals must find this thread block.
-    for (int i = 0; i < kStages; ++i) {
-        barrier_wait(empty + slot * 8, parity);
+        else if (mine && lane > panels && lane <= panels + boxes)
+            tma_load(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier);
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
 }
@@ -369,30 +333,29 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
 // Gives a stage back to the warps that load, once every lane has read its last of it, and goes on to the next.
 __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
+    if (threadIdx.x % 32 == 0) barrier_arrive(empty + slot * 8);
     if (++slot == kStages) slot = 0, parity ^= 1;
 }
 
-extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
 bsgen_dgrad_b32_float32_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ dx, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
+    const int first_tile = blockIdx.x, stride = gridDim.x;
     const Tiles tiles(n);
 
     if (threadIdx.x == 0) {
         let_kernel_behind_begin();
         tma_prefetch(dy_map), tma_prefetch(w_map);
-        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
         barrier_init_fence();
     }
-    cluster_sync();
+    __syncthreads();
 
     if (group == kGroups) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        produce(dy_map, w_map, stages_base, full, empty, tiles, first_tile, stride, rank);
+        produce(dy_map, w_map, stages_base, full, empty, tiles, first_tile, stride);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         wait_for_kernel_ahead();
@@ -404,8 +367,7 @@ bsgen_dgrad_b32_float32_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
         int slot = 0;
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
-            int tile_group = 0, row0 = tiles.row(tile) * kTileRows + rank * kRows;
-            asm volatile("" : "+r"(tile_group));  // else what is known of the one tile stays in registers that the multiplies need
+            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows;
             int targets[kSlots];  // read long before they are needed
 #pragma unroll
             for (int s = 0; s < kSlots; ++s) {
@@ -426,5 +388,4 @@ bsgen_dgrad_b32_float32_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
                 store(sums[m], targets, row0 + row + m * 64, n, dx);
         }
     }
-    cluster_sync();  // none ends before its neighbours have come so far
 }

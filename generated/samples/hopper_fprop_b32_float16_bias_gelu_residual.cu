@@ -1,8 +1,8 @@
 // y = x @ W for one block-sparse W [512, 512] and its epilogue, float16.
 // Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_f16, tile 128 x 256, 1 x 4 warpgroups of 128 x 64, paired, coupled, 3 stages of 70 KiB, similar groups.
+// Plan: hopper, wgmma_f16, tile 128 x 128, 1 x 2 warpgroups of 128 x 64, clusters of 2, coupled, 2 rings of 2 stages of 52 KiB, similar groups.
 //
-// Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
+// Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps the rings
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
 // blocks; for each panel that it visits, it loads its rows into registers and multiplies them by the pieces of its slots.
 
@@ -10,22 +10,24 @@ using u32 = unsigned int;
 
 constexpr int kFeaturesOut = 512;  // of a row of y
 constexpr int kBlock = 32, kSteps = 2;  // a block's side; multiply steps along the inputs of a panel
-constexpr int kRowGroups = 1, kColumns = 4;  // warpgroups down and across
+constexpr int kRowGroups = 1, kColumns = 2;  // warpgroups down and across
 constexpr int kMTiles = 2, kSlots = 2;  // 64-row tiles and output blocks of each
-constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
-constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
-constexpr int kTiles = 2, kNoOutput = -2147483647;
-constexpr int kStages = 3, kStageBytes = 71680, kRecordBytes = 256;  // a stage ends with its record
-constexpr int kRecord = kStageBytes - kRecordBytes;
+constexpr int kRings = 2;  // of stages, each with warpgroups and tiles of its own: while those of one store results, those of the other multiply
+constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kRings * kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
+constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
+constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
+constexpr int kTiles = 4, kNoOutput = -2147483647;
+constexpr int kStages = 2, kStageBytes = 53248, kRecordBytes = 112;  // a stage ends with its record
+constexpr int kRecord = kStageBytes - kRecordBytes, kRingBytes = kStages * kStageBytes;
 constexpr int kRowBytes = 64, kPanelBytes = 8192, kBoxBytes = 2048, kPieceBytes = 2048;
 constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
 constexpr int kStoredSlots = 2;  // output blocks that are stored together
 constexpr int kStored = 8;  // chunks of 16 bytes of a row that are stored together
 constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
-constexpr int kLoads = 22;  // words of a stage in kLoadTable
+constexpr int kLoads = 14;  // words of a stage in kLoadTable
 constexpr int kStoredColumns = 64, kStoredBytes = 128;  // of such a row
-constexpr int kResidualPanels = 4, kResidualBytes = 16384;  // of a tile; of each, kStoredColumns wide
+constexpr int kResidualPanels = 2, kResidualBytes = 16384;  // of a tile; of each, kStoredColumns wide
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -116,12 +118,37 @@ __device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 by
                  "l"(global), "r"(bytes), "r"(barrier) : "memory");
 }
 
-// The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
-__device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
+// The two warps that load a ring meet (PTX: bar.sync): neither is a stage behind the other, where it would mistake one phase of a barrier
+// for the next.
+__device__ __forceinline__ void producers_sync(int ring) { asm volatile("bar.sync %0, 64;" ::"r"(ring + 1) : "memory"); }
 // Programmatic dependent launch (PTX: griddepcontrol). The kernel ahead in the stream may still run, until which has ended nothing may be
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
+// Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
+
+// All threads of the cluster meet. Orders nothing else: barriers have a fence of their own, and no thread reads what another wrote.
+__device__ __forceinline__ void cluster_sync() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// Arrive on the barrier that lies where `barrier` does, in the thread block of that rank. Only reads of shared memory come before it,
+// so the scope of the thread block will do; that of the cluster would wait for the memory system at each arrival.
+__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
+    asm volatile(
+        "{ .reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(barrier), "r"(rank) : "memory");
+}
+
+// tma_load into every thread block whose bit is set in `ranks`, and their barriers.
+__device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned short ranks) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
+        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
+}
+
 // 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
 __device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -195,53 +222,44 @@ __device__ __forceinline__ float2 finish(float2 v, float2 bias, float2 residual)
     return v;
 }
 
-__device__ const int __align__(16) kTileStages[] = {
-    0,3,7,
-};
-
+constexpr int kTileStages = 3;  // of each tile
 __device__ const int __align__(16) kTargets[] = {
-    0,1,8,9,4,5,12,13,2,3,10,11,6,7,14,15,
+    0,1,8,9,2,3,10,11,4,5,12,13,6,7,14,15,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    70147,0,64,192,0,64,32,96,128,192,256,288,512,544,384,416,
-    640,672,1152,1280,1216,1344,134146,128,256,896,960,928,992,1056,1120,1536,
-    1600,1568,1632,1664,1728,0,0,0,0,0,0,0,70147,384,320,448,
-    2432,2496,2464,2528,2592,2656,1792,1824,2048,2080,1920,1952,2176,2208,2688,2816,
-    2752,2880,69635,64,32,160,320,352,576,608,448,480,704,736,768,800,
-    832,864,160,224,1024,1088,0,0,68611,192,288,416,1184,1312,1248,1376,
-    1408,1472,1440,1504,1696,1760,2560,2624,0,0,0,0,0,0,68609,320,
-    1856,1888,2112,2144,1984,2016,2240,2272,2304,2336,2368,2400,0,0,0,0,
-    0,0,0,0,67585,448,2720,2848,2784,2912,2944,3008,2976,3040,0,0,
-    0,0,0,0,0,0,0,0,0,0,
-};  // [stages, kLoads]: copies of panels | boxes << 8 | those of the copies that bring two panels << 16, first feature of each, each box's place in W
+    2051,0,32,64,0,64,128,192,256,288,512,544,0,0,2052,128,
+    192,256,288,896,960,1152,1280,1536,1600,1664,1728,0,2051,320,384,448,
+    1792,1824,2048,2080,2432,2496,2688,2816,0,0,2051,32,64,160,160,224,
+    320,352,576,608,1024,1088,0,0,2052,192,224,288,416,1184,1312,1408,
+    1472,1696,1760,2560,2624,0,2051,320,448,480,1856,1888,2112,2144,2720,2848,
+    2944,3008,0,0,2051,0,64,128,32,96,384,416,640,672,928,992,
+    0,0,2052,160,192,256,384,1056,1120,1216,1344,1568,1632,2464,2528,0,
+    2051,320,416,448,1920,1952,2176,2208,2592,2656,2752,2880,0,0,2563,64,
+    96,192,448,480,704,736,768,800,832,864,1248,1376,2563,224,320,352,
+    1440,1504,1984,2016,2240,2272,2304,2336,2368,2400,1026,448,480,2784,2912,2976,
+    3040,0,0,0,0,0,0,0,
+};  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    262160,262192,196688,196712,1,134217729,65,167772162,16384,184549379,24576,251658241,1,142606337,65,176160770,
-    16384,201326595,24576,260046849,1,150994945,16384,218103811,24576,268435457,1,159383553,16384,234881027,24576,276824065,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    196624,196648,196672,196696,1,134217729,16385,184549377,16449,218103810,1,142606337,16385,192937985,16449,226492418,
-    1,150994945,65,167772162,16385,201326593,1,159383553,65,176160770,16385,209715201,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    196624,196648,262208,262240,1,134217729,16384,184549379,24576,251658241,1,142606337,16384,201326595,24576,260046849,
-    1,150994945,65,167772162,16384,218103811,24576,268435457,1,159383553,65,176160770,16384,234881027,24576,276824065,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    196624,196648,131136,131152,1,134217731,16384,234881025,24576,251658241,1,150994947,16384,243269633,24576,260046849,
-    1,167772163,65,201326595,1,184549379,65,218103811,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    262160,262192,131152,131168,1,134217729,65,167772162,16384,201326593,24576,218103809,1,142606337,65,176160770,
-    16384,209715201,24576,226492417,1,150994945,65,184549377,1,159383553,65,192937985,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    65552,65560,131104,131120,1,67108867,1,83886083,1,100663299,65,134217731,1,117440515,65,150994947,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    131088,131104,131120,131136,1,67108865,65,100663298,1,75497473,65,109051906,1,83886081,65,117440513,
-    1,92274689,65,125829121,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    196616,196640,0,100663297,8192,117440514,16384,134217731,0,109051905,8192,125829122,16384,150994947,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,262152,262184,0,134217729,
+    8192,150994945,16384,167772161,24576,184549378,0,142606337,8192,159383553,16384,176160769,24576,192937986,0,0,
+    0,0,0,0,0,0,0,0,196616,196640,0,100663299,8192,134217729,16384,150994945,
+    0,117440515,8192,142606337,16384,159383553,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,196616,196640,0,100663297,8192,117440515,16384,150994945,0,109051905,8192,134217731,
+    16384,159383553,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    262152,262184,0,134217729,8192,150994946,16384,167772161,24576,184549377,0,142606337,8192,159383554,16384,176160769,
+    24576,192937985,0,0,0,0,0,0,0,0,0,0,196616,196640,0,100663299,
+    8192,134217729,16384,150994946,0,117440515,8192,142606337,16384,159383554,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,196616,196640,0,100663297,8192,117440515,16384,150994945,
+    0,109051905,8192,134217731,16384,159383553,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,262152,262184,0,134217730,8192,150994945,16384,167772161,24576,184549377,0,142606338,
+    8192,159383553,16384,176160769,24576,192937985,0,0,0,0,0,0,0,0,0,0,
+    196616,196640,0,100663299,8192,134217730,16384,150994945,0,117440515,8192,142606338,16384,159383553,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,196616,196640,0,100663299,
+    8192,134217731,16384,167772161,0,117440515,8192,150994947,16384,176160769,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,196616,196640,0,100663297,8192,117440515,16384,150994947,
+    0,109051905,8192,134217731,16384,167772163,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,131080,131096,0,67108865,8192,83886081,0,75497473,8192,92274689,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
 };  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
 
@@ -268,7 +286,7 @@ struct Walk {
     __device__ __forceinline__ bool at_residual() const { return stage + 1 == last; }  // a stage more, which is in no table
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
-        next_stage = kTileStages[group], next_last = kTileStages[group + 1] + 1;
+        next_stage = group * kTileStages, next_last = next_stage + kTileStages + 1;
     }
     __device__ __forceinline__ void skip() {
         while (stage == last && more()) {
@@ -279,10 +297,10 @@ struct Walk {
     __device__ __forceinline__ void advance() { ++stage, skip(); }
 };
 
-// Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
-__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& activation_pairs, const TensorMap& weights, const TensorMap& residual, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride) {
+// Fills a ring of stages, tile after tile; two warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, const TensorMap& residual, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int ring, int rank) {
     const int lane = threadIdx.x % 32;
-    const bool mine = lane % 4 == threadIdx.x / 32 % 4;
+    const bool mine = lane % 2 == threadIdx.x / 32 % 4 / kRings;
     const auto fetch = [&](const Walk& walk) {
         if (!walk.more()) return 0;
         if (!walk.at_residual()) return lane < kLoads ? kLoadTable[walk.stage * kLoads + lane] : 0;
@@ -296,13 +314,13 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
     wait_for_kernel_ahead();
     while (walk.more()) {
         const bool at_residual = walk.at_residual();
-        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows;
+        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows + rank * kRows;
         walk.advance();
         ahead = fetch(walk);  // arrives while the copies of this stage are issued
-        const int head = __shfl_sync(~0u, load, 0), copies = head & 255, boxes = head >> 8 & 255, pairs = head >> 16, panels = copies + pairs;
+        const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
         const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
         barrier_wait(empty + slot * 8, parity);
-        producers_sync();
+        producers_sync(ring);
         if (at_residual) {
             const u32 wanted = __ballot_sync(~0u, load >= 0);
             if (lane == 0 && mine) barrier_expect(barrier, __popc(wanted) * kResidualBytes);
@@ -314,12 +332,15 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
             barrier_expect(barrier, panels * kPanelBytes + boxes * kBoxBytes + kRecordBytes);
             bulk_load(stage + kRecord, kRecords + s * (kRecordBytes / 4), kRecordBytes, barrier);
         }
-        if (mine && lane > 0 && lane <= pairs)
-            tma_load(stage + (lane - 1) * (2 * kPanelBytes), activation_pairs, load, row0, barrier);
-        else if (mine && lane > pairs && lane <= copies)
-            tma_load(stage + (lane - 1 + pairs) * kPanelBytes, activations, load, row0, barrier);
-        else if (mine && lane > copies && lane <= copies + boxes)
-            tma_load(stage + panels * kPanelBytes + (lane - copies - 1) * kBoxBytes, weights, 0, load, barrier);
+        if (mine && lane > 0 && lane <= panels)
+            tma_load(stage + (lane - 1) * kPanelBytes, activations, load, row0, barrier);
+        else if (mine && lane > panels && lane <= panels + boxes && lane / 4 % kCluster == rank)
+            tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
+        if (++slot == kStages) slot = 0, parity ^= 1;
+    }
+    // The neighbours give back what is left here, too: their arrivals must find this thread block.
+    for (int i = 0; i < kStages; ++i) {
+        barrier_wait(empty + slot * 8, parity);
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
 }
@@ -330,19 +351,14 @@ __device__ __forceinline__ u32 uniform(u32 value) { return __shfl_sync(~0u, valu
 using Sums = float[kMTiles][kSlots][kBlock / 2];
 using Fragments = u32[kMTiles][kSteps][4];
 
-// Where a lane's chunk of its first fragment lies in a panel, and in one of a pair, whose rows lie side by side in lines of 128 bytes.
-struct Rows { u32 alone, paired; };
-
-// The rows of a panel that a warp multiplies, as fragments, swizzled as TMA wrote them. `panel` is its place in bytes, which are a
-// multiple of 128, and bits: 1 for one of a pair, 64 for the second.
-__device__ __forceinline__ void load_fragments(Fragments& a, const Rows& rows, u32 panel) {
-    const bool paired = panel & 1;
-    const u32 from = ((paired ? rows.paired : rows.alone) + (panel & ~127u)) ^ (panel & 64), tile = paired ? 64 * 2 * kRowBytes : 64 * kRowBytes;
+// The rows of a panel that a warp multiplies, as fragments; rows are swizzled as TMA wrote them.
+__device__ __forceinline__ void load_fragments(Fragments& a, u32 rows, u32 panel) {
+    const u32 from = rows + panel;
 #pragma unroll
     for (int m = 0; m < kMTiles; ++m)
 #pragma unroll
         for (int k = 0; k < kSteps; ++k) {
-            ldmatrix_x4(a[m][k], (from ^ (k * 32)) + m * tile);
+            ldmatrix_x4(a[m][k], (from ^ (k * 32)) + m * (64 * kRowBytes));
         }
 }
 
@@ -383,7 +399,7 @@ __device__ __forceinline__ u32 descriptor_low(u32 shared) { return (shared & 0x3
 
 // All visits of a stage. A visit is two words: where its panel is, in bytes; and the mask of the slots that use it, with the place of
 // their first piece in 16 bytes << 16. Past the last visit lies one that is safe to follow.
-__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, const Rows& rows, u32 b, int column) {
+__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows, u32 b, int column) {
     const u32 bounds = uniform(load_shared(record + column * 4));
     u32 count = bounds >> 16, at = record + (bounds & 0xffff);
     if (count == 0) return;
@@ -444,43 +460,45 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
 // Gives a stage back to the warps that load, once every lane has read its last of it, and goes on to the next.
 __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(empty + slot * 8);
+    if (threadIdx.x % 32 == 0)
+        for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
     if (++slot == kStages) slot = 0, parity ^= 1;
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, 1)
-bsgen_fprop_b32_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap x_pairs_map, const __grid_constant__ TensorMap w_map, const __grid_constant__ TensorMap residual_map, Element* __restrict__ y, const Element* __restrict__ bias, int n) {
+extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
+bsgen_fprop_b32_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, const __grid_constant__ TensorMap residual_map, Element* __restrict__ y, const Element* __restrict__ bias, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
-    const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
-    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    const int first_tile = blockIdx.x, stride = gridDim.x;
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), ring = warp < kRings * kGroups * 4 ? warp / (kGroups * 4) : warp % kRings, group = warp / 4 - ring * kGroups;
+    const u32 rings_base = shared_address(shared), stages_base = rings_base + ring * kRingBytes, barriers = rings_base + kRings * kRingBytes;
+    const u32 full = barriers + ring * (kStages * 16), empty = full + kStages * 8;
+    const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster + ring * (gridDim.x / kCluster), stride = gridDim.x / kCluster * kRings;
     const Tiles tiles(n);
 
     if (threadIdx.x == 0) {
         let_kernel_behind_begin();
-        tma_prefetch(x_map), tma_prefetch(x_pairs_map), tma_prefetch(w_map), tma_prefetch(residual_map);
-        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
+        tma_prefetch(x_map), tma_prefetch(w_map), tma_prefetch(residual_map);
+        for (int r = 0; r < kRings; ++r)
+            for (int i = 0; i < kStages; ++i) barrier_init(barriers + (r * 2 * kStages + i) * 8, 1), barrier_init(barriers + ((r * 2 + 1) * kStages + i) * 8, kGroups * 4 * kCluster);
         barrier_init_fence();
     }
-    __syncthreads();
+    cluster_sync();
 
-    if (group == kGroups) {
+    if (warp >= kRings * kGroups * 4) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        produce(x_map, x_pairs_map, w_map, residual_map, stages_base, full, empty, tiles, first_tile, stride);
+        produce(x_map, w_map, residual_map, stages_base, full, empty, tiles, first_tile, stride, ring, rank);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         wait_for_kernel_ahead();
         const int column = group % kColumns, lane = threadIdx.x % 32;
-        const u32 scratch = empty + kStages * 8 + threadIdx.x / 32 * kScratchBytes;
+        const u32 scratch = barriers + kRings * (kStages * 16) + threadIdx.x / 32 * kScratchBytes;
         const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
         // Where this lane's chunk of a fragment lies in a panel (PTX: ldmatrix), swizzled.
         const u32 r = row + lane % 16;
         const u32 place = r * kRowBytes + ((lane / 16 ^ r / 2 % 4) * 16);
-        const u32 paired_place = r * (2 * kRowBytes) + ((lane / 16 ^ r % 8) * 16);
         int slot = 0;
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
-            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows;
+            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
             int targets[kSlots];  // read long before they are needed
 #pragma unroll
             for (int s = 0; s < kSlots; ++s) {
@@ -488,10 +506,12 @@ bsgen_fprop_b32_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
                 asm volatile("" : "+r"(targets[s]));
             }
             Sums sums = {};
-            for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
+            int last = kTileStages;
+            asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
+            for (int s = 0; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
-                multiply_stage(sums, stage + kRecord, {stage + place, stage + paired_place}, descriptor_low(stage), column);
+                multiply_stage(sums, stage + kRecord, stage + place, descriptor_low(stage), column);
                 give_back(empty, slot, parity);
             }
             barrier_wait(full + slot * 8, parity);
@@ -502,4 +522,5 @@ bsgen_fprop_b32_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
             give_back(empty, slot, parity);
         }
     }
+    cluster_sync();  // none ends before its neighbours have come so far
 }

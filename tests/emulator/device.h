@@ -278,6 +278,7 @@ inline void store_global_chunk(void* global, uint4 v) {
     std::memcpy(global, &v, 16);
 }
 inline void producers_sync() { meet(self->block->named[1], 128); }
+inline void producers_sync(int ring) { meet(self->block->named[ring + 1], 64); }
 inline void cluster_sync() { meet(cluster_meeting, static_cast<int>(fibers.size())); }
 inline void barrier_arrive_at(u32 barrier, u32 rank) {
     Barrier& b = blocks[rank].barrier(barrier);

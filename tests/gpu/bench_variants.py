@@ -1,11 +1,12 @@
 """Times the likeliest plans by the cost model beside the one that the planner takes, cuBLAS and Blocked-ELL.
 
-    PYTHONPATH=. python3 tests/gpu/bench_variants.py [narrow] [wgrad] [axis] [small] [lines] [forms] [across] [--json FILE]
+    PYTHONPATH=. python3 tests/gpu/bench_variants.py [SUITE ...] [--json FILE]
 
 *narrow*, *wgrad*: the Hopper kernels for blocks of 8 and 16. *axis*: features first, for which the cost model has not been fitted.
 *lines*, *small*: b = 32, many rows and few: panels, pieces and results in lines of 64 bytes and of 128.
 *forms*: warpgroups of every form, alone and in clusters, b = 32, 64 and 128.
-*across*: b = 32, thread blocks that share activations, which the planner does not take before they are timed.
+*rings*: two rings a thread block, each with warpgroups and tiles of its own. *four*: b = 32, four output blocks a warpgroup.
+*across*: b = 32, thread blocks that share activations.
 Each plan is checked before it is timed; one that is wrong is said and left out.
 """
 
@@ -13,29 +14,31 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from bsgen import topology
-from bsgen.bench.contenders import PEERS, compiled_plan
+from bsgen.bench.contenders import PEERS, LeftOut, compiled_plan
 from bsgen.bench.operands import Operands
 from bsgen.bench.timing import Clock
 from bsgen.compiled import Compiled, assemble
 from bsgen.layout import Layout
 from bsgen.plan import FAMILIES, Plan, choose, hopper, hopper_narrow, hopper_narrow_wgrad
-from bsgen.problem import TARGETS, DType, Op, Problem
+from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Problem
 
 TARGET, CLOCK, SIZE = TARGETS["sm_90a"], Clock(), 4096
 MOST = 14  # variants of a case
+PLAIN, FINISH = Epilogue(), Epilogue(True, Activation.GELU, True)
 
 Case = tuple[str, Problem, list[Plan]]
+T = TypeVar("T")
 
 
 def _random(b: int, density: float, size: int = SIZE) -> Layout:
@@ -49,52 +52,40 @@ def _problem(op: Op, b: int, density: float, n: int = 16384, size: int = SIZE) -
 def narrow(op: Op, b: int, density: float, n: int = 16384, size: int = SIZE) -> Case:
     """Blocks of 8 and 16: for each shape, panel and grouping the cheapest plan by the model, the likeliest first."""
     problem = _problem(op, b, density, n, size)
-    best: dict[object, hopper_narrow.Draft] = {}
-    for draft in sorted(hopper_narrow.drafts(problem, TARGET), key=lambda draft: draft.cost.seconds):
-        best.setdefault((replace(draft.geometry.shape, stages=0, stage_bytes=0), draft.grouping), draft)
-    plans = [hopper_narrow.assemble(problem, TARGET, draft) for draft in islice(best.values(), MOST)]
+    best = _cheapest(hopper_narrow.drafts(problem, TARGET), lambda draft: (_shape(draft), draft.grouping))
+    plans = [hopper_narrow.assemble(problem, TARGET, draft) for draft in best[:MOST]]
     return f"{op} b{b} {density:.0%} N={n} {size}", problem, list(plans)
 
 
 def wgrad(b: int, density: float) -> Case:
     """Gradients of weights of 8 and 16: for each number of warps, band and ring the best split of N by the model."""
     problem = _problem(Op.WGRAD, b, density)
-    best: dict[object, Plan] = {}
-    for plan in sorted(hopper_narrow_wgrad.candidates(problem, TARGET), key=lambda plan: plan.cost.seconds):
-        best.setdefault(plan.geometry, plan)
-    return f"wgrad b{b} {density:.0%} N=16384 {SIZE}", problem, list(islice(best.values(), MOST))
+    best = _cheapest(hopper_narrow_wgrad.candidates(problem, TARGET), lambda plan: plan.geometry)
+    return f"wgrad b{b} {density:.0%} N=16384 {SIZE}", problem, best[:MOST]
 
 
 def axis(op: Op, b: int, density: float) -> Case:
     """Features first: the cheapest plans by the model, which has not been fitted for them."""
     problem = replace(_problem(op, b, density), axis=0)
     plans = (plan for family in FAMILIES[op] for plan in family.candidates(problem, TARGET))
-    ranked = sorted(plans, key=lambda plan: plan.cost.seconds)
-    return f"{op} b{b} {density:.0%} N=16384 {SIZE} axis 0", problem, ranked[:MOST]
+    return f"{op} b{b} {density:.0%} N=16384 {SIZE} axis 0", problem, _cheapest(plans, id)[:MOST]
 
 
 def lines(op: Op, name: str, layout: Layout, n: int, tiles: int = 2) -> Case:
     """Panels, pieces and results in short lines and in whole ones, alone and in clusters: each with the cheapest tiles by the
     model, with output blocks that share inputs and that share pairs of them."""
     problem = Problem(op, layout, 32, DType.BFLOAT16, batch=n)
-    best: dict[object, hopper.Draft] = {}
-    for draft in sorted(hopper.drafts(problem, TARGET), key=lambda draft: draft.cost.seconds):
-        shape = replace(draft.geometry.shape, stages=0, stage_bytes=0)
-        best.setdefault((shape, draft.grouping == "similar wide"), draft)
-    cheap = list(dict.fromkeys(_tile(draft) for draft in best.values()))[:tiles]
-    plans = [hopper.assemble(problem, TARGET, draft) for draft in best.values() if _tile(draft) in cheap]
-    return f"{op} b32 {name} N={n}", problem, list(plans)
+    drafts = hopper.drafts(problem, TARGET, across=(1,), rings=(1,))
+    best = _cheapest(drafts, lambda draft: (_shape(draft), draft.grouping == "similar wide"))
+    cheap = list(dict.fromkeys(map(_tile, best)))[:tiles]
+    return f"{op} b32 {name} N={n}", problem, _plans(problem, [draft for draft in best if _tile(draft) in cheap])
 
 
 def forms(op: Op, b: int, name: str, layout: Layout, n: int) -> Case:
     """For each form of warpgroups, cluster and way to whole lines the cheapest plan by the model, the likeliest first."""
     problem = Problem(op, layout, b, DType.BFLOAT16, batch=n)
-    best: dict[object, hopper.Draft] = {}
-    for draft in sorted(hopper.drafts(problem, TARGET), key=lambda draft: draft.cost.seconds):
-        shape = draft.geometry.shape
-        best.setdefault((_tile(draft), shape.cluster, shape.paired, shape.store_bytes), draft)
-    plans = [hopper.assemble(problem, TARGET, draft) for draft in islice(best.values(), 2 * MOST)]
-    return f"{op} b{b} {name} N={n}", problem, list(plans)
+    drafts = (draft for draft in hopper.drafts(problem, TARGET, across=(1,), rings=(1,)) if b > 32 or _slots(draft) < 4)
+    return f"{op} b{b} {name} N={n}", problem, _plans(problem, _cheapest(drafts, _way)[: 2 * MOST])
 
 
 def small(n: int, size: int, density: float) -> Case:
@@ -105,18 +96,55 @@ def small(n: int, size: int, density: float) -> Case:
 def across(op: Op, name: str, layout: Layout, n: int) -> Case:
     """Thread blocks across: for each number of them and each tile the cheapest plan by the model, the likeliest first."""
     problem = Problem(op, layout, 32, DType.BFLOAT16, batch=n)
-    ranked = sorted(hopper.drafts(problem, TARGET, (2, 4)), key=lambda draft: draft.cost.seconds)
-    best: dict[object, hopper.Draft] = {}
-    for draft in ranked:
-        if draft.geometry.shape.across > 1:
-            best.setdefault((_tile(draft), draft.geometry.shape.across), draft)
-    plans = [hopper.assemble(problem, TARGET, draft) for draft in islice(best.values(), MOST)]
-    return f"{op} b32 {name} N={n} across", problem, list(plans)
+    drafts = [draft for draft in hopper.drafts(problem, TARGET, across=(2, 4)) if draft.geometry.shape.across > 1]
+    best = _cheapest(drafts, lambda draft: (_tile(draft), draft.geometry.shape.across))
+    return f"{op} b32 {name} N={n} across", problem, _plans(problem, best[: MOST // 2])
+
+
+def rings(op: Op, b: int, name: str, layout: Layout, n: int, epilogue: Epilogue = PLAIN) -> Case:
+    """Two rings: for each tile, number of stages and way to whole lines the cheapest plan by the model, the likeliest first."""
+    problem = Problem(op, layout, b, DType.BFLOAT16, epilogue=epilogue, batch=n)
+    drafts = hopper.drafts(problem, TARGET, rings=(2,))
+    best = _cheapest(drafts, lambda draft: (_way(draft), draft.geometry.shape.stages))
+    finished = " with its epilogue" if epilogue.activation else ""
+    return f"{op} b{b} {name} N={n} rings{finished}", problem, _plans(problem, best[:MOST])
+
+
+def four(op: Op, name: str, layout: Layout, n: int) -> Case:
+    """b = 32, four output blocks a warpgroup: for each way to whole lines the cheapest plan by the model, the likeliest first."""
+    problem = Problem(op, layout, 32, DType.BFLOAT16, batch=n)
+    drafts = [draft for draft in hopper.drafts(problem, TARGET) if _slots(draft) == 4]
+    return f"{op} b32 {name} N={n} four", problem, _plans(problem, _cheapest(drafts, _way)[:MOST])
+
+
+def _cheapest(given: Iterable[T], kind: Callable[[T], object]) -> list[T]:
+    """The cheapest draft, or plan, of each kind by the model, the likeliest first."""
+    best: dict[object, T] = {}
+    for each in sorted(given, key=lambda each: each.cost.seconds):
+        best.setdefault(kind(each), each)
+    return list(best.values())
+
+
+def _plans(problem: Problem, drafts: Sequence[hopper.Draft]) -> list[Plan]:
+    return [hopper.assemble(problem, TARGET, draft) for draft in drafts]
+
+
+def _shape(draft: Any) -> object:
+    return replace(draft.geometry.shape, stages=0, stage_bytes=0)
 
 
 def _tile(draft: hopper.Draft) -> tuple[int, ...]:
     shape = draft.geometry.shape
     return shape.row_groups, shape.columns, shape.m_tiles, shape.slots
+
+
+def _way(draft: hopper.Draft) -> tuple[object, ...]:
+    shape = draft.geometry.shape
+    return _tile(draft), shape.cluster, shape.paired, shape.store_bytes
+
+
+def _slots(draft: hopper.Draft) -> int:
+    return draft.geometry.shape.slots
 
 
 DENSITIES = (0.01, 0.05, 0.1, 0.2)
@@ -147,6 +175,21 @@ SUITES: dict[str, list[Callable[[], Case]]] = {
         *(partial(forms, Op.FPROP, 64, f"{SIZE} {d:.0%}", _random(64, d), 16384) for d in (0.05, 0.1, 0.2, 0.5)),
         partial(forms, Op.FPROP, 128, f"{SIZE} 100%", _random(128, 1.0), 8192),
     ],
+    "rings": [
+        partial(rings, Op.FPROP, 32, "banded", topology.banded(128, 128, 13), 16384),
+        partial(rings, Op.FPROP, 32, "watts", topology.watts_strogatz(128, 12, 0.2, seed=1), 16384),
+        partial(rings, Op.FPROP, 32, f"{SIZE} 10%", _random(32, 0.1), 16384, FINISH),
+        *(partial(rings, Op.FPROP, 64, f"{SIZE} {d:.0%}", _random(64, d), 16384) for d in (0.05, 0.1, 0.5)),
+        partial(rings, Op.FPROP, 128, f"{SIZE} 100%", _random(128, 1.0), 8192),
+        *(partial(rings, Op.FPROP, 32, f"{SIZE} {d:.0%}", _random(32, d), 16384) for d in (*DENSITIES, 0.5)),
+        partial(rings, Op.DGRAD, 32, f"{SIZE} 10%", _random(32, 0.1), 16384),
+    ],
+    "four": [
+        partial(four, Op.FPROP, "banded", topology.banded(128, 128, 13), 16384),
+        partial(four, Op.FPROP, "watts", topology.watts_strogatz(128, 12, 0.2, seed=1), 16384),
+        *(partial(four, Op.FPROP, f"{SIZE} {d:.0%}", _random(32, d), 16384) for d in (0.05, 0.1, 0.2, 0.5)),
+        *(partial(four, Op.FPROP, f"{3 * SIZE} {d:.0%}", _random(32, d, 3 * SIZE), SIZE) for d in (0.05, 0.1, 0.2)),
+    ],
     "across": [
         *(
             partial(across, Op.FPROP, f"{d:.0%} {s}", _random(32, d, s), 64)
@@ -158,9 +201,6 @@ SUITES: dict[str, list[Callable[[], Case]]] = {
             for d in (0.1, 0.2)
             for n in (8, 32)
         ),
-        *(partial(across, Op.FPROP, f"{d:.0%} {3 * SIZE}", _random(32, d, 3 * SIZE), SIZE) for d in DENSITIES),
-        *(partial(across, op, f"10% {SIZE}", _random(32, 0.1), 16384) for op in (Op.FPROP, Op.DGRAD)),
-        partial(across, Op.FPROP, f"watts-strogatz {SIZE}", topology.watts_strogatz(128, 12, 0.2, seed=1), 16384),
     ],
     "lines": [
         *(partial(lines, Op.FPROP, f"{d:.0%} {SIZE}", _random(32, d), 16384) for d in (*DENSITIES, 0.5)),
@@ -185,7 +225,7 @@ def measure(name: str, problem: Problem, made: Sequence[Compiled]) -> dict[str, 
     row: dict[str, Any] = {"case": name, "peers": {}, "plans": []}
     no_ell = problem.block_size == 8 or problem.op is Op.WGRAD
     for peer in ("dense",) if no_ell else ("dense", "blocked-ell"):
-        with PEERS[peer](operands) as (call, _):
+        with suppress(LeftOut), PEERS[peer](operands) as (call, _):
             row["peers"][peer] = CLOCK.time(call).seconds
     for turn, each in enumerate(made):
         row["plans"].append({"chosen": turn == 0, **_timed(operands, each)})

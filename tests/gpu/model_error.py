@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python3 tests/gpu/model_error.py
 
-Plans of the suites *lines*, *small* and *forms* of bench_variants.py that `results/` has times of. A plan's time is the median over
-the files; variants that are no more are left out.
+Plans of the suites of bench_variants.py with b = 32 and more that `results/` has times of. A plan's time is the median over the
+files; variants that are no more are left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pathlib import Path
 
 from bench_variants import SUITES
 
-RESULTS = [Path(__file__).parent / "results" / f"{name}_h200.json" for name in ("lines", "forms")]
+RESULTS = [
+    Path(__file__).parent / "results" / f"{name}_h200.json" for name in ("lines", "forms", "rings", "four", "across")
+]
 
 
 def timed() -> dict[str, dict[str, float]]:
@@ -31,7 +33,7 @@ def timed() -> dict[str, dict[str, float]]:
 def main() -> None:
     """Print each case's choice beside the fastest, and the error over all plans."""
     times, errors, regrets = timed(), [], []
-    for make in (make for suite in ("lines", "small", "forms") for make in SUITES[suite]):
+    for make in (make for suite in ("lines", "small", "forms", "rings", "four", "across") for make in SUITES[suite]):
         name, _, plans = make()
         known = {plan.summary: plan.cost.seconds for plan in plans if plan.summary in times.get(name, {})}
         if not known:

@@ -44,6 +44,7 @@ def spread(problem: Problem, target: Target, across: Sequence[int] = hopper.ACRO
             shape.paired,
             shape.store_bytes,
             shape.across,
+            shape.rings,
         )
         by_shape.setdefault(key, []).append(draft)
     chosen = [drafts[turn % len(drafts)] for turn, drafts in enumerate(by_shape.values())]
