@@ -14,7 +14,7 @@ from bsgen.plan.blocks import IntArray, OutputBlocks, Part, Reduction, output_bl
 from bsgen.plan.cost import Cost
 from bsgen.plan.grouping import Grouping, Tiles, groupings, neighbours, similar
 from bsgen.plan.hopper_cost import Counts, hopper_cost, tile_counts
-from bsgen.plan.hopper_shapes import ACROSS, BARRIER_BYTES, HALF_LINE, RINGS, shapes
+from bsgen.plan.hopper_shapes import ACROSS, BARRIER_BYTES, HALF_LINE, rings_worth, shapes
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
 from bsgen.plan.rings import (
     RingStage,
@@ -37,6 +37,7 @@ from bsgen.problem import DType, Op, Precision, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
 BLOCK_SIZES = (32, 64, 128)
+PHASES, PHASED_ROWS, PHASED_DENSITY = 4, 256, 0.1
 IDLE = 0.05  # the share of inputs that no block uses from which on L2 had better not fetch two of 64 bytes for one
 WEIGHTS_BYTES, BAND_BYTES = 12 << 20, 16 << 20  # of W and of a band's activations that stay in the 50 MiB of L2
 
@@ -181,15 +182,16 @@ class Draft:
 
 
 def drafts(
-    problem: Problem, target: Target, across: Sequence[int] = ACROSS, rings: Sequence[int] = RINGS
+    problem: Problem, target: Target, across: Sequence[int] = ACROSS, rings: Sequence[int] = ()
 ) -> Iterator[Draft]:
-    """Every shape with every grouping; `across`: how many thread blocks may share activations."""
+    """Every shape with every grouping; `across`: how many thread blocks may share activations, `rings` how many one may have, those
+    worth considering where none are given."""
     if not serves(problem, target):
         return
     view = output_blocks(problem)
     ways: dict[tuple[int, ...], list[Grouping]] = {}
     counted: dict[tuple[int, ...], Counts] = {}
-    for shape in shapes(problem, target, across, rings):
+    for shape in shapes(problem, target, across, rings or rings_worth(problem, view.idle)):
         geo = warpgroup_geometry(problem, shape)
         for width in (1, 2)[: 1 + shape.paired]:
             key = shape.columns, shape.slots, geo.store_slots, width
@@ -259,22 +261,34 @@ def bands(problem: Problem, geo: WarpgroupGeometry) -> tuple[int, ...]:
     return (1, room_for) if room_for > 1 else (1,)
 
 
-def cut(tiles: Sequence[Sequence[Part | None]], geo: WarpgroupGeometry) -> tuple[list[RingStage], IntArray]:
-    """The stages of all tiles, one after the other, and where each tile's begin."""
+def cut(
+    tiles: Sequence[Sequence[Part | None]], geo: WarpgroupGeometry, panels: int = 0
+) -> tuple[list[RingStage], IntArray]:
+    """The stages of all tiles, one after the other, and where each tile's begin. Tiles of `panels` begin at PHASES of them, not all
+    at the first."""
     stages: list[RingStage] = []
     starts = [0]
-    for first in range(0, len(tiles), geo.shape.across):
-        items = [tile_items(tile, geo) for tile in tiles[first : first + geo.shape.across]]
-        for own in pack_together(items, geo) if len(items) > 1 else [list(pack(items[0], geo))]:
+    for place in range(0, len(tiles), geo.shape.across):
+        first = place * PHASES // len(tiles) * panels // PHASES // 2 * 2
+        items = [tile_items(tile, geo, first) for tile in tiles[place : place + geo.shape.across]]
+        for own in pack_together(items, geo, first) if len(items) > 1 else [list(pack(items[0], geo))]:
             stages += own
             starts.append(len(stages))
     return stages, np.array(starts, np.int32)
 
 
+def _panels_in_phases(problem: Problem, geo: WarpgroupGeometry) -> int:
+    """The panels of a row of tiles, if thread blocks had better not all read the same at a time: where rows are few, so that they
+    stay in L2, and each is read by many. With many rows it is device memory that they should read together."""
+    rows, columns = problem.layout.shape
+    few = (problem.batch or DEFAULT_ROWS) <= PHASED_ROWS and problem.layout.density >= PHASED_DENSITY
+    return geo.slices * (rows if problem.op is Op.FPROP else columns) if few else 0
+
+
 def assemble(problem: Problem, target: Target, draft: Draft) -> HopperPlan:
     """Cut the tiles into stages and encode them."""
     geo = draft.geometry
-    stages, starts = cut(draft.tiles, geo)
+    stages, starts = cut(draft.tiles, geo, _panels_in_phases(problem, geo))
     targets = [[NO_OUTPUT if part is None else part.target for part in tile] for tile in draft.tiles]
     return HopperPlan(
         problem, target, draft.grouping, starts, np.array(targets, np.int32), draft.reductions, draft.cost,

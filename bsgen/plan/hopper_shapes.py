@@ -28,7 +28,9 @@ WHOLE_LINE_ROWS = 128  # the least of a tile that pairs panels or results up: wi
 HALF_LINE = 64  # bytes of scratch memory a row, where results are not stored by lines
 CLUSTERS = (1, 2)
 ACROSS = (1, 2)  # thread blocks that share activations, where rows are few; 4 were never better
-RINGS = (1, 2)
+RINGED_IDLE = (
+    0.15  # of inputs that no block uses, from which on two rings were faster where a panel's rows have half a line
+)
 
 
 class Form(NamedTuple):
@@ -66,7 +68,7 @@ RINGED_CLUSTERS = {64: 2, 128: 1}
 
 
 def shapes(
-    problem: Problem, target: Target, across: Sequence[int] = ACROSS, rings: Sequence[int] = RINGS
+    problem: Problem, target: Target, across: Sequence[int] = ACROSS, rings: Sequence[int] = (1, 2)
 ) -> Iterator[WarpgroupShape]:
     """Every shape whose accumulators fit the registers, alone and in clusters, with every ring."""
     for (row_groups, columns, m_tiles, width), ringed in _forms(rings):
@@ -81,7 +83,7 @@ def shapes(
             form = WarpgroupShape(
                 row_groups, columns, m_tiles, slots, cluster, few, paired, stored, beside, ringed, stages
             )
-            if beside > 1 and (paired or form.rows >= WHOLE_LINE_ROWS):
+            if (beside > 1 and form.rows >= WHOLE_LINE_ROWS) or (paired and max(beside, ringed) > 1):
                 continue
             shape = _with_ring(form, target)
             geo = warpgroup_geometry(problem, shape)
@@ -93,6 +95,11 @@ def shapes(
                 continue
             if room(geo) >= geo.panel_bytes + _least_pieces(shape) * geo.piece_bytes:
                 yield shape
+
+
+def rings_worth(problem: Problem, idle: float) -> tuple[int, ...]:
+    """How many rings to consider, where a share of the inputs is `idle`."""
+    return (1, 2) if _row_bytes(problem) == LINE_BYTES or idle > RINGED_IDLE else (1,)
 
 
 def _forms(rings: Sequence[int]) -> Iterator[tuple[Form, int]]:

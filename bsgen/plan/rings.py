@@ -59,13 +59,13 @@ def room(geo: WarpgroupGeometry) -> int:
     return geo.shape.stage_bytes - record_bytes(geo)
 
 
-def tile_items(parts: Sequence[Part | None], geo: WarpgroupGeometry) -> list[Item]:
-    """Every piece that a tile multiplies, ordered by panel and slot."""
+def tile_items(parts: Sequence[Part | None], geo: WarpgroupGeometry, first: int = 0) -> list[Item]:
+    """Every piece that a tile multiplies, ordered by panel, from `first` on and then those before it, and slot."""
     found = [_part_items(part, slot, geo) for slot, part in enumerate(parts) if part is not None and part.work]
     if not found:
         return []
     items = np.concatenate(found)
-    return [tuple(item) for item in items[np.lexsort((items[:, 1], items[:, 0]))].tolist()]
+    return [tuple(item) for item in items[np.lexsort((items[:, 1], items[:, 0], items[:, 0] < first))].tolist()]
 
 
 def _part_items(part: Part, slot: int, geo: WarpgroupGeometry) -> IntArray:

@@ -85,9 +85,10 @@ class _Filling:
         return len(stage.issues) + (stage.piece_count + len(wanted.pieces[rank])) * self.geo.piece_boxes
 
 
-def pack_together(items: Sequence[Sequence[Item]], geo: WarpgroupGeometry) -> list[list[RingStage]]:
-    """The stages of each rank, as many for all: panels in order, but of the next few first those that need no further place."""
-    waiting = _wanted(items)
+def pack_together(items: Sequence[Sequence[Item]], geo: WarpgroupGeometry, first: int = 0) -> list[list[RingStage]]:
+    """The stages of each rank, as many for all: panels in order, from `first` on and then those before it, but of the next few
+    first those that need no further place."""
+    waiting = _wanted(items, first)
     found: list[list[RingStage]] = [[] for _ in items]
     while waiting:
         filling = _Filling(geo)
@@ -98,13 +99,13 @@ def pack_together(items: Sequence[Sequence[Item]], geo: WarpgroupGeometry) -> li
     return found
 
 
-def _wanted(items: Sequence[Sequence[Item]]) -> list[_Wanted]:
+def _wanted(items: Sequence[Sequence[Item]], first: int) -> list[_Wanted]:
     panels: dict[int, _Wanted] = {}
     for rank, own in enumerate(items):
         for panel, group in groupby(own, key=itemgetter(0)):
             wanted = panels.setdefault(panel, _Wanted(panel, [[] for _ in items]))
             wanted.pieces[rank] = [(slot, block, which) for _, slot, block, which in group]
-    return [panels[panel] for panel in sorted(panels)]
+    return [panels[panel] for panel in sorted(panels, key=lambda panel: (panel < first, panel))]
 
 
 def _next(waiting: Sequence[_Wanted], filling: _Filling) -> int | None:

@@ -33,7 +33,7 @@ def launch(kernels: Kernels, pointers: Mapping[str, int], n: int, stream: int = 
 def spread(problem: Problem, target: Target, across: Sequence[int] = hopper.ACROSS) -> list[HopperPlan]:
     """A hopper plan of each shape and cluster, taking turns at groupings, rings and bands; and one with split outputs, if any."""
     by_shape: dict[tuple[int, ...], list[hopper.Draft]] = {}
-    for draft in hopper.drafts(problem, target, across):
+    for draft in hopper.drafts(problem, target, across, rings=(1, 2)):
         shape = draft.geometry.shape
         key = (
             shape.row_groups,
