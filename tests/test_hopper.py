@@ -29,9 +29,12 @@ from problems import (
 from ring_tables import ring_terms, ring_uses
 from test_plan import check_block, check_launches, check_outputs, check_terms
 
+from bsgen import topology
 from bsgen.layout import Layout
 from bsgen.outline import Grid, Outline, TensorMap
 from bsgen.plan import HopperPlan, candidates, choose, hopper, outline
+from bsgen.plan.blocks import output_blocks
+from bsgen.plan.grouping import Tiles, even, similar
 from bsgen.problem import BLOCK_SIZES, TARGETS, Activation, DType, Epilogue, Op, Precision, Problem, Target
 
 BATCHES = (1, 3, 64, 129, 4097)
@@ -93,6 +96,62 @@ def test_tables_of_thread_blocks_across(data: st.DataObject, problem: Problem) -
         st.lists(st.integers(0, len(drafts) - 1), min_size=1, max_size=2, unique=True), "candidates"
     ):
         check(hopper.assemble(problem, BIG, drafts[place]))
+
+
+@settings(thorough, max_examples=40)
+@given(small_layouts(), st.integers(1, 4))
+def test_even_tiles(layout: Layout, slots: int) -> None:
+    """The same output blocks, each once, and no tile with more inputs than the largest before."""
+    view = output_blocks(Problem(Op.FPROP, layout, 32, DType.BFLOAT16))
+    for _, tiles, _ in similar(view, slots):
+        ((name, evened, reductions),) = even(view, tiles)
+        assert (name, reductions) == ("even", ())
+        assert [len(tile) for tile in evened] == [len(tile) for tile in tiles]
+        outputs = [[part.output for tile in each for part in tile if part is not None] for each in (tiles, evened)]
+        assert sorted(outputs[1]) == sorted(outputs[0]) == list(range(view.outputs))
+        assert all(part.work == view.work[part.output] for tile in evened for part in tile if part is not None)
+        assert max(inputs_of(evened)) <= max(inputs_of(tiles))
+
+
+def test_even_tiles_of_a_random_layout() -> None:
+    view = output_blocks(Problem(Op.FPROP, topology.random(96, 96, density=0.1, seed=1), 32, DType.BFLOAT16))
+    ((_, tiles, _),) = similar(view, 3)
+    ((_, evened, _),) = even(view, tiles)
+    assert max(inputs_of(evened)) < max(inputs_of(tiles))
+    assert sum(inputs_of(evened)) <= 1.05 * sum(inputs_of(tiles))
+
+
+def inputs_of(tiles: Tiles) -> list[int]:
+    """Inputs that each tile needs."""
+    return [len({i for part in tile if part is not None for i in part.inputs.tolist()}) for tile in tiles]
+
+
+def test_tiles_of_few_rows_begin_at_different_panels() -> None:
+    """At four places, for thread blocks would else all read the same at a time; with many rows they should."""
+    problem = Problem(Op.FPROP, Layout(np.ones((32, 32), bool)), 32, DType.BFLOAT16, batch=64)
+    for batch, firsts in ((64, [0, 8 * 32, 16 * 32, 24 * 32]), (16384, [0])):
+        for draft in sample(list(hopper.drafts(replace(problem, batch=batch), BIG, across=(1,), rings=(1,))), 4):
+            plan = hopper.assemble(replace(problem, batch=batch), BIG, draft)
+            found = sorted(set(plan.loads[plan.tile_stages[:-1], 1].tolist()))
+            assert set(found) <= set(firsts)
+            assert len(found) == min(len(firsts), plan.tiles)
+
+
+def test_rings_suit_their_tiles() -> None:
+    """With few rows: many small stages where a tile is less than a ring, few where it is more."""
+    stages = {}
+    for inputs in (8, 400):
+        layout = topology.random(inputs, 96, density=1.0, seed=1)
+        plan = cheapest(hopper, Problem(Op.FPROP, layout, 32, DType.BFLOAT16, batch=64), TARGETS["sm_90a"])
+        stages[inputs] = plan.geometry.shape.stages
+    assert stages == {8: 8, 400: 3}
+
+
+def test_two_rings_are_considered_where_they_were_faster() -> None:
+    idle, busy = topology.random(128, 128, density=0.01, seed=1), topology.random(128, 128, density=0.05, seed=1)
+    for layout, block, rings in ((idle, 32, {1, 2}), (busy, 32, {1}), (busy, 64, {1, 2})):
+        problem = Problem(Op.FPROP, layout, block, DType.BFLOAT16, batch=16384)
+        assert {draft.geometry.shape.rings for draft in hopper.drafts(problem, TARGETS["sm_90a"])} == rings
 
 
 def test_neighbours_share_activations() -> None:

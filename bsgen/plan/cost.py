@@ -164,6 +164,13 @@ def gate_seconds(problem: Problem, target: Target) -> float:
     return LAUNCH_SECONDS + 2 * weights / target.hbm
 
 
+def partial_seconds(problem: Problem, n: int, partials: int, rate: float) -> float:
+    """Seconds of adding so many partial sums of split output blocks in a launch of their own: each is written and read, in float32,
+    at `rate` bytes a second."""
+    sums = 2 * 4 * partials * problem.block_size * n
+    return DEPENDENT_LAUNCH_SECONDS + sums / rate if partials else 0.0
+
+
 def overlapped(seconds: float, memory: float, exponent: float = MEMORY_OVERLAP) -> float:
     """Seconds of work and of device memory traffic at once: hardly more than the longer, unless they are about equal."""
     return float((seconds**exponent + memory**exponent) ** (1 / exponent))

@@ -12,9 +12,16 @@ import numpy as np
 from bsgen.outline import Grid, Launch, TensorMap
 from bsgen.plan.blocks import IntArray, OutputBlocks, Part, Reduction, output_blocks
 from bsgen.plan.cost import Cost
-from bsgen.plan.grouping import Grouping, Tiles, groupings, neighbours, similar
+from bsgen.plan.grouping import Grouping, Tiles, even, groupings, neighbours, similar
 from bsgen.plan.hopper_cost import Counts, hopper_cost, tile_counts
-from bsgen.plan.hopper_shapes import ACROSS, BARRIER_BYTES, HALF_LINE, rings_worth, shapes
+from bsgen.plan.hopper_shapes import (
+    ACROSS,
+    BARRIER_BYTES,
+    HALF_LINE,
+    MORE_STAGES,
+    rings_worth,
+    shapes,
+)
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
 from bsgen.plan.rings import (
     RingStage,
@@ -37,7 +44,9 @@ from bsgen.problem import DType, Op, Precision, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
 BLOCK_SIZES = (32, 64, 128)
-PHASES, PHASED_ROWS, PHASED_DENSITY = 4, 256, 0.1
+FITTING_STAGES = ((1.75, 3), (1.0, 4))  # the most stages where a tile fills the ring so often
+FEW_ROWS = 256  # of N, whose activations stay in L2, and whose tiles hardly outnumber the SMs
+PHASES, PHASED_DENSITY = 4, 0.1
 IDLE = 0.05  # the share of inputs that no block uses from which on L2 had better not fetch two of 64 bytes for one
 WEIGHTS_BYTES, BAND_BYTES = 12 << 20, 16 << 20  # of W and of a band's activations that stay in the 50 MiB of L2
 
@@ -189,6 +198,7 @@ def drafts(
     if not serves(problem, target):
         return
     view = output_blocks(problem)
+    few_rows = (problem.batch or DEFAULT_ROWS) <= FEW_ROWS
     ways: dict[tuple[int, ...], list[Grouping]] = {}
     counted: dict[tuple[int, ...], Counts] = {}
     for shape in shapes(problem, target, across, rings or rings_worth(problem, view.idle)):
@@ -196,12 +206,13 @@ def drafts(
         for width in (1, 2)[: 1 + shape.paired]:
             key = shape.columns, shape.slots, geo.store_slots, width
             if key not in ways:
-                ways[key] = list(_groupings(view, geo, target, width))
+                ways[key] = list(_groupings(view, geo, target, width, few_rows))
             for index, (grouping, parts, reductions) in enumerate(ways[key]):
                 tiles, count = _filled_up(parts, shape), (*key, shape.paired, shape.across, index)
                 if count not in counted:
                     counted[count] = tile_counts(tiles, view.inputs_total, geo)
-                cost = hopper_cost(problem, target, geo, counted[count], view.idle)
+                partials = sum(reduction.count for reduction in reductions)
+                cost = hopper_cost(problem, target, geo, counted[count], view.idle, partials)
                 for band in bands(problem, geo):
                     yield Draft(geo, band, grouping, tiles, reductions, cost)
 
@@ -212,14 +223,20 @@ def _filled_up(tiles: Tiles, shape: WarpgroupShape) -> Tiles:
     return [*tiles, *[empty] * (-len(tiles) % shape.across)]
 
 
-def _groupings(view: OutputBlocks, geo: WarpgroupGeometry, target: Target, width: int) -> Iterator[Grouping]:
-    """Ways to fill tiles where inputs come one at a time; or `width` at a time, those that this adds."""
+def _groupings(
+    view: OutputBlocks, geo: WarpgroupGeometry, target: Target, width: int, at_once: bool
+) -> Iterator[Grouping]:
+    """Ways to fill tiles where inputs come one at a time; or `width` at a time, those that this adds. Whether rows are so few that
+    all tiles may run `at_once`."""
     shape = geo.shape
     if width == 1 and geo.coupled:
         yield from neighbours(view, shape.columns, shape.slots)
     elif width == 1:
         yield from groupings(view, shape.columns, shape.slots, target)
-    yield from similar(view, shape.tile_slots, width, geo.store_slots)
+    for alike in similar(view, shape.tile_slots, width, geo.store_slots):
+        yield alike
+        if at_once and width == geo.store_slots == 1 and len(alike[1]) <= target.sms:
+            yield from even(view, alike[1])
 
 
 def candidates(problem: Problem, target: Target) -> Iterator[HopperPlan]:
@@ -234,21 +251,27 @@ def chosen(problem: Problem) -> bool:
 
 
 def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iterator[HopperPlan]:
-    """The plan of the cheapest draft, if below `limit` seconds; of rings alike in cost the one that holds more bytes."""
+    """The plan of the cheapest draft, if below `limit` seconds; of rings, which are alike in cost, the one that suits its tiles."""
     ranked = sorted(drafts(problem, target) if chosen(problem) else (), key=lambda draft: draft.cost.seconds)
     if ranked and ranked[0].cost.seconds < limit:
         alike = [draft for draft in ranked if draft.cost.seconds <= ranked[0].cost.seconds]
-        yield assemble(problem, target, max(alike, key=_buffered))
+        yield assemble(problem, target, max(alike, key=_suitable))
 
 
-def _buffered(draft: Draft) -> float:
-    """Bytes that the ring holds when full, from the stages of the tile with most work (and of its neighbours across)."""
-    geo, across = draft.geometry, draft.geometry.shape.across
+def _suitable(draft: Draft) -> float:
+    """How well a ring suits the tile with most work (and its neighbours across): by the bytes that it holds when full; with few
+    rows by its stages, which are small where a tile fills less than the ring, for the first has come the earlier, and large where
+    it is more, for each has a price. The numbers are those that were fastest for 14 layouts (tests/gpu/README.md)."""
+    geo, shape = draft.geometry, draft.geometry.shape
     work = [sum(part.work for part in tile if part is not None) for tile in draft.tiles]
-    first = work.index(max(work)) // across * across
-    stages, _ = cut(draft.tiles[first : first + across], geo)
+    first = work.index(max(work)) // shape.across * shape.across
+    stages, _ = cut(draft.tiles[first : first + shape.across], geo)
     used = sum(len(stage.panels) * geo.panel_bytes + stage.piece_count * geo.piece_bytes for stage in stages)
-    return used / max(1, len(stages)) * geo.shape.stages
+    if shape.multiplied_rows > WARPGROUP_ROWS:
+        return used / max(1, len(stages)) * shape.stages
+    rings = used / shape.across / (shape.stages * shape.stage_bytes)
+    most = next((most for least, most in FITTING_STAGES if rings >= least), max(MORE_STAGES))
+    return shape.stages if shape.stages <= most else -shape.stages
 
 
 def bands(problem: Problem, geo: WarpgroupGeometry) -> tuple[int, ...]:
@@ -281,7 +304,7 @@ def _panels_in_phases(problem: Problem, geo: WarpgroupGeometry) -> int:
     """The panels of a row of tiles, if thread blocks had better not all read the same at a time: where rows are few, so that they
     stay in L2, and each is read by many. With many rows it is device memory that they should read together."""
     rows, columns = problem.layout.shape
-    few = (problem.batch or DEFAULT_ROWS) <= PHASED_ROWS and problem.layout.density >= PHASED_DENSITY
+    few = (problem.batch or DEFAULT_ROWS) <= FEW_ROWS and problem.layout.density >= PHASED_DENSITY
     return geo.slices * (rows if problem.op is Op.FPROP else columns) if few else 0
 
 

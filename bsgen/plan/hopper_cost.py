@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bsgen.plan.cost import Cost, gate_seconds, memory_bytes, overlapped
+from bsgen.plan.cost import Cost, gate_seconds, memory_bytes, overlapped, partial_seconds
 from bsgen.plan.grouping import Tiles
 from bsgen.plan.warpgroup import WARPGROUP_ROWS, WarpgroupGeometry, WarpgroupShape, residual_panels
 from bsgen.problem import Problem, Target
@@ -83,8 +83,10 @@ def tile_counts(tiles: Tiles, inputs: int, geo: WarpgroupGeometry) -> Counts:
     return Counts(panels.max(axis=1), fetched.mean(axis=1), copies.mean(axis=1), pieces.max(axis=1), visits.max(axis=1))
 
 
-def hopper_cost(problem: Problem, target: Target, geo: WarpgroupGeometry, counts: Counts, idle: float = 0.0) -> Cost:
-    """The cost of a plan, of whose inputs a share is `idle`."""
+def hopper_cost(
+    problem: Problem, target: Target, geo: WarpgroupGeometry, counts: Counts, idle: float = 0.0, partials: int = 0
+) -> Cost:
+    """The cost of a plan, of whose inputs a share is `idle`, with so many partial sums of split output blocks."""
     shape, n = geo.shape, problem.batch or DEFAULT_ROWS
     l2_bytes, demands = _demands(geo, counts, residual_panels(problem, geo))
     tiles = _tile_clocks(shape, demands, _store_clocks(problem, geo))
@@ -95,6 +97,7 @@ def hopper_cost(problem: Problem, target: Target, geo: WarpgroupGeometry, counts
     largest = max(demands, key=lambda name: float(demands[name].sum()))
     limiter = "device memory" if memory > seconds else largest
     total = overlapped(seconds, memory, MEMORY_OVERLAP) + START_SECONDS + gate_seconds(problem, target)
+    total += partial_seconds(problem, n, partials, L2_RATE[1] * target.sms * target.clock)
     return Cost(n, total, limiter, float(l2_bytes.sum()) * row_tiles * shape.thread_blocks)
 
 

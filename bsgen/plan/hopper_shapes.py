@@ -24,6 +24,7 @@ BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
 # Of a warpgroup; by TF32, fragments leave no registers for taller warpgroups, so wider ones serve.
 MAXIMUM_SLOTS, FEW_ROWS_SLOTS = 4, 2
 STAGES = {1: (3, 4), 2: (2,)}  # of a ring, by the number of them: two rings are for tiles of few panels
+MORE_STAGES = (6, 8)  # where rows are few: the first of a tile has come the earlier, the smaller it is
 WHOLE_LINE_ROWS = 128  # the least of a tile that pairs panels or results up: with fewer, other things are waited for
 HALF_LINE = 64  # bytes of scratch memory a row, where results are not stored by lines
 CLUSTERS = (1, 2)
@@ -61,9 +62,8 @@ SHAPES: tuple[Form, ...] = (
     Form(1, 1, 1, 128),
 )
 
-RINGED_SHAPES = (
-    Form(1, 2, 2, 64),
-)  # of each of two rings, with clusters by the bytes of a panel's row as they were best
+# Of each of two rings, with clusters by the bytes of a panel's row as they were best.
+RINGED_SHAPES = (Form(1, 2, 2, 64),)
 RINGED_CLUSTERS = {64: 2, 128: 1}
 
 
@@ -73,12 +73,13 @@ def shapes(
     """Every shape whose accumulators fit the registers, alone and in clusters, with every ring."""
     for (row_groups, columns, m_tiles, width), ringed in _forms(rings):
         slots = width // problem.block_size
-        many_rows = row_groups * m_tiles > 1 or problem.dtype is DType.FLOAT32
-        if width % problem.block_size or slots > (MAXIMUM_SLOTS if many_rows else FEW_ROWS_SLOTS):
+        tall = row_groups * m_tiles > 1
+        most = MAXIMUM_SLOTS if tall or problem.dtype is DType.FLOAT32 else FEW_ROWS_SLOTS
+        if width % problem.block_size or slots > most:
             continue
         few = _few(problem, row_groups * m_tiles)
         clusters = _clusters(problem, across) if ringed == 1 else [(RINGED_CLUSTERS[_row_bytes(problem)], 1)]
-        ways = product(clusters, _paired(problem), _stored(problem, slots), STAGES[ringed])
+        ways = product(clusters, _paired(problem), _stored(problem, slots), STAGES[ringed] + MORE_STAGES * (not tall))
         for (cluster, beside), paired, stored, stages in ways:
             form = WarpgroupShape(
                 row_groups, columns, m_tiles, slots, cluster, few, paired, stored, beside, ringed, stages
@@ -93,7 +94,8 @@ def shapes(
             fits = residual <= MAXIMUM_LOADS and residual * geo.residual_bytes <= shape.stage_bytes
             if not fits or geo.registers(1) > shape.consumer_registers:
                 continue
-            if room(geo) >= geo.panel_bytes + _least_pieces(shape) * geo.piece_bytes:
+            panels = 2 if stages in MORE_STAGES else 1
+            if room(geo) >= panels * geo.panel_bytes + max(panels, _least_pieces(shape)) * geo.piece_bytes:
                 yield shape
 
 

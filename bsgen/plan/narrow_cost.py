@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bsgen.plan.cost import DEPENDENT_LAUNCH_SECONDS, Cost, gate_seconds, memory_bytes, overlapped
+from bsgen.plan.cost import DEPENDENT_LAUNCH_SECONDS, Cost, gate_seconds, memory_bytes, overlapped, partial_seconds
 from bsgen.plan.grouping import Tiles
 from bsgen.plan.hopper_cost import makespan
 from bsgen.plan.narrow_tile import NarrowGeometry
@@ -34,7 +34,7 @@ TILE = 0.109  # clocks of an output element
 SECTOR = 0.42  # and of one whose neighbour in the same 32 bytes of a row is stored apart from it
 TILE_LATENCY = 200.0
 OVERLAP = 7.5  # the norm's exponent
-LINE_BYTES, SECTOR_BYTES, FLOAT_BYTES = 128, 32, 4
+LINE_BYTES, SECTOR_BYTES = 128, 32
 
 Floats = NDArray[np.float64]
 
@@ -84,9 +84,7 @@ def narrow_cost(problem: Problem, target: Target, geo: NarrowGeometry, counts: C
     largest = max(demands, key=lambda name: float(demands[name].sum()))
     limiter = "device memory" if memory > seconds else largest
     total = overlapped(seconds, memory) + DEPENDENT_LAUNCH_SECONDS + gate_seconds(problem, target)
-    if partials:
-        sums = 2 * FLOAT_BYTES * partials * geo.block * n
-        total += DEPENDENT_LAUNCH_SECONDS + sums / (L2_RATE * target.sms * target.clock)
+    total += partial_seconds(problem, n, partials, L2_RATE * target.sms * target.clock)
     return Cost(n, total, limiter, float(l2_bytes.sum()) * row_tiles)
 
 

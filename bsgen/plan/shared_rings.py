@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
 
@@ -24,7 +25,7 @@ class _Wanted:
     panel: int
     pieces: list[list[tuple[int, int, int]]]
 
-    @property
+    @cached_property
     def ranks(self) -> int:
         """Bits of the ranks that need it."""
         return sum(1 << rank for rank, pieces in enumerate(self.pieces) if pieces)
@@ -109,5 +110,12 @@ def _wanted(items: Sequence[Sequence[Item]], first: int) -> list[_Wanted]:
 
 
 def _next(waiting: Sequence[_Wanted], filling: _Filling) -> int | None:
-    fitting = [index for index, wanted in enumerate(waiting[:WINDOW]) if filling.fits(wanted)]
-    return min(fitting, key=lambda index: filling.place(waiting[index].ranks) == len(filling.taken), default=None)
+    """The first that fits where there is a place; else the first that fits."""
+    found = None
+    for index, wanted in enumerate(waiting[:WINDOW]):
+        fresh = filling.place(wanted.ranks) == len(filling.taken)
+        if not (fresh and found is not None) and filling.fits(wanted):
+            if not fresh:
+                return index
+            found = index
+    return found

@@ -1,6 +1,6 @@
 // dx = dy @ W.T for one block-sparse W [1024, 1024], bfloat16.
 // Layout 0dd315799237382c: 24 of 64 blocks of 128 x 128 (37.50 %).
-// Plan: hopper, wgmma_bf16, tile 128 x 256, 1 x 2 warpgroups of 128 x 128, 3 stages of 72 KiB, balanced groups, 1 split outputs.
+// Plan: hopper, wgmma_bf16, tile 128 x 256, 1 x 2 warpgroups of 128 x 128, clusters of 2, 3 stages of 72 KiB, balanced groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -13,8 +13,9 @@ constexpr int kBlock = 128, kSteps = 4;  // a block's side; multiply steps along
 constexpr int kRowGroups = 1, kColumns = 2;  // warpgroups down and across
 constexpr int kMTiles = 2, kSlots = 1;  // 64-row tiles and output blocks of each
 constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
-constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
-constexpr int kTiles = 5, kNoOutput = -2147483647;
+constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
+constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
+constexpr int kTiles = 4, kNoOutput = -2147483647;
 constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 64;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 128, kPanelBytes = 16384, kBoxBytes = 16384, kPieceBytes = 16384;
@@ -123,6 +124,30 @@ __device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
+// Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
+
+// All threads of the cluster meet. Orders nothing else: barriers have a fence of their own, and no thread reads what another wrote.
+__device__ __forceinline__ void cluster_sync() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// Arrive on the barrier that lies where `barrier` does, in the thread block of that rank. Only reads of shared memory come before it,
+// so the scope of the thread block will do; that of the cluster would wait for the memory system at each arrival.
+__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
+    asm volatile(
+        "{ .reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(barrier), "r"(rank) : "memory");
+}
+
+// tma_load into every thread block whose bit is set in `ranks`, and their barriers.
+__device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned short ranks) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
+        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
+}
+
 // The multiply step of a warpgroup, 64 rows x 128 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
 // the first, commit after the last, wait before its registers or shared memory change.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -168,18 +193,18 @@ __device__ __forceinline__ float2 finish(float2 v) {
 }
 
 __device__ const int __align__(16) kTileStages[] = {
-    0,6,12,16,20,24,
+    0,10,16,20,24,
 };
 
 __device__ const int __align__(16) kTargets[] = {
-    -1,5,-2,7,6,-2147483647,0,3,1,4,
+    2,7,6,5,0,3,1,4,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    514,0,64,1024,1025,514,128,192,1280,1281,513,256,1536,4096,0,513,
-    320,1537,4097,0,514,384,448,1792,1793,514,640,704,4352,4353,514,384,
-    448,5632,5633,514,512,576,2048,2049,514,640,704,2304,2305,513,768,2560,
-    5888,0,513,832,2561,5889,0,514,896,960,2816,2817,514,0,64,4608,
-    4609,514,256,320,4864,4865,514,512,576,5120,5121,514,768,832,5376,5377,
+    514,0,64,1024,1025,514,128,192,1280,1281,514,256,320,1536,1537,513,
+    384,1792,5632,0,513,448,1793,5633,0,514,512,576,2048,2049,514,640,
+    704,2304,2305,513,768,2560,5888,0,513,832,2561,5889,0,514,896,960,
+    2816,2817,514,0,64,4608,4609,513,256,4864,4096,0,513,320,4865,4097,
+    0,514,512,576,5120,5121,514,640,704,4352,4353,514,768,832,5376,5377,
     514,0,64,0,1,514,512,576,256,257,514,768,832,3072,3073,514,
     896,960,3328,3329,514,0,64,3584,3585,514,128,192,512,513,514,256,
     320,768,769,514,512,576,3840,3841,
@@ -187,19 +212,19 @@ __device__ const int __align__(16) kLoadTable[] = {
 __device__ const int __align__(16) kRecords[] = {
     131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
     131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
     65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
     65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
     131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
     8,131080,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    8,131080,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
-    65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
     131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
     131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
     131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
@@ -245,7 +270,7 @@ struct Walk {
 };
 
 // Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
-__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride) {
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
     const int lane = threadIdx.x % 32;
     const bool mine = lane % 4 == threadIdx.x / 32 % 4;
     const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
@@ -254,7 +279,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
     u32 parity = 1;
     wait_for_kernel_ahead();
     while (walk.more()) {
-        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows;
+        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows + rank * kRows;
         walk.advance();
         ahead = fetch(walk);  // arrives while the copies of this stage are issued
         const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
@@ -267,8 +292,13 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         }
         if (mine && lane > 0 && lane <= panels)
             tma_load(stage + (lane - 1) * kPanelBytes, activations, load, row0, barrier);
-        else if (mine && lane > panels && lane <= panels + boxes)
-            tma_load(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, load % kBoxesAcross * kBoxColumns, load / kBoxesAcross, barrier);
+        else if (mine && lane > panels && lane <= panels + boxes && lane / 4 % kCluster == rank)
+            tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, load % kBoxesAcross * kBoxColumns, load / kBoxesAcross, barrier, (1 << kCluster) - 1);
+        if (++slot == kStages) slot = 0, parity ^= 1;
+    }
+    // The neighbours give back what is left here, too: their arrivals must find this thread block.
+    for (int i = 0; i < kStages; ++i) {
+        barrier_wait(empty + slot * 8, parity);
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
 }
@@ -337,7 +367,7 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows,
 
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
 __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int (&targets)[kSlots], int row0, int n,
-                                      Element* __restrict__ dx, float* __restrict__ workspace, u32 scratch) {
+                                      Element* __restrict__ dx, u32 scratch) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int s = 0; s < kSlots; s += kStoredSlots) {
@@ -345,14 +375,6 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
         if (target == kNoOutput) continue;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int row = row0 + half * 8 + lane / 4;
-            if (target < 0) {
-                float* partial = workspace + (static_cast<long long>(~target) * n + row) * kBlock + lane % 4 * 2;
-#pragma unroll
-                for (int j = 0; j < kBlock / 8; ++j)
-                    if (row < n) *reinterpret_cast<float2*>(partial + j * 8) = make_float2(sums[s][j * 4 + half * 2], sums[s][j * 4 + half * 2 + 1]);
-                continue;
-            }
 #pragma unroll
             for (int j = 0; j < kStoredSlots * kBlock / 8; j += kStored) {
 #pragma unroll
@@ -386,29 +408,30 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
 // Gives a stage back to the warps that load, once every lane has read its last of it, and goes on to the next.
 __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(empty + slot * 8);
+    if (threadIdx.x % 32 == 0)
+        for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
     if (++slot == kStages) slot = 0, parity ^= 1;
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, 1)
-bsgen_dgrad_b128_bfloat16_hopper_0dd315799237382c(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ dx, float* __restrict__ workspace, int n) {
+extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
+bsgen_dgrad_b128_bfloat16_hopper_0dd315799237382c(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ dx, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    const int first_tile = blockIdx.x, stride = gridDim.x;
+    const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
     const Tiles tiles(n);
 
     if (threadIdx.x == 0) {
         let_kernel_behind_begin();
         tma_prefetch(dy_map), tma_prefetch(w_map);
-        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
         barrier_init_fence();
     }
-    __syncthreads();
+    cluster_sync();
 
     if (group == kGroups) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        produce(dy_map, w_map, stages_base, full, empty, tiles, first_tile, stride);
+        produce(dy_map, w_map, stages_base, full, empty, tiles, first_tile, stride, rank);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 176;");
         wait_for_kernel_ahead();
@@ -418,7 +441,7 @@ bsgen_dgrad_b128_bfloat16_hopper_0dd315799237382c(const __grid_constant__ Tensor
         int slot = 0;
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
-            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows;
+            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
             int targets[kSlots];  // read long before they are needed
 #pragma unroll
             for (int s = 0; s < kSlots; ++s) {
@@ -434,30 +457,8 @@ bsgen_dgrad_b128_bfloat16_hopper_0dd315799237382c(const __grid_constant__ Tensor
             }
 #pragma unroll
             for (int m = 0; m < kMTiles; ++m)
-                store(sums[m], targets, row0 + row + m * 64, n, dx, workspace, scratch);
+                store(sums[m], targets, row0 + row + m * 64, n, dx, scratch);
         }
     }
-}
-
-// Split outputs: their partial sums, added in order, and the epilogue. [kSplits, 3]: output block, first partial sum, count.
-__device__ const int __align__(16) kReductions[] = {
-    2,0,2,
-};
-
-constexpr int kSplits = 1, kReduceRows = 4, kReduceThreads = 256;
-
-extern "C" __global__ void __launch_bounds__(kReduceThreads)
-bsgen_dgrad_b128_bfloat16_hopper_0dd315799237382c_reduce(Element* __restrict__ dx, const float* __restrict__ workspace, int n) {
-    const int* reduction = kReductions + blockIdx.x % kSplits * 3;
-    const int row = blockIdx.x / kSplits * kReduceRows + threadIdx.x / (kBlock / 2), inside = threadIdx.x % (kBlock / 2) * 2;
-    if (row >= n) return;
-    wait_for_kernel_ahead();
-    float2 sum = make_float2(0.0f, 0.0f);
-    for (int p = 0; p < reduction[2]; ++p) {
-        const float2 v = *reinterpret_cast<const float2*>(workspace + (static_cast<long long>(reduction[1] + p) * n + row) * kBlock + inside);
-        sum.x += v.x, sum.y += v.y;
-    }
-    const int column = reduction[0] * kBlock + inside;
-    const long long place = static_cast<long long>(row) * kFeaturesOut + column;
-    store_pair(dx + place, finish(sum));
+    cluster_sync();  // none ends before its neighbours have come so far
 }

@@ -1,6 +1,6 @@
 // dx = dy @ (gate * W).T for one block-sparse W [512, 512], bfloat16.
 // Layout 0dd315799237382c: 24 of 64 blocks of 64 x 64 (37.50 %).
-// Plan: hopper, wgmma_bf16, tile 64 x 64, 1 x 1 warpgroups of 64 x 64, 3 stages of 74 KiB, balanced groups, 1 split outputs, weights gated first.
+// Plan: hopper, wgmma_bf16, tile 64 x 64, 1 x 1 warpgroups of 64 x 64, 6 stages of 37 KiB, contiguous groups, weights gated first.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -14,8 +14,8 @@ constexpr int kRowGroups = 1, kColumns = 1;  // warpgroups down and across
 constexpr int kMTiles = 1, kSlots = 1;  // 64-row tiles and output blocks of each
 constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
 constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
-constexpr int kTiles = 9, kNoOutput = -2147483647;
-constexpr int kStages = 3, kStageBytes = 75776, kRecordBytes = 64;  // a stage ends with its record
+constexpr int kTiles = 8, kNoOutput = -2147483647;
+constexpr int kStages = 6, kStageBytes = 37888, kRecordBytes = 48;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 128, kPanelBytes = 8192, kBoxBytes = 8192, kPieceBytes = 8192;
 constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 33554432u;  // words of the matrix descriptor of a piece (PTX: wgmma)
@@ -26,7 +26,7 @@ constexpr int kStoredSlots = 1;  // output blocks that are stored together
 constexpr int kStored = 8;  // chunks of 16 bytes of a row that are stored together
 constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
 constexpr long long kGated = 49152;  // float32 elements of gate * W, which begins the workspace and is what the main kernel takes for w
-constexpr int kLoads = 9;  // words of a stage in kLoadTable
+constexpr int kLoads = 5;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -165,28 +165,29 @@ __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
 
-constexpr int kTileStages = 1;  // of each tile
+__device__ const int __align__(16) kTileStages[] = {
+    0,1,2,6,7,8,9,11,12,
+};
+
 __device__ const int __align__(16) kTargets[] = {
-    -1,-2,6,0,1,3,4,5,7,
+    0,1,2,3,4,5,6,7,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    1028,0,64,128,192,256,320,384,448,1028,256,320,384,448,512,576,
-    640,704,1028,0,128,256,384,1152,1216,1280,1344,514,0,256,0,64,
-    0,0,0,0,514,64,128,128,192,0,0,0,0,514,384,448,
-    768,832,0,0,0,0,514,0,256,896,960,0,0,0,0,514,
-    128,320,1024,1088,0,0,0,0,514,192,384,1408,1472,0,0,0,
-    0,
+    514,0,256,0,64,514,64,128,128,192,514,0,64,256,320,514,
+    128,192,384,448,514,256,320,512,576,514,384,448,640,704,514,384,
+    448,768,832,514,0,256,896,960,514,128,320,1024,1088,514,0,128,
+    1152,1216,514,256,384,1280,1344,514,192,384,1408,1472,
 };  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    262152,0,0,134217729,8192,167772161,16384,201326593,24576,234881025,0,0,0,0,0,0,
-    262152,0,0,134217729,8192,167772161,16384,201326593,24576,234881025,0,0,0,0,0,0,
-    262152,0,0,134217729,8192,167772161,16384,201326593,24576,234881025,0,0,0,0,0,0,
-    131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,0,0,0,0,
-    131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,0,0,0,0,
-    131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,0,0,0,0,
-    131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,0,0,0,0,
-    131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,0,0,0,0,
-    131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,0,0,0,0,
+    131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,131080,0,0,67108865,
+    8192,100663297,0,0,0,0,0,0,131080,0,0,67108865,8192,100663297,0,0,
+    0,0,0,0,131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,
+    131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,131080,0,0,67108865,
+    8192,100663297,0,0,0,0,0,0,131080,0,0,67108865,8192,100663297,0,0,
+    0,0,0,0,131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,
+    131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,131080,0,0,67108865,
+    8192,100663297,0,0,0,0,0,0,131080,0,0,67108865,8192,100663297,0,0,
+    0,0,0,0,131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,
 };  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
@@ -211,7 +212,7 @@ struct Walk {
     __device__ __forceinline__ bool more() const { return tile < tiles.count; }
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
-        next_stage = group * kTileStages, next_last = next_stage + kTileStages;
+        next_stage = kTileStages[group], next_last = kTileStages[group + 1];
     }
     __device__ __forceinline__ void skip() {
         while (stage == last && more()) {
@@ -315,7 +316,7 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows,
 
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
 __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int (&targets)[kSlots], int row0, int n,
-                                      Element* __restrict__ dx, float* __restrict__ workspace, u32 scratch) {
+                                      Element* __restrict__ dx, u32 scratch) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int s = 0; s < kSlots; s += kStoredSlots) {
@@ -323,14 +324,6 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
         if (target == kNoOutput) continue;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int row = row0 + half * 8 + lane / 4;
-            if (target < 0) {
-                float* partial = workspace + (static_cast<long long>(~target) * n + row) * kBlock + lane % 4 * 2;
-#pragma unroll
-                for (int j = 0; j < kBlock / 8; ++j)
-                    if (row < n) *reinterpret_cast<float2*>(partial + j * 8) = make_float2(sums[s][j * 4 + half * 2], sums[s][j * 4 + half * 2 + 1]);
-                continue;
-            }
 #pragma unroll
             for (int j = 0; j < kStoredSlots * kBlock / 8; j += kStored) {
 #pragma unroll
@@ -369,7 +362,7 @@ __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
-bsgen_dgrad_b64_bfloat16_hopper_0dd315799237382c(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ dx, float* __restrict__ workspace, int n) {
+bsgen_dgrad_b64_bfloat16_hopper_0dd315799237382c(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ dx, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
@@ -404,9 +397,7 @@ bsgen_dgrad_b64_bfloat16_hopper_0dd315799237382c(const __grid_constant__ TensorM
                 asm volatile("" : "+r"(targets[s]));
             }
             Sums sums = {};
-            int last = kTileStages;
-            asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
-            for (int s = 0; s < last; ++s) {
+            for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
                 multiply_stage(sums, stage + kRecord, panel_low(stage) + group / kColumns * (kGroupRows * kRowBytes / 16), descriptor_low(stage), column);
@@ -414,32 +405,9 @@ bsgen_dgrad_b64_bfloat16_hopper_0dd315799237382c(const __grid_constant__ TensorM
             }
 #pragma unroll
             for (int m = 0; m < kMTiles; ++m)
-                store(sums[m], targets, row0 + row + m * 64, n, dx, workspace + kGated, scratch);
+                store(sums[m], targets, row0 + row + m * 64, n, dx, scratch);
         }
     }
-}
-
-// Split outputs: their partial sums, added in order, and the epilogue. [kSplits, 3]: output block, first partial sum, count.
-__device__ const int __align__(16) kReductions[] = {
-    2,0,2,
-};
-
-constexpr int kSplits = 1, kReduceRows = 8, kReduceThreads = 256;
-
-extern "C" __global__ void __launch_bounds__(kReduceThreads)
-bsgen_dgrad_b64_bfloat16_hopper_0dd315799237382c_reduce(Element* __restrict__ dx, const float* __restrict__ workspace, int n) {
-    const int* reduction = kReductions + blockIdx.x % kSplits * 3;
-    const int row = blockIdx.x / kSplits * kReduceRows + threadIdx.x / (kBlock / 2), inside = threadIdx.x % (kBlock / 2) * 2;
-    if (row >= n) return;
-    wait_for_kernel_ahead();
-    float2 sum = make_float2(0.0f, 0.0f);
-    for (int p = 0; p < reduction[2]; ++p) {
-        const float2 v = *reinterpret_cast<const float2*>(workspace + kGated + (static_cast<long long>(reduction[1] + p) * n + row) * kBlock + inside);
-        sum.x += v.x, sum.y += v.y;
-    }
-    const int column = reduction[0] * kBlock + inside;
-    const long long place = static_cast<long long>(row) * kFeaturesOut + column;
-    store_pair(dx + place, finish(sum));
 }
 
 constexpr int kGateThreads = 256, kBlockChunks = kBlock * kBlock * static_cast<int>(sizeof(Element)) / 16;

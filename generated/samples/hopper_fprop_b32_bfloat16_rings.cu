@@ -1,6 +1,6 @@
 // y = x @ W for one block-sparse W [512, 512], bfloat16.
 // Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_bf16, tile 128 x 128, 1 x 2 warpgroups of 128 x 64, clusters of 2, paired, coupled, 2 rings of 2 stages of 52 KiB, similar groups.
+// Plan: hopper, wgmma_bf16, tile 128 x 128, 1 x 2 warpgroups of 128 x 64, clusters of 2, coupled, 2 rings of 2 stages of 52 KiB, similar groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps the rings
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -25,7 +25,7 @@ constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 byt
 constexpr int kStoredSlots = 2;  // output blocks that are stored together
 constexpr int kStored = 8;  // chunks of 16 bytes of a row that are stored together
 constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
-constexpr int kLoads = 12;  // words of a stage in kLoadTable
+constexpr int kLoads = 14;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -198,37 +198,39 @@ __device__ const int __align__(16) kTargets[] = {
     0,1,8,9,2,3,10,11,4,5,12,13,6,7,14,15,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    67586,0,64,0,64,128,192,256,288,512,544,0,67587,256,128,192,
-    1536,1600,1664,1728,896,960,1152,1280,2051,320,384,448,1792,1824,2048,2080,
-    2432,2496,2688,2816,2051,32,64,160,160,224,320,352,576,608,1024,1088,
-    67587,192,288,416,1184,1312,1408,1472,1696,1760,2560,2624,67586,448,320,2720,
-    2848,2944,3008,1856,1888,2112,2144,0,2051,0,64,192,32,96,384,416,
-    640,672,1216,1344,67587,128,256,448,928,992,1056,1120,1568,1632,2752,2880,
-    67586,384,320,2464,2528,2592,2656,1920,1952,2176,2208,0,67585,64,448,480,
-    704,736,768,800,832,864,0,0,133122,192,448,1248,1376,1440,1504,2784,
-    2912,2976,3040,0,67585,320,1984,2016,2240,2272,2304,2336,2368,2400,0,0,
-};  // [stages, kLoads]: copies of panels | boxes << 8 | those of the copies that bring two panels << 16, first feature of each, each box's place in W
+    2051,0,32,64,0,64,128,192,256,288,512,544,0,0,2052,128,
+    192,256,288,896,960,1152,1280,1536,1600,1664,1728,0,2051,320,384,448,
+    1792,1824,2048,2080,2432,2496,2688,2816,0,0,2051,32,64,160,160,224,
+    320,352,576,608,1024,1088,0,0,2052,192,224,288,416,1184,1312,1408,
+    1472,1696,1760,2560,2624,0,2051,320,448,480,1856,1888,2112,2144,2720,2848,
+    2944,3008,0,0,2051,0,64,128,32,96,384,416,640,672,928,992,
+    0,0,2052,160,192,256,384,1056,1120,1216,1344,1568,1632,2464,2528,0,
+    2051,320,416,448,1920,1952,2176,2208,2592,2656,2752,2880,0,0,2563,64,
+    96,192,448,480,704,736,768,800,832,864,1248,1376,2563,224,320,352,
+    1440,1504,1984,2016,2240,2272,2304,2336,2368,2400,1026,448,480,2784,2912,2976,
+    3040,0,0,0,0,0,0,0,
+};  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    196616,196640,1,100663297,65,117440514,16384,134217731,1,109051905,65,125829122,16384,150994947,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,262152,262184,1,134217729,
-    65,150994946,16384,167772161,24576,184549377,1,142606337,65,159383554,16384,176160769,24576,192937985,0,0,
+    196616,196640,0,100663297,8192,117440514,16384,134217731,0,109051905,8192,125829122,16384,150994947,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,262152,262184,0,134217729,
+    8192,150994945,16384,167772161,24576,184549378,0,142606337,8192,159383553,16384,176160769,24576,192937986,0,0,
     0,0,0,0,0,0,0,0,196616,196640,0,100663299,8192,134217729,16384,150994945,
     0,117440515,8192,142606337,16384,159383553,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,196616,196640,0,100663297,8192,117440515,16384,150994945,0,109051905,8192,134217731,
     16384,159383553,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    262152,262184,1,134217729,65,150994946,16384,167772161,24576,184549377,1,142606337,65,159383554,16384,176160769,
-    24576,192937985,0,0,0,0,0,0,0,0,0,0,196616,196640,1,100663297,
-    65,117440514,16384,134217731,1,109051905,65,125829122,16384,150994947,0,0,0,0,0,0,
+    262152,262184,0,134217729,8192,150994946,16384,167772161,24576,184549377,0,142606337,8192,159383554,16384,176160769,
+    24576,192937985,0,0,0,0,0,0,0,0,0,0,196616,196640,0,100663299,
+    8192,134217729,16384,150994946,0,117440515,8192,142606337,16384,159383554,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,196616,196640,0,100663297,8192,117440515,16384,150994945,
     0,109051905,8192,134217731,16384,159383553,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,262152,262184,1,134217729,65,150994946,16384,167772161,24576,184549377,1,142606337,
-    65,159383554,16384,176160769,24576,192937985,0,0,0,0,0,0,0,0,0,0,
-    196616,196640,1,100663297,65,117440514,16384,134217731,1,109051905,65,125829122,16384,150994947,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,131080,131096,1,67108867,
-    65,100663299,1,83886083,65,117440515,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,262152,262184,1,134217729,65,150994945,16385,167772161,
-    16449,184549377,1,142606337,65,159383553,16385,176160769,16449,192937985,0,0,0,0,0,0,
-    0,0,0,0,131080,131096,1,67108867,65,100663299,1,83886083,65,117440515,0,0,
+    0,0,0,0,262152,262184,0,134217730,8192,150994945,16384,167772161,24576,184549377,0,142606338,
+    8192,159383553,16384,176160769,24576,192937985,0,0,0,0,0,0,0,0,0,0,
+    196616,196640,0,100663299,8192,134217730,16384,150994945,0,117440515,8192,142606338,16384,159383553,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,196616,196640,0,100663299,
+    8192,134217731,16384,167772161,0,117440515,8192,150994947,16384,176160769,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,196616,196640,0,100663297,8192,117440515,16384,150994947,
+    0,109051905,8192,134217731,16384,167772163,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,131080,131096,0,67108865,8192,83886081,0,75497473,8192,92274689,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
 };  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
 
@@ -266,7 +268,7 @@ struct Walk {
 };
 
 // Fills a ring of stages, tile after tile; two warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
-__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& activation_pairs, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int ring, int rank) {
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int ring, int rank) {
     const int lane = threadIdx.x % 32;
     const bool mine = lane % 2 == threadIdx.x / 32 % 4 / kRings;
     const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
@@ -278,7 +280,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows + rank * kRows;
         walk.advance();
         ahead = fetch(walk);  // arrives while the copies of this stage are issued
-        const int head = __shfl_sync(~0u, load, 0), copies = head & 255, boxes = head >> 8 & 255, pairs = head >> 16, panels = copies + pairs;
+        const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
         const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
         barrier_wait(empty + slot * 8, parity);
         producers_sync(ring);
@@ -286,12 +288,10 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
             barrier_expect(barrier, panels * kPanelBytes + boxes * kBoxBytes + kRecordBytes);
             bulk_load(stage + kRecord, kRecords + s * (kRecordBytes / 4), kRecordBytes, barrier);
         }
-        if (mine && lane > 0 && lane <= pairs)
-            tma_load(stage + (lane - 1) * (2 * kPanelBytes), activation_pairs, load, row0, barrier);
-        else if (mine && lane > pairs && lane <= copies)
-            tma_load(stage + (lane - 1 + pairs) * kPanelBytes, activations, load, row0, barrier);
-        else if (mine && lane > copies && lane <= copies + boxes && lane / 4 % kCluster == rank)
-            tma_multicast(stage + panels * kPanelBytes + (lane - copies - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
+        if (mine && lane > 0 && lane <= panels)
+            tma_load(stage + (lane - 1) * kPanelBytes, activations, load, row0, barrier);
+        else if (mine && lane > panels && lane <= panels + boxes && lane / 4 % kCluster == rank)
+            tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
     // The neighbours give back what is left here, too: their arrivals must find this thread block.
@@ -307,19 +307,14 @@ __device__ __forceinline__ u32 uniform(u32 value) { return __shfl_sync(~0u, valu
 using Sums = float[kMTiles][kSlots][kBlock / 2];
 using Fragments = u32[kMTiles][kSteps][4];
 
-// Where a lane's chunk of its first fragment lies in a panel, and in one of a pair, whose rows lie side by side in lines of 128 bytes.
-struct Rows { u32 alone, paired; };
-
-// The rows of a panel that a warp multiplies, as fragments, swizzled as TMA wrote them. `panel` is its place in bytes, which are a
-// multiple of 128, and bits: 1 for one of a pair, 64 for the second.
-__device__ __forceinline__ void load_fragments(Fragments& a, const Rows& rows, u32 panel) {
-    const bool paired = panel & 1;
-    const u32 from = ((paired ? rows.paired : rows.alone) + (panel & ~127u)) ^ (panel & 64), tile = paired ? 64 * 2 * kRowBytes : 64 * kRowBytes;
+// The rows of a panel that a warp multiplies, as fragments; rows are swizzled as TMA wrote them.
+__device__ __forceinline__ void load_fragments(Fragments& a, u32 rows, u32 panel) {
+    const u32 from = rows + panel;
 #pragma unroll
     for (int m = 0; m < kMTiles; ++m)
 #pragma unroll
         for (int k = 0; k < kSteps; ++k) {
-            ldmatrix_x4(a[m][k], (from ^ (k * 32)) + m * tile);
+            ldmatrix_x4(a[m][k], (from ^ (k * 32)) + m * (64 * kRowBytes));
         }
 }
 
@@ -360,7 +355,7 @@ __device__ __forceinline__ u32 descriptor_low(u32 shared) { return (shared & 0x3
 
 // All visits of a stage. A visit is two words: where its panel is, in bytes; and the mask of the slots that use it, with the place of
 // their first piece in 16 bytes << 16. Past the last visit lies one that is safe to follow.
-__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, const Rows& rows, u32 b, int column) {
+__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows, u32 b, int column) {
     const u32 bounds = uniform(load_shared(record + column * 4));
     u32 count = bounds >> 16, at = record + (bounds & 0xffff);
     if (count == 0) return;
@@ -424,7 +419,7 @@ __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
 }
 
 extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
-bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap x_pairs_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, int n) {
+bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), ring = warp < kRings * kGroups * 4 ? warp / (kGroups * 4) : warp % kRings, group = warp / 4 - ring * kGroups;
     const u32 rings_base = shared_address(shared), stages_base = rings_base + ring * kRingBytes, barriers = rings_base + kRings * kRingBytes;
@@ -434,7 +429,7 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
 
     if (threadIdx.x == 0) {
         let_kernel_behind_begin();
-        tma_prefetch(x_map), tma_prefetch(x_pairs_map), tma_prefetch(w_map);
+        tma_prefetch(x_map), tma_prefetch(w_map);
         for (int r = 0; r < kRings; ++r)
             for (int i = 0; i < kStages; ++i) barrier_init(barriers + (r * 2 * kStages + i) * 8, 1), barrier_init(barriers + ((r * 2 + 1) * kStages + i) * 8, kGroups * 4 * kCluster);
         barrier_init_fence();
@@ -443,7 +438,7 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
 
     if (warp >= kRings * kGroups * 4) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        produce(x_map, x_pairs_map, w_map, stages_base, full, empty, tiles, first_tile, stride, ring, rank);
+        produce(x_map, w_map, stages_base, full, empty, tiles, first_tile, stride, ring, rank);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         wait_for_kernel_ahead();
@@ -453,7 +448,6 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
         // Where this lane's chunk of a fragment lies in a panel (PTX: ldmatrix), swizzled.
         const u32 r = row + lane % 16;
         const u32 place = r * kRowBytes + ((lane / 16 ^ r / 2 % 4) * 16);
-        const u32 paired_place = r * (2 * kRowBytes) + ((lane / 16 ^ r % 8) * 16);
         int slot = 0;
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
@@ -470,7 +464,7 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
             for (int s = 0; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
-                multiply_stage(sums, stage + kRecord, {stage + place, stage + paired_place}, descriptor_low(stage), column);
+                multiply_stage(sums, stage + kRecord, stage + place, descriptor_low(stage), column);
                 give_back(empty, slot, parity);
             }
 #pragma unroll

@@ -1,8 +1,8 @@
 // y = x @ W for one block-sparse W [512, 512] and its epilogue, float16.
 // Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_f16, tile 128 x 128, 1 x 2 warpgroups of 128 x 64, clusters of 2, coupled, 2 rings of 2 stages of 52 KiB, similar groups.
+// Plan: hopper, wgmma_f16, tile 128 x 256, 1 x 2 warpgroups of 128 x 128, clusters of 2, coupled, 3 stages of 72 KiB, similar groups.
 //
-// Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps the rings
+// Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
 // blocks; for each panel that it visits, it loads its rows into registers and multiplies them by the pieces of its slots.
 
@@ -11,23 +11,22 @@ using u32 = unsigned int;
 constexpr int kFeaturesOut = 512;  // of a row of y
 constexpr int kBlock = 32, kSteps = 2;  // a block's side; multiply steps along the inputs of a panel
 constexpr int kRowGroups = 1, kColumns = 2;  // warpgroups down and across
-constexpr int kMTiles = 2, kSlots = 2;  // 64-row tiles and output blocks of each
-constexpr int kRings = 2;  // of stages, each with warpgroups and tiles of its own: while those of one store results, those of the other multiply
-constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kRings * kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
+constexpr int kMTiles = 2, kSlots = 4;  // 64-row tiles and output blocks of each
+constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
 constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
 constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
-constexpr int kTiles = 4, kNoOutput = -2147483647;
-constexpr int kStages = 2, kStageBytes = 53248, kRecordBytes = 112;  // a stage ends with its record
-constexpr int kRecord = kStageBytes - kRecordBytes, kRingBytes = kStages * kStageBytes;
+constexpr int kTiles = 2, kNoOutput = -2147483647;
+constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 144;  // a stage ends with its record
+constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 64, kPanelBytes = 8192, kBoxBytes = 2048, kPieceBytes = 2048;
 constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
 constexpr int kStoredSlots = 2;  // output blocks that are stored together
 constexpr int kStored = 8;  // chunks of 16 bytes of a row that are stored together
 constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
-constexpr int kLoads = 14;  // words of a stage in kLoadTable
+constexpr int kLoads = 23;  // words of a stage in kLoadTable
 constexpr int kStoredColumns = 64, kStoredBytes = 128;  // of such a row
-constexpr int kResidualPanels = 2, kResidualBytes = 16384;  // of a tile; of each, kStoredColumns wide
+constexpr int kResidualPanels = 4, kResidualBytes = 16384;  // of a tile; of each, kStoredColumns wide
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -118,9 +117,8 @@ __device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 by
                  "l"(global), "r"(bytes), "r"(barrier) : "memory");
 }
 
-// The two warps that load a ring meet (PTX: bar.sync): neither is a stage behind the other, where it would mistake one phase of a barrier
-// for the next.
-__device__ __forceinline__ void producers_sync(int ring) { asm volatile("bar.sync %0, 64;" ::"r"(ring + 1) : "memory"); }
+// The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
+__device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
 // Programmatic dependent launch (PTX: griddepcontrol). The kernel ahead in the stream may still run, until which has ended nothing may be
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
@@ -224,43 +222,34 @@ __device__ __forceinline__ float2 finish(float2 v, float2 bias, float2 residual)
 
 constexpr int kTileStages = 3;  // of each tile
 __device__ const int __align__(16) kTargets[] = {
-    0,1,8,9,2,3,10,11,4,5,12,13,6,7,14,15,
+    0,1,8,9,4,5,12,13,2,3,10,11,6,7,14,15,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    2051,0,32,64,0,64,128,192,256,288,512,544,0,0,2052,128,
-    192,256,288,896,960,1152,1280,1536,1600,1664,1728,0,2051,320,384,448,
-    1792,1824,2048,2080,2432,2496,2688,2816,0,0,2051,32,64,160,160,224,
-    320,352,576,608,1024,1088,0,0,2052,192,224,288,416,1184,1312,1408,
-    1472,1696,1760,2560,2624,0,2051,320,448,480,1856,1888,2112,2144,2720,2848,
-    2944,3008,0,0,2051,0,64,128,32,96,384,416,640,672,928,992,
-    0,0,2052,160,192,256,384,1056,1120,1216,1344,1568,1632,2464,2528,0,
-    2051,320,416,448,1920,1952,2176,2208,2592,2656,2752,2880,0,0,2563,64,
-    96,192,448,480,704,736,768,800,832,864,1248,1376,2563,224,320,352,
-    1440,1504,1984,2016,2240,2272,2304,2336,2368,2400,1026,448,480,2784,2912,2976,
-    3040,0,0,0,0,0,0,0,
+    4612,0,32,64,128,0,64,32,96,128,192,256,288,512,544,384,
+    416,640,672,896,960,928,992,3589,160,192,256,288,416,1056,1120,1152,
+    1280,1216,1344,1536,1600,1568,1632,1664,1728,2592,2656,0,0,0,4099,320,
+    384,448,1792,1824,2048,2080,1920,1952,2176,2208,2432,2496,2464,2528,2688,2816,
+    2752,2880,0,0,0,4100,32,64,96,160,160,224,320,352,576,608,
+    448,480,704,736,768,800,832,864,1024,1088,0,0,4612,192,224,288,
+    320,1184,1312,1248,1376,1408,1472,1440,1504,1696,1760,1856,1888,2112,2144,1984,
+    2016,2240,2272,3588,352,416,448,480,2304,2336,2368,2400,2560,2624,2720,2848,
+    2784,2912,2944,3008,2976,3040,0,0,0,0,
 };  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    196616,196640,0,100663297,8192,117440514,16384,134217731,0,109051905,8192,125829122,16384,150994947,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,262152,262184,0,134217729,
-    8192,150994945,16384,167772161,24576,184549378,0,142606337,8192,159383553,16384,176160769,24576,192937986,0,0,
-    0,0,0,0,0,0,0,0,196616,196640,0,100663299,8192,134217729,16384,150994945,
-    0,117440515,8192,142606337,16384,159383553,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,196616,196640,0,100663297,8192,117440515,16384,150994945,0,109051905,8192,134217731,
-    16384,159383553,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    262152,262184,0,134217729,8192,150994946,16384,167772161,24576,184549377,0,142606337,8192,159383554,16384,176160769,
-    24576,192937985,0,0,0,0,0,0,0,0,0,0,196616,196640,0,100663299,
-    8192,134217729,16384,150994946,0,117440515,8192,142606337,16384,159383554,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,196616,196640,0,100663297,8192,117440515,16384,150994945,
-    0,109051905,8192,134217731,16384,159383553,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,262152,262184,0,134217730,8192,150994945,16384,167772161,24576,184549377,0,142606338,
-    8192,159383553,16384,176160769,24576,192937985,0,0,0,0,0,0,0,0,0,0,
-    196616,196640,0,100663299,8192,134217730,16384,150994945,0,117440515,8192,142606338,16384,159383553,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,196616,196640,0,100663299,
-    8192,134217731,16384,167772161,0,117440515,8192,150994947,16384,176160769,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,196616,196640,0,100663297,8192,117440515,16384,150994947,
-    0,109051905,8192,134217731,16384,167772163,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,131080,131096,0,67108865,8192,83886081,0,75497473,8192,92274689,0,0,
+    262152,196648,0,134217733,8192,167772170,16384,184549391,24576,251658245,0,150994949,16384,218103823,24576,268435461,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,196616,262176,8192,184549381,16384,218103813,24576,251658250,0,167772170,8192,201326597,
+    16384,234881029,32768,268435466,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,196616,196640,0,100663311,8192,167772165,16384,201326597,
+    0,134217743,8192,184549381,16384,218103813,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,196616,131104,0,134217733,
+    8192,150994959,24576,251658245,8192,184549391,16384,218103823,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    262152,196648,0,134217733,8192,167772170,16384,201326597,24576,218103823,0,150994949,8192,184549381,24576,251658255,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,196616,196640,8192,167772165,16384,184549381,24576,218103818,0,134217743,16384,201326597,
+    24576,234881029,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,
 };  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
@@ -297,10 +286,10 @@ struct Walk {
     __device__ __forceinline__ void advance() { ++stage, skip(); }
 };
 
-// Fills a ring of stages, tile after tile; two warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
-__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, const TensorMap& residual, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int ring, int rank) {
+// Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, const TensorMap& residual, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
     const int lane = threadIdx.x % 32;
-    const bool mine = lane % 2 == threadIdx.x / 32 % 4 / kRings;
+    const bool mine = lane % 4 == threadIdx.x / 32 % 4;
     const auto fetch = [&](const Walk& walk) {
         if (!walk.more()) return 0;
         if (!walk.at_residual()) return lane < kLoads ? kLoadTable[walk.stage * kLoads + lane] : 0;
@@ -320,7 +309,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
         const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
         barrier_wait(empty + slot * 8, parity);
-        producers_sync(ring);
+        producers_sync();
         if (at_residual) {
             const u32 wanted = __ballot_sync(~0u, load >= 0);
             if (lane == 0 && mine) barrier_expect(barrier, __popc(wanted) * kResidualBytes);
@@ -468,29 +457,27 @@ __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
 extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
 bsgen_fprop_b32_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, const __grid_constant__ TensorMap residual_map, Element* __restrict__ y, const Element* __restrict__ bias, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
-    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), ring = warp < kRings * kGroups * 4 ? warp / (kGroups * 4) : warp % kRings, group = warp / 4 - ring * kGroups;
-    const u32 rings_base = shared_address(shared), stages_base = rings_base + ring * kRingBytes, barriers = rings_base + kRings * kRingBytes;
-    const u32 full = barriers + ring * (kStages * 16), empty = full + kStages * 8;
-    const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster + ring * (gridDim.x / kCluster), stride = gridDim.x / kCluster * kRings;
+    const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
+    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
     const Tiles tiles(n);
 
     if (threadIdx.x == 0) {
         let_kernel_behind_begin();
         tma_prefetch(x_map), tma_prefetch(w_map), tma_prefetch(residual_map);
-        for (int r = 0; r < kRings; ++r)
-            for (int i = 0; i < kStages; ++i) barrier_init(barriers + (r * 2 * kStages + i) * 8, 1), barrier_init(barriers + ((r * 2 + 1) * kStages + i) * 8, kGroups * 4 * kCluster);
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
         barrier_init_fence();
     }
     cluster_sync();
 
-    if (warp >= kRings * kGroups * 4) {
+    if (group == kGroups) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        produce(x_map, w_map, residual_map, stages_base, full, empty, tiles, first_tile, stride, ring, rank);
+        produce(x_map, w_map, residual_map, stages_base, full, empty, tiles, first_tile, stride, rank);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 176;");
         wait_for_kernel_ahead();
         const int column = group % kColumns, lane = threadIdx.x % 32;
-        const u32 scratch = barriers + kRings * (kStages * 16) + threadIdx.x / 32 * kScratchBytes;
+        const u32 scratch = empty + kStages * 8 + threadIdx.x / 32 * kScratchBytes;
         const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
         // Where this lane's chunk of a fragment lies in a panel (PTX: ldmatrix), swizzled.
         const u32 r = row + lane % 16;
