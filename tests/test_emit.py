@@ -86,9 +86,8 @@ def hopper_plans() -> list[Plan]:
         chosen += [each for each in drafts if each.geometry.coupled][:1]
         found += [hopper.assemble(problem, BIG, each) for each in chosen]
     problem = Problem(Op.FPROP, hub(150, 4), 32, DType.BFLOAT16)
-    shapes = [(draft.geometry.shape, draft) for draft in hopper.drafts(problem, BIG)]
-    found.append(hopper.assemble(problem, BIG, next(draft for shape, draft in shapes if shape.across > 1)))
-    found.append(hopper.assemble(problem, BIG, next(draft for shape, draft in shapes if shape.rings > 1)))
+    across = next(draft for draft in hopper.drafts(problem, BIG, (2,)) if draft.geometry.shape.across > 1)
+    found += [hopper.assemble(problem, BIG, draft) for draft in (across, next(hopper.drafts(problem, BIG, (1,), (2,))))]
     finishing = [Epilogue(True, activation, True) for activation in Activation]
     problems = [replace(BASE, dtype=DType.FLOAT16, epilogue=epilogue) for epilogue in finishing]
     gradients = [
@@ -265,11 +264,12 @@ def test_a_layout_with_no_blocks() -> None:
     assert render(choose(replace(empty, op=Op.WGRAD), BIG)).entries == ()
 
 
-def test_gelu_of_16_bit_results_is_exact_to_their_precision() -> None:
-    """The polynomial as it stands in the kernel, in float32, against erf."""
-    text = render(portable(replace(BASE, dtype=DType.FLOAT16, epilogue=EVERYTHING), BIG)).text
+@pytest.mark.parametrize(("dtype", "terms", "near_by"), [(DType.FLOAT16, 7, 2e-5), (DType.BFLOAT16, 5, 4e-4)], ids=str)
+def test_gelu_of_16_bit_results_is_exact_to_their_precision(dtype: DType, terms: int, near_by: float) -> None:
+    """The polynomial as it stands in the kernel, in float32, against erf: within a fifth of what rounding may cost."""
+    text = render(portable(replace(BASE, dtype=dtype, epilogue=EVERYTHING), BIG)).text
     first, *rest = (np.float32(c) for c in re.findall(r"(?:float p = |fmaf\(p, z, )(-?[\d.e-]+)f", text))
-    assert len(rest) == 7
+    assert len(rest) == terms
     v = np.linspace(-60, 60, 120_001, dtype=np.float32)
     z = abs(v)
     p = np.full_like(v, first)
@@ -278,7 +278,7 @@ def test_gelu_of_16_bit_results_is_exact_to_their_precision() -> None:
     gelu = np.maximum(v, 0) - z * np.exp2(p)
     exact = np.array([0.5 * x * math.erfc(-x / math.sqrt(2)) for x in v.tolist()])
     near = z <= 6
-    np.testing.assert_allclose(gelu[near], exact[near], rtol=2e-5, atol=1e-12)
+    np.testing.assert_allclose(gelu[near], exact[near], rtol=near_by, atol=1e-12)
     np.testing.assert_allclose(gelu[~near], exact[~near], rtol=1e-6, atol=1e-8)
 
 

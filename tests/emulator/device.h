@@ -239,6 +239,7 @@ inline uint4 load_shared_chunk(u32 address) { uint4 v; std::memcpy(&v, at(addres
 inline void store_chunk(u32 address, uint4 v) { std::memcpy(at(address, 16), &v, 16); }
 inline float2 load_shared_2(u32 address) { float2 v; std::memcpy(&v, at(address, 8), 8); return v; }
 inline float4 load_shared_4(u32 address) { float4 v; std::memcpy(&v, at(address, 16), 16); return v; }
+inline float positive(float v) { return std::isnan(v) ? v : std::fmax(v, 0.0f); }
 inline float ex2(float v) { return std::exp2(v); }
 inline u32 tf32(u32 bits) { return (bits + 0x1000) & ~0x1fffu; }
 
