@@ -76,7 +76,7 @@ def lines(op: Op, name: str, layout: Layout, n: int, tiles: int = 2) -> Case:
     model, with output blocks that share inputs and that share pairs of them."""
     problem = Problem(op, layout, 32, DType.BFLOAT16, batch=n)
     drafts = hopper.drafts(problem, TARGET, across=(1,), rings=(1,))
-    best = _cheapest(drafts, lambda draft: (_shape(draft), draft.grouping == "similar wide"))
+    best = _cheapest(drafts, lambda draft: (_shape(draft), *map(draft.grouping.__eq__, ("similar wide", "even"))))
     cheap = list(dict.fromkeys(map(_tile, best)))[:tiles]
     return f"{op} b32 {name} N={n}", problem, _plans(problem, [draft for draft in best if _tile(draft) in cheap])
 
@@ -97,8 +97,8 @@ def across(op: Op, name: str, layout: Layout, n: int) -> Case:
     """Thread blocks across: for each number of them and each tile the cheapest plan by the model, the likeliest first."""
     problem = Problem(op, layout, 32, DType.BFLOAT16, batch=n)
     drafts = [draft for draft in hopper.drafts(problem, TARGET, across=(2, 4)) if draft.geometry.shape.across > 1]
-    best = _cheapest(drafts, lambda draft: (_tile(draft), draft.geometry.shape.across))
-    return f"{op} b32 {name} N={n} across", problem, _plans(problem, best[: MOST // 2])
+    best = _cheapest(drafts, lambda draft: (_tile(draft), draft.geometry.shape.across, draft.grouping == "even"))
+    return f"{op} b32 {name} N={n} across", problem, _plans(problem, best[:MOST])
 
 
 def rings(op: Op, b: int, name: str, layout: Layout, n: int, epilogue: Epilogue = PLAIN) -> Case:
