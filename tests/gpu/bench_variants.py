@@ -182,7 +182,10 @@ SUITES: dict[str, list[Callable[[], Case]]] = {
         *(partial(rings, Op.FPROP, 64, f"{SIZE} {d:.0%}", _random(64, d), 16384) for d in (0.05, 0.1, 0.5)),
         partial(rings, Op.FPROP, 128, f"{SIZE} 100%", _random(128, 1.0), 8192),
         *(partial(rings, Op.FPROP, 32, f"{SIZE} {d:.0%}", _random(32, d), 16384) for d in (*DENSITIES, 0.5)),
-        partial(rings, Op.DGRAD, 32, f"{SIZE} 10%", _random(32, 0.1), 16384),
+        *(
+            partial(rings, Op.DGRAD, b, f"{SIZE} {d:.0%}", _random(b, d), 16384)
+            for b, d in ((32, 0.1), (32, 0.01), (64, 0.05))
+        ),
     ],
     "four": [
         partial(four, Op.FPROP, "banded", topology.banded(128, 128, 13), 16384),
