@@ -282,6 +282,14 @@ def test_gelu_of_16_bit_results_is_exact_to_their_precision(dtype: DType, terms:
     np.testing.assert_allclose(gelu[~near], exact[~near], rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("activation", [Activation.RELU, Activation.GELU], ids=str)
+def test_activations_keep_nan(activation: Activation) -> None:
+    """By max.NaN, which gives NaN where either is; max does not."""
+    text = render(portable(replace(BASE, dtype=DType.FLOAT16, epilogue=Epilogue(activation=activation)), BIG)).text
+    assert "max.NaN.f32" in text
+    assert "fmaxf(" not in text
+
+
 def test_undefined_names_are_errors() -> None:
     environment = emit.environment()
     assert environment.undefined is jinja2.StrictUndefined

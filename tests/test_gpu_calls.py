@@ -264,8 +264,8 @@ def test_tensor_maps_are_encoded_as_they_say(monkeypatch: pytest.MonkeyPatch) ->
             Enumeration(),
         ),
     )
-    for made in (launch.tensor_maps._defaults, launch.tensor_maps._enumerations, launch.tensor_maps._promotion):
-        made.cache_clear()
+    for name in ("_defaults", "_enumerations", "_promotion"):  # without what they keep
+        monkeypatch.setattr(launch.tensor_maps, name, getattr(launch.tensor_maps, name).__wrapped__)
     monkeypatch.setattr(launch.driver, "bindings", lambda: cuda)
     room = ctypes.create_string_buffer(bytes(range(128)), 128)
     answer = SimpleNamespace(getPtr=lambda: ctypes.addressof(room))
@@ -279,8 +279,6 @@ def test_tensor_maps_are_encoded_as_they_say(monkeypatch: pytest.MonkeyPatch) ->
             "CU_TENSOR_MAP_INTERLEAVE_NONE", "CU_TENSOR_MAP_SWIZZLE_64B", f"CU_TENSOR_MAP_L2_PROMOTION_L2_{fetched}B",
             "CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE",
         )  # fmt: skip
-    for made in (launch.tensor_maps._defaults, launch.tensor_maps._enumerations, launch.tensor_maps._promotion):
-        made.cache_clear()
 
 
 def test_arguments_lie_where_their_pointers_say(monkeypatch: pytest.MonkeyPatch) -> None:

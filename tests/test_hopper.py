@@ -33,8 +33,8 @@ from bsgen import topology
 from bsgen.layout import Layout
 from bsgen.outline import Grid, Outline, TensorMap
 from bsgen.plan import HopperPlan, candidates, choose, hopper, outline
-from bsgen.plan.blocks import output_blocks
-from bsgen.plan.grouping import Tiles, even, similar
+from bsgen.plan.cost import DEPENDENT_LAUNCH_SECONDS
+from bsgen.plan.hopper_cost import hopper_cost, tile_counts
 from bsgen.problem import BLOCK_SIZES, TARGETS, Activation, DType, Epilogue, Op, Precision, Problem, Target
 
 BATCHES = (1, 3, 64, 129, 4097)
@@ -98,38 +98,10 @@ def test_tables_of_thread_blocks_across(data: st.DataObject, problem: Problem) -
         check(hopper.assemble(problem, BIG, drafts[place]))
 
 
-@settings(thorough, max_examples=40)
-@given(small_layouts(), st.integers(1, 4))
-def test_even_tiles(layout: Layout, slots: int) -> None:
-    """The same output blocks, each once, and no tile with more inputs than the largest before."""
-    view = output_blocks(Problem(Op.FPROP, layout, 32, DType.BFLOAT16))
-    for _, tiles, _ in similar(view, slots):
-        ((name, evened, reductions),) = even(view, tiles)
-        assert (name, reductions) == ("even", ())
-        assert [len(tile) for tile in evened] == [len(tile) for tile in tiles]
-        outputs = [[part.output for tile in each for part in tile if part is not None] for each in (tiles, evened)]
-        assert sorted(outputs[1]) == sorted(outputs[0]) == list(range(view.outputs))
-        assert all(part.work == view.work[part.output] for tile in evened for part in tile if part is not None)
-        assert max(inputs_of(evened)) <= max(inputs_of(tiles))
-
-
-def test_even_tiles_of_a_random_layout() -> None:
-    view = output_blocks(Problem(Op.FPROP, topology.random(96, 96, density=0.1, seed=1), 32, DType.BFLOAT16))
-    ((_, tiles, _),) = similar(view, 3)
-    ((_, evened, _),) = even(view, tiles)
-    assert max(inputs_of(evened)) < max(inputs_of(tiles))
-    assert sum(inputs_of(evened)) <= 1.05 * sum(inputs_of(tiles))
-
-
-def inputs_of(tiles: Tiles) -> list[int]:
-    """Inputs that each tile needs."""
-    return [len({i for part in tile if part is not None for i in part.inputs.tolist()}) for tile in tiles]
-
-
 def test_tiles_of_few_rows_begin_at_different_panels() -> None:
-    """At four places, for thread blocks would else all read the same at a time; with many rows they should."""
-    problem = Problem(Op.FPROP, Layout(np.ones((32, 32), bool)), 32, DType.BFLOAT16, batch=64)
-    for batch, firsts in ((64, [0, 8 * 32, 16 * 32, 24 * 32]), (16384, [0])):
+    """At four places, for thread blocks would else all read the same at a time; with many rows they had better."""
+    problem = Problem(Op.FPROP, Layout(np.ones((36, 32), bool)), 32, DType.BFLOAT16, batch=64)
+    for batch, firsts in ((64, [0, 8 * 32, 18 * 32, 26 * 32]), (16384, [0])):  # even ones, where pairs begin
         for draft in sample(list(hopper.drafts(replace(problem, batch=batch), BIG, across=(1,), rings=(1,))), 4):
             plan = hopper.assemble(replace(problem, batch=batch), BIG, draft)
             found = sorted(set(plan.loads[plan.tile_stages[:-1], 1].tolist()))
@@ -151,7 +123,19 @@ def test_two_rings_are_considered_where_they_were_faster() -> None:
     idle, busy = topology.random(128, 128, density=0.01, seed=1), topology.random(128, 128, density=0.05, seed=1)
     for layout, block, rings in ((idle, 32, {1, 2}), (busy, 32, {1}), (busy, 64, {1, 2})):
         problem = Problem(Op.FPROP, layout, block, DType.BFLOAT16, batch=16384)
-        assert {draft.geometry.shape.rings for draft in hopper.drafts(problem, TARGETS["sm_90a"])} == rings
+        for case, expected in ((problem, rings), (replace(problem, batch=4096), {1}), (replace(problem, axis=0), {1})):
+            assert {draft.geometry.shape.rings for draft in hopper.drafts(case, TARGETS["sm_90a"])} == expected
+
+
+def test_partial_sums_have_a_price() -> None:
+    """Of a launch more, and of what is written and read again."""
+    problem, target = Problem(Op.FPROP, hub(40, 12), 32, DType.BFLOAT16, batch=64), TARGETS["sm_90a"]
+    draft = next(draft for draft in hopper.drafts(problem, target) if not draft.reductions)
+    counts = tile_counts(draft.tiles, 40, draft.geometry)
+    whole, few, many = (hopper_cost(problem, target, draft.geometry, counts, 0.0, n).seconds for n in (0, 1, 1000))
+    assert few - whole > DEPENDENT_LAUNCH_SECONDS
+    bytes_moved = 999 * 64 * 32 * 4 * 2
+    assert bytes_moved / 20e12 < many - few < bytes_moved / 5e12
 
 
 def test_neighbours_share_activations() -> None:
@@ -242,7 +226,7 @@ def check_maps(plan: HopperPlan) -> None:
     assert activations.fetched == fetched(plan)
     assert all(tensor_map.fetched == 128 for tensor_map in (w, *residual))
     for tensor_map in pairs:
-        assert tensor_map == replace(activations, box_columns=64, name=f"{plan.activations}_pairs")
+        assert tensor_map == replace(activations, box_columns=64, name=f"{plan.activations}_pairs", fetched=128)
     for tensor_map in plan.maps:
         assert 0 < tensor_map.box_rows <= 256
         assert tensor_map.box_columns * item == line_bytes(plan, tensor_map)
@@ -264,10 +248,11 @@ def check_maps(plan: HopperPlan) -> None:
 
 
 def fetched(plan: HopperPlan) -> int:
-    """Of activations that no block needs as few bytes as L2 can leave in device memory."""
-    mask = plan.problem.layout.mask
-    used = mask.any(axis=1 if plan.problem.op is Op.FPROP else 0)
-    return 64 if used.mean() < 0.95 and not plan.problem.feature_first else 128
+    """Of half lines that no block needs, L2 can leave the other half in device memory."""
+    mask, problem = plan.problem.layout.mask, plan.problem
+    idle = ~mask.any(axis=1 if problem.op is Op.FPROP else 0)
+    half = problem.block_size * problem.dtype.itemsize == 64 and not problem.feature_first
+    return 64 if half and idle.sum() / idle.size > 0.05 else 128
 
 
 def line_bytes(plan: HopperPlan, tensor_map: TensorMap) -> int:

@@ -294,6 +294,7 @@ def test_fuzzed_kernels(file: Path) -> None:
         {"maps": [{"operand": "x"}]},
         {"maps": [{**launch["maps"][0], "dtype": "int4"}]},
         {"maps": [{**launch["maps"][0], "fetched": 96}]},
+        {"maps": [{**launch["maps"][0], "fetched": 64.0}]},
     ):
         changed = {**header, "outline": {**header["outline"], "launches": [{**launch, **fields}]}}
         body = json.dumps(changed).encode()

@@ -214,7 +214,9 @@ def _check_outline(outline: Outline, entries: set[str]) -> None:
         grid = launch.grid
         numbers += [grid.blocks, grid.rows, grid.cluster, launch.threads, launch.shared_memory]
         numbers += [
-            number for each in launch.maps for number in (each.columns, each.rows, each.box_columns, each.box_rows)
+            number
+            for each in launch.maps
+            for number in (each.columns, each.rows, each.box_columns, each.box_rows, each.fetched)
         ]
         known = ARGUMENTS | {each.argument for each in launch.maps}
         if launch.entry not in entries or not launch.arguments or not known.issuperset(launch.arguments):

@@ -58,7 +58,7 @@ class OutputBlocks:
     @cached_property
     def idle(self) -> float:
         """The share of input blocks that no output block uses."""
-        return 1 - len(np.unique(self.inputs)) / self.inputs_total
+        return (self.inputs_total - len(np.unique(self.inputs))) / self.inputs_total
 
     def part(self, output: int, target: int, begin: int, end: int) -> Part:
         """The inputs `begin` ... `end - 1` of an output block as one part."""

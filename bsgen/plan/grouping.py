@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from functools import reduce
-from operator import or_
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -69,42 +67,6 @@ def similar(view: OutputBlocks, tile_slots: int, width: int = 1, coupled: int = 
     parts, _ = split(view, max(1, int(view.work.max())))
     ordered = [parts[unit * coupled + each] for unit in order for each in range(coupled)]
     yield "similar" if width == 1 else "similar wide", _in_tiles(ordered, tile_slots), ()
-
-
-def even(view: OutputBlocks, tiles: Tiles) -> Iterator[Grouping]:
-    """Tiles of whole output blocks, of which the one with most inputs changes an output block with another as long as that leaves
-    both with fewer: for those that all run at once, and wait for the last."""
-    bits = [sum(1 << i for i in view.part(o, o, 0, int(view.work[o])).inputs.tolist()) for o in range(view.outputs)]
-    members = [[part.output for part in tile if part is not None] for tile in tiles]
-    counts = [_union(bits, tile).bit_count() for tile in members]
-    while (change := _better(bits, members, counts)) is not None:
-        (tile, slot), (other, place) = change
-        members[tile][slot], members[other][place] = members[other][place], members[tile][slot]
-        for changed in (tile, other):
-            counts[changed] = _union(bits, members[changed]).bit_count()
-    parts, _ = split(view, max(1, int(view.work.max())))
-    yield "even", [_padded([parts[output] for output in tile], len(tiles[0])) for tile in members], ()
-
-
-def _union(bits: Sequence[int], outputs: Sequence[int], without: int = -1) -> int:
-    """The inputs of a tile's output blocks, as bits; `without` one of its slots."""
-    return reduce(or_, (bits[output] for slot, output in enumerate(outputs) if slot != without), 0)
-
-
-def _better(
-    bits: Sequence[int], members: Sequence[Sequence[int]], counts: Sequence[int]
-) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """Two slots, one in the tile with most inputs, whose output blocks had better change places; first those with few inputs."""
-    order = sorted(range(len(members)), key=counts.__getitem__)
-    tile, most = order[-1], counts[order[-1]]
-    for slot, output in enumerate(members[tile]):
-        rest = _union(bits, members[tile], slot)
-        for other in order[:-1]:
-            for place, instead in enumerate(members[other]):
-                fewer = (rest | bits[instead]).bit_count() < most
-                if fewer and (_union(bits, members[other], place) | bits[output]).bit_count() < most:
-                    return (tile, slot), (other, place)
-    return None
 
 
 def neighbours(view: OutputBlocks, columns: int, slots: int) -> Iterator[Grouping]:

@@ -5,23 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
 from bsgen.outline import Grid, Launch, TensorMap
 from bsgen.plan.blocks import IntArray, OutputBlocks, Part, Reduction, output_blocks
 from bsgen.plan.cost import Cost
-from bsgen.plan.grouping import Grouping, Tiles, even, groupings, neighbours, similar
+from bsgen.plan.grouping import Grouping, Tiles, groupings, neighbours, similar
 from bsgen.plan.hopper_cost import Counts, hopper_cost, tile_counts
-from bsgen.plan.hopper_shapes import (
-    ACROSS,
-    BARRIER_BYTES,
-    HALF_LINE,
-    MORE_STAGES,
-    rings_worth,
-    shapes,
-)
+from bsgen.plan.hopper_shapes import ACROSS, BARRIER_BYTES, MORE_STAGES, few_rows, rings_worth, shapes
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
 from bsgen.plan.rings import (
     RingStage,
@@ -33,6 +26,7 @@ from bsgen.plan.rings import (
 )
 from bsgen.plan.shared_rings import pack_together
 from bsgen.plan.warpgroup import (
+    HALF_LINE,
     LINE_BYTES,
     WARPGROUP_ROWS,
     WarpgroupGeometry,
@@ -45,7 +39,6 @@ from bsgen.ranges import DEFAULT_ROWS
 
 BLOCK_SIZES = (32, 64, 128)
 FITTING_STAGES = ((1.75, 3), (1.0, 4))  # the most stages where a tile fills the ring so often
-FEW_ROWS = 256  # of N, whose activations stay in L2, and whose tiles hardly outnumber the SMs
 PHASES, PHASED_DENSITY = 4, 0.1
 IDLE = 0.05  # the share of inputs that no block uses from which on L2 had better not fetch two of 64 bytes for one
 WEIGHTS_BYTES, BAND_BYTES = 12 << 20, 16 << 20  # of W and of a band's activations that stay in the 50 MiB of L2
@@ -134,14 +127,15 @@ class HopperPlan(ProductPlan):
         if problem.feature_first:
             activations = TensorMap(self.activations, 0, self.features[0], WARPGROUP_ROWS, geo.depth, dtype)
         else:
-            fetched = HALF_LINE if output_blocks(problem).idle > IDLE else LINE_BYTES
+            half = geo.row_bytes == HALF_LINE and output_blocks(problem).idle > IDLE
+            fetched = HALF_LINE if half else LINE_BYTES
             activations = TensorMap(
                 self.activations, self.features[0], 0, geo.depth, geo.shape.rows, dtype, fetched=fetched
             )
         rows = problem.layout.nnz * problem.block_size
         weights = TensorMap(self.weights, problem.block_size, rows, geo.box_columns, geo.box_rows, dtype)
         residual = TensorMap("residual", self.features[1], 0, geo.store_columns, geo.shape.rows, dtype)
-        pairs = replace(activations, box_columns=2 * geo.depth, name=f"{self.activations}_pairs")
+        pairs = replace(activations, box_columns=2 * geo.depth, name=f"{self.activations}_pairs", fetched=LINE_BYTES)
         return (activations, *[pairs] * self.pairs, weights, *[residual] * bool(self.residual_panels))
 
     @cached_property
@@ -198,7 +192,6 @@ def drafts(
     if not serves(problem, target):
         return
     view = output_blocks(problem)
-    few_rows = (problem.batch or DEFAULT_ROWS) <= FEW_ROWS
     ways: dict[tuple[int, ...], list[Grouping]] = {}
     counted: dict[tuple[int, ...], Counts] = {}
     for shape in shapes(problem, target, across, rings or rings_worth(problem, view.idle)):
@@ -206,7 +199,7 @@ def drafts(
         for width in (1, 2)[: 1 + shape.paired]:
             key = shape.columns, shape.slots, geo.store_slots, width
             if key not in ways:
-                ways[key] = list(_groupings(view, geo, target, width, few_rows))
+                ways[key] = list(_groupings(view, geo, target, width))
             for index, (grouping, parts, reductions) in enumerate(ways[key]):
                 tiles, count = _filled_up(parts, shape), (*key, shape.paired, shape.across, index)
                 if count not in counted:
@@ -223,20 +216,14 @@ def _filled_up(tiles: Tiles, shape: WarpgroupShape) -> Tiles:
     return [*tiles, *[empty] * (-len(tiles) % shape.across)]
 
 
-def _groupings(
-    view: OutputBlocks, geo: WarpgroupGeometry, target: Target, width: int, at_once: bool
-) -> Iterator[Grouping]:
-    """Ways to fill tiles where inputs come one at a time; or `width` at a time, those that this adds. Whether rows are so few that
-    all tiles may run `at_once`."""
+def _groupings(view: OutputBlocks, geo: WarpgroupGeometry, target: Target, width: int) -> Iterator[Grouping]:
+    """Ways to fill tiles where inputs come one at a time; or `width` at a time, those that this adds."""
     shape = geo.shape
     if width == 1 and geo.coupled:
         yield from neighbours(view, shape.columns, shape.slots)
     elif width == 1:
         yield from groupings(view, shape.columns, shape.slots, target)
-    for alike in similar(view, shape.tile_slots, width, geo.store_slots):
-        yield alike
-        if at_once and width == geo.store_slots == 1 and len(alike[1]) <= target.sms:
-            yield from even(view, alike[1])
+    yield from similar(view, shape.tile_slots, width, geo.store_slots)
 
 
 def candidates(problem: Problem, target: Target) -> Iterator[HopperPlan]:
@@ -255,22 +242,22 @@ def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iter
     ranked = sorted(drafts(problem, target) if chosen(problem) else (), key=lambda draft: draft.cost.seconds)
     if ranked and ranked[0].cost.seconds < limit:
         alike = [draft for draft in ranked if draft.cost.seconds <= ranked[0].cost.seconds]
-        yield assemble(problem, target, max(alike, key=_suitable))
+        yield assemble(problem, target, max(alike, key=partial(_suitable, few=few_rows(problem))))
 
 
-def _suitable(draft: Draft) -> float:
-    """How well a ring suits the tile with most work (and its neighbours across): by the bytes that it holds when full; with few
-    rows by its stages, which are small where a tile fills less than the ring, for the first has come the earlier, and large where
-    it is more, for each has a price. The numbers are those that were fastest for 14 layouts (tests/gpu/README.md)."""
+def _suitable(draft: Draft, few: bool) -> float:
+    """How well a ring suits the tile with most work (and its neighbours across): by the bytes that it holds when full. Where rows
+    are few, by its stages: many small ones where a tile fills less than the ring, for the first has come the earlier, few large
+    ones where it is more, for each has a price. The numbers are those that were fastest for 14 layouts (tests/gpu/README.md)."""
     geo, shape = draft.geometry, draft.geometry.shape
     work = [sum(part.work for part in tile if part is not None) for tile in draft.tiles]
     first = work.index(max(work)) // shape.across * shape.across
     stages, _ = cut(draft.tiles[first : first + shape.across], geo)
     used = sum(len(stage.panels) * geo.panel_bytes + stage.piece_count * geo.piece_bytes for stage in stages)
-    if shape.multiplied_rows > WARPGROUP_ROWS:
+    if not few or shape.multiplied_rows > WARPGROUP_ROWS:
         return used / max(1, len(stages)) * shape.stages
-    rings = used / shape.across / (shape.stages * shape.stage_bytes)
-    most = next((most for least, most in FITTING_STAGES if rings >= least), max(MORE_STAGES))
+    fills = used / shape.across / (shape.stages * shape.stage_bytes)
+    most = next((most for least, most in FITTING_STAGES if fills >= least), max(MORE_STAGES))
     return shape.stages if shape.stages <= most else -shape.stages
 
 
@@ -292,7 +279,8 @@ def cut(
     stages: list[RingStage] = []
     starts = [0]
     for place in range(0, len(tiles), geo.shape.across):
-        first = place * PHASES // len(tiles) * panels // PHASES // 2 * 2
+        phase = place * PHASES // len(tiles)
+        first = phase * panels // PHASES // 2 * 2  # an even one, where pairs begin
         items = [tile_items(tile, geo, first) for tile in tiles[place : place + geo.shape.across]]
         for own in pack_together(items, geo, first) if len(items) > 1 else [list(pack(items[0], geo))]:
             stages += own
@@ -304,8 +292,8 @@ def _panels_in_phases(problem: Problem, geo: WarpgroupGeometry) -> int:
     """The panels of a row of tiles, if thread blocks had better not all read the same at a time: where rows are few, so that they
     stay in L2, and each is read by many. With many rows it is device memory that they should read together."""
     rows, columns = problem.layout.shape
-    few = (problem.batch or DEFAULT_ROWS) <= FEW_ROWS and problem.layout.density >= PHASED_DENSITY
-    return geo.slices * (rows if problem.op is Op.FPROP else columns) if few else 0
+    phased = few_rows(problem) and problem.layout.density >= PHASED_DENSITY
+    return geo.slices * (rows if problem.op is Op.FPROP else columns) if phased else 0
 
 
 def assemble(problem: Problem, target: Target, draft: Draft) -> HopperPlan:

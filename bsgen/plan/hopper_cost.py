@@ -84,7 +84,7 @@ def tile_counts(tiles: Tiles, inputs: int, geo: WarpgroupGeometry) -> Counts:
 
 
 def hopper_cost(
-    problem: Problem, target: Target, geo: WarpgroupGeometry, counts: Counts, idle: float = 0.0, partials: int = 0
+    problem: Problem, target: Target, geo: WarpgroupGeometry, counts: Counts, idle: float, partials: int
 ) -> Cost:
     """The cost of a plan, of whose inputs a share is `idle`, with so many partial sums of split output blocks."""
     shape, n = geo.shape, problem.batch or DEFAULT_ROWS

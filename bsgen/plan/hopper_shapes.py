@@ -11,6 +11,7 @@ from bsgen.plan.rings import MAXIMUM_LOADS, room
 from bsgen.plan.shared_rings import MOST_PANELS
 from bsgen.plan.warpgroup import (
     ATOM_ROWS,
+    HALF_LINE,
     LINE_BYTES,
     WARPGROUP_ROWS,
     WarpgroupShape,
@@ -21,17 +22,16 @@ from bsgen.problem import DType, Op, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
 BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
-# Of a warpgroup; by TF32, fragments leave no registers for taller warpgroups, so wider ones serve.
-MAXIMUM_SLOTS, FEW_ROWS_SLOTS = 4, 2
+# Output blocks of a warpgroup; of one of 64 rows LOW_SLOTS, but by TF32, whose fragments leave no registers for taller ones.
+MAXIMUM_SLOTS, LOW_SLOTS = 4, 2
 STAGES = {1: (3, 4), 2: (2,)}  # of a ring, by the number of them: two rings are for tiles of few panels
 MORE_STAGES = (6, 8)  # where rows are few: the first of a tile has come the earlier, the smaller it is
+FEW_ROWS = 256  # of N, whose activations stay in L2, and whose tiles hardly outnumber the SMs
 WHOLE_LINE_ROWS = 128  # the least of a tile that pairs panels or results up: with fewer, other things are waited for
-HALF_LINE = 64  # bytes of scratch memory a row, where results are not stored by lines
 CLUSTERS = (1, 2)
 ACROSS = (1, 2)  # thread blocks that share activations, where rows are few; 4 were never better
-RINGED_IDLE = (
-    0.15  # of inputs that no block uses, from which on two rings were faster where a panel's rows have half a line
-)
+# Of N, and of inputs that no block uses where a panel's rows have half a line, from which on two rings were faster.
+RINGED_ROWS, RINGED_IDLE = 8192, 0.15
 
 
 class Form(NamedTuple):
@@ -67,19 +67,17 @@ RINGED_SHAPES = (Form(1, 2, 2, 64),)
 RINGED_CLUSTERS = {64: 2, 128: 1}
 
 
-def shapes(
-    problem: Problem, target: Target, across: Sequence[int] = ACROSS, rings: Sequence[int] = (1, 2)
-) -> Iterator[WarpgroupShape]:
+def shapes(problem: Problem, target: Target, across: Sequence[int], rings: Sequence[int]) -> Iterator[WarpgroupShape]:
     """Every shape whose accumulators fit the registers, alone and in clusters, with every ring."""
     for (row_groups, columns, m_tiles, width), ringed in _forms(rings):
         slots = width // problem.block_size
         tall = row_groups * m_tiles > 1
-        most = MAXIMUM_SLOTS if tall or problem.dtype is DType.FLOAT32 else FEW_ROWS_SLOTS
+        most = MAXIMUM_SLOTS if tall or problem.dtype is DType.FLOAT32 else LOW_SLOTS
         if width % problem.block_size or slots > most:
             continue
-        few = _few(problem, row_groups * m_tiles)
+        few, more = _few(problem, row_groups * m_tiles), few_rows(problem) and not tall
         clusters = _clusters(problem, across) if ringed == 1 else [(RINGED_CLUSTERS[_row_bytes(problem)], 1)]
-        ways = product(clusters, _paired(problem), _stored(problem, slots), STAGES[ringed] + MORE_STAGES * (not tall))
+        ways = product(clusters, _paired(problem), _stored(problem, slots), STAGES[ringed] + MORE_STAGES * more)
         for (cluster, beside), paired, stored, stages in ways:
             form = WarpgroupShape(
                 row_groups, columns, m_tiles, slots, cluster, few, paired, stored, beside, ringed, stages
@@ -99,9 +97,15 @@ def shapes(
                 yield shape
 
 
+def few_rows(problem: Problem) -> bool:
+    """Whether the hint for N asks for so few."""
+    return (problem.batch or DEFAULT_ROWS) <= FEW_ROWS
+
+
 def rings_worth(problem: Problem, idle: float) -> tuple[int, ...]:
     """How many rings to consider, where a share of the inputs is `idle`."""
-    return (1, 2) if _row_bytes(problem) == LINE_BYTES or idle > RINGED_IDLE else (1,)
+    many = (problem.batch or DEFAULT_ROWS) >= RINGED_ROWS and not problem.feature_first
+    return (1, 2) if many and (_row_bytes(problem) == LINE_BYTES or idle > RINGED_IDLE) else (1,)
 
 
 def _forms(rings: Sequence[int]) -> Iterator[tuple[Form, int]]:

@@ -15,7 +15,7 @@ from bsgen.plan.occupancy import REGISTERS
 from bsgen.plan.tile import CHUNK_BYTES, Math, math_of
 from bsgen.problem import Op, Problem
 
-LINE_BYTES = 128
+LINE_BYTES, HALF_LINE = 128, 64  # of L2
 ATOM_ROWS = 8
 WARPGROUP_ROWS, WARPGROUP_WARPS = 64, 4
 NARROW = 32
@@ -33,8 +33,8 @@ class WarpgroupShape:
     A tile of `few` rows (a multiple of 8, 0: none) loads no more of the 64 that are multiplied; the others are never stored.
     Where panels are `paired`, two neighbours that a tile needs come as one, in lines of 128 bytes: L2 looks up a line no faster for
     half of it. Results are stored in pieces of rows of `store_bytes`, of one output block or of two neighbours.
-    A thread block may have several `rings`, each with warpgroups of its own, which work on tiles of their own: while those of one
-    store results, those of the other multiply.
+    A thread block may have several `rings`, each with warpgroups and stages (all these numbers are of one ring) and tiles of its
+    own: while those of one store results, those of the other multiply.
     """
 
     row_groups: int
@@ -82,7 +82,7 @@ class WarpgroupShape:
 
     @property
     def threads(self) -> int:
-        """Threads of a block: one more warpgroup loads."""
+        """Threads of a block: one more warpgroup loads, its warps shared among the rings."""
         return 128 * (self.groups * self.rings + 1)
 
     @property

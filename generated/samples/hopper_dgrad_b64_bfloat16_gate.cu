@@ -1,6 +1,6 @@
 // dx = dy @ (gate * W).T for one block-sparse W [512, 512], bfloat16.
 // Layout 0dd315799237382c: 24 of 64 blocks of 64 x 64 (37.50 %).
-// Plan: hopper, wgmma_bf16, tile 64 x 64, 1 x 1 warpgroups of 64 x 64, 6 stages of 37 KiB, contiguous groups, weights gated first.
+// Plan: hopper, wgmma_bf16, tile 64 x 64, 1 x 1 warpgroups of 64 x 64, 3 stages of 74 KiB, contiguous groups, weights gated first.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -15,7 +15,7 @@ constexpr int kMTiles = 1, kSlots = 1;  // 64-row tiles and output blocks of eac
 constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
 constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
 constexpr int kTiles = 8, kNoOutput = -2147483647;
-constexpr int kStages = 6, kStageBytes = 37888, kRecordBytes = 48;  // a stage ends with its record
+constexpr int kStages = 3, kStageBytes = 75776, kRecordBytes = 64;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 128, kPanelBytes = 8192, kBoxBytes = 8192, kPieceBytes = 8192;
 constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 33554432u;  // words of the matrix descriptor of a piece (PTX: wgmma)
@@ -26,7 +26,7 @@ constexpr int kStoredSlots = 1;  // output blocks that are stored together
 constexpr int kStored = 8;  // chunks of 16 bytes of a row that are stored together
 constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
 constexpr long long kGated = 49152;  // float32 elements of gate * W, which begins the workspace and is what the main kernel takes for w
-constexpr int kLoads = 5;  // words of a stage in kLoadTable
+constexpr int kLoads = 9;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -166,28 +166,30 @@ __device__ __forceinline__ float2 finish(float2 v) {
 }
 
 __device__ const int __align__(16) kTileStages[] = {
-    0,1,2,6,7,8,9,11,12,
+    0,1,2,4,5,6,7,8,9,
 };
 
 __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,4,5,6,7,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    514,0,256,0,64,514,64,128,128,192,514,0,64,256,320,514,
-    128,192,384,448,514,256,320,512,576,514,384,448,640,704,514,384,
-    448,768,832,514,0,256,896,960,514,128,320,1024,1088,514,0,128,
-    1152,1216,514,256,384,1280,1344,514,192,384,1408,1472,
+    514,0,256,0,64,0,0,0,0,514,64,128,128,192,0,0,
+    0,0,1028,0,64,128,192,256,320,384,448,1028,256,320,384,448,
+    512,576,640,704,514,384,448,768,832,0,0,0,0,514,0,256,
+    896,960,0,0,0,0,514,128,320,1024,1088,0,0,0,0,1028,
+    0,128,256,384,1152,1216,1280,1344,514,192,384,1408,1472,0,0,0,
+    0,
 };  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,131080,0,0,67108865,
-    8192,100663297,0,0,0,0,0,0,131080,0,0,67108865,8192,100663297,0,0,
-    0,0,0,0,131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,
-    131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,131080,0,0,67108865,
-    8192,100663297,0,0,0,0,0,0,131080,0,0,67108865,8192,100663297,0,0,
-    0,0,0,0,131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,
-    131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,131080,0,0,67108865,
-    8192,100663297,0,0,0,0,0,0,131080,0,0,67108865,8192,100663297,0,0,
-    0,0,0,0,131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,
+    131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,0,0,0,0,
+    131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,0,0,0,0,
+    262152,0,0,134217729,8192,167772161,16384,201326593,24576,234881025,0,0,0,0,0,0,
+    262152,0,0,134217729,8192,167772161,16384,201326593,24576,234881025,0,0,0,0,0,0,
+    131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,0,0,0,0,
+    131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,0,0,0,0,
+    131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,0,0,0,0,
+    262152,0,0,134217729,8192,167772161,16384,201326593,24576,234881025,0,0,0,0,0,0,
+    131080,0,0,67108865,8192,100663297,0,0,0,0,0,0,0,0,0,0,
 };  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
@@ -199,7 +201,7 @@ struct Tiles {
     __device__ __forceinline__ int row(int tile) const { return tile / kTiles; }
 };
 
-// The stages of this thread block's tiles, one after the other; the bounds of the next tile are read ahead.
+// The stages of a ring's tiles, one after the other; the bounds of the next tile are read ahead.
 struct Walk {
     const Tiles& tiles;
     int tile, stride, stage, last, next_stage, next_last;

@@ -1,6 +1,6 @@
 // dx = W @ dy for one block-sparse W [512, 512], float16.
 // Layout 0dd315799237382c: 24 of 64 blocks of 64 x 64 (37.50 %).
-// Plan: hopper, wgmma_f16, tile 64 x 512, 1 x 4 warpgroups of 64 x 128, clusters of 2, 4 stages of 54 KiB, contiguous groups.
+// Plan: hopper, wgmma_f16, tile 64 x 512, 1 x 4 warpgroups of 64 x 128, clusters of 2, 3 stages of 72 KiB, contiguous groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -15,7 +15,7 @@ constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), k
 constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
 constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
 constexpr int kTiles = 1, kNoOutput = -2147483647;
-constexpr int kStages = 4, kStageBytes = 55296, kRecordBytes = 128;  // a stage ends with its record
+constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 160;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 128, kPanelBytes = 8192, kBoxBytes = 8192, kPieceBytes = 8192;
 constexpr int kPanelBoxes = 1, kBoxRows = 64, kPanelBoxBytes = 8192;  // a panel is loaded in boxes of kBoxRows rows
@@ -24,7 +24,7 @@ constexpr u32 kPanelHigh = 1073741888u;
 constexpr int kStepBytes = 2048;
 constexpr int kWeightsStep = 2;  // from a multiply step to the next, in 16 bytes
 constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
-constexpr int kLoads = 7;  // words of a stage in kLoadTable
+constexpr int kLoads = 9;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -196,27 +196,25 @@ __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
 
-constexpr int kTileStages = 6;  // of each tile
+constexpr int kTileStages = 4;  // of each tile
 __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,4,5,6,7,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    1025,0,0,256,896,1152,0,1026,64,192,128,320,448,1408,1025,128,
-    192,384,1024,1216,0,1025,256,64,512,960,1280,0,1026,320,448,576,
-    1088,704,832,1025,384,640,768,1344,1472,0,
+    1538,0,64,0,256,896,1152,128,320,1538,128,192,192,384,1024,1216,
+    448,1408,1538,256,320,64,512,960,1280,576,1088,1538,384,448,640,768,
+    1344,1472,704,832,
 };  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    65552,65560,65568,65576,0,33554433,0,67108865,0,100663297,0,134217729,0,0,0,0,
+    131088,131104,65584,65592,0,67108865,8192,201326594,0,100663297,8192,234881025,0,134217729,0,167772161,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    65552,131096,40,65576,0,67108866,0,100663297,8192,134217729,8192,167772162,0,0,0,0,
+    0,0,0,0,0,0,0,0,65552,131096,65576,131120,0,67108866,0,100663297,
+    8192,201326593,0,134217730,0,167772161,8192,234881026,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    65552,65560,65568,65576,0,33554434,0,67108865,0,100663298,0,134217729,0,0,0,0,
+    65552,131096,131112,65592,0,67108865,0,100663297,8192,201326593,0,134217729,8192,234881026,0,167772161,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    65552,65560,65568,65576,0,33554433,0,67108865,0,100663297,0,134217729,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,131088,65568,40,0,67108865,8192,134217731,0,100663298,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,65552,24,65560,0,33554435,0,100663299,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,131088,32,65568,0,67108867,8192,201326595,
+    0,134217731,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
 };  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
 
@@ -229,7 +227,7 @@ struct Tiles {
     __device__ __forceinline__ int row(int tile) const { return tile / kTiles; }
 };
 
-// The stages of this thread block's tiles, one after the other; the bounds of the next tile are read ahead.
+// The stages of a ring's tiles, one after the other; the bounds of the next tile are read ahead.
 struct Walk {
     const Tiles& tiles;
     int tile, stride, stage, last, next_stage, next_last;

@@ -2,7 +2,7 @@
 // Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
 // Plan: hopper, wgmma_bf16, tile 128 x 128, 1 x 2 warpgroups of 128 x 64, clusters of 2, coupled, 2 rings of 2 stages of 52 KiB, similar groups.
 //
-// Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps the rings
+// Persistent thread blocks, and in them kRings rings each, walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps the rings
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
 // blocks; for each panel that it visits, it loads its rows into registers and multiplies them by the pieces of its slots.
 
@@ -243,7 +243,7 @@ struct Tiles {
     __device__ __forceinline__ int row(int tile) const { return tile / kTiles; }
 };
 
-// The stages of this thread block's tiles, one after the other; the bounds of the next tile are read ahead.
+// The stages of a ring's tiles, one after the other; the bounds of the next tile are read ahead.
 struct Walk {
     const Tiles& tiles;
     int tile, stride, stage, last, next_stage, next_last;
@@ -270,7 +270,7 @@ struct Walk {
 // Fills a ring of stages, tile after tile; two warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
 __device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int ring, int rank) {
     const int lane = threadIdx.x % 32;
-    const bool mine = lane % 2 == threadIdx.x / 32 % 4 / kRings;
+    const bool mine = lane % (4 / kRings) == threadIdx.x / 32 % 4 / kRings;
     const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
     Walk walk(tiles, first_tile, stride);
     int slot = 0, ahead = fetch(walk);

@@ -227,7 +227,7 @@ struct Tiles {
     __device__ __forceinline__ int row(int tile) const { return tile / kTiles; }
 };
 
-// The stages of this thread block's tiles, one after the other; the bounds of the next tile are read ahead.
+// The stages of a ring's tiles, one after the other; the bounds of the next tile are read ahead.
 struct Walk {
     const Tiles& tiles;
     int tile, stride, stage, last, next_stage, next_last;
