@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from bsgen.plan.gradient_tiles import Room
 from bsgen.plan.occupancy import REGISTERS
+from bsgen.plan.registers import SharedRegisters
 from bsgen.plan.tile import CHUNK_BYTES, Math
-from bsgen.plan.warpgroup import ATOM_ROWS, LINE_BYTES, PRODUCER_REGISTERS, WARPGROUP_ROWS
+from bsgen.plan.warpgroup import ATOM_ROWS, LINE_BYTES, WARPGROUP_ROWS
 
 
 @dataclass(frozen=True)
-class GradientGeometry:
+class GradientGeometry(SharedRegisters):
     """Sizes that follow from a problem and a ring; the template uses these names as its constants."""
 
     block: int
@@ -84,25 +85,14 @@ class GradientGeometry:
         return self.step * (self.line_bytes if self.axis else self.itemsize) // CHUNK_BYTES
 
     @property
-    def threads(self) -> int:
-        """Threads of a block: one more warpgroup loads."""
-        return 128 * (self.groups + 1)
+    def consumer_groups(self) -> int:
+        """Warpgroups that multiply."""
+        return self.groups
 
     @property
-    def launch_registers(self) -> int:
-        """Registers of each thread at launch: what setmaxnreg may hand out again, no more, or the kernel hangs."""
-        return REGISTERS // self.threads // 8 * 8
-
-    @property
-    def consumer_registers(self) -> int:
-        """Registers of a thread that multiplies, once those that load have given up theirs."""
-        left = (self.launch_registers * (self.groups + 1) - PRODUCER_REGISTERS) // self.groups
-        return min(240, left // 8 * 8)
-
-    @property
-    def producer_registers(self) -> int:
-        """Registers of a thread that loads."""
-        return PRODUCER_REGISTERS
+    def most_launch_registers(self) -> int:
+        """All there are: accumulators want them."""
+        return REGISTERS
 
     @property
     def high(self) -> int:

@@ -19,8 +19,7 @@ from bsgen.outline import TensorMap
 from bsgen.plan.blocks import IntArray
 from bsgen.plan.cost import DEPENDENT_LAUNCH_SECONDS, Cost, memory_bytes, overlapped
 from bsgen.plan.hopper import chosen
-from bsgen.plan.narrow_tile import MOST_LAUNCH_REGISTERS, PRODUCER_REGISTERS, PRODUCER_WARPS
-from bsgen.plan.occupancy import REGISTERS
+from bsgen.plan.registers import SharedRegisters
 from bsgen.plan.tile import CHUNK_BYTES, LINE_CHUNKS, math_of
 from bsgen.plan.wgrad import WGradPlan
 from bsgen.plan.wgrad_geometry import WGradGeometry, WGradShape
@@ -55,7 +54,7 @@ Bands = list[list[tuple[int, int, int]]]
 
 
 @dataclass(frozen=True, eq=False)
-class HopperNarrowWGradPlan(WGradPlan):
+class HopperNarrowWGradPlan(SharedRegisters, WGradPlan):
     """A plan of wgrad for narrow blocks; the tables are those of `WGradPlan`."""
 
     @property
@@ -69,24 +68,9 @@ class HopperNarrowWGradPlan(WGradPlan):
         return "hopper/narrow_wgrad.cu.j2"
 
     @property
-    def threads(self) -> int:
-        """Threads of a block: four warps load."""
-        return self.geometry.threads + 32 * PRODUCER_WARPS
-
-    @property
-    def launch_registers(self) -> int:
-        """Registers of each thread at launch: what setmaxnreg may hand out again, no more, or the kernel hangs."""
-        return launch_registers(self.geometry.shape.warps)
-
-    @property
-    def consumer_registers(self) -> int:
-        """Registers of a thread that multiplies, once those that load have given up theirs."""
-        return consumer_registers(self.geometry.shape.warps)
-
-    @property
-    def producer_registers(self) -> int:
-        """Registers of a thread that loads."""
-        return PRODUCER_REGISTERS
+    def consumer_groups(self) -> int:
+        """Warps that multiply, by four."""
+        return self.geometry.shape.warps // 4
 
     @property
     def shared_memory(self) -> int:
@@ -116,18 +100,6 @@ class HopperNarrowWGradPlan(WGradPlan):
     def summary(self) -> str:
         """One line: units, the pipeline and the splits of N."""
         return f"TMA, {super().summary}"
-
-
-def launch_registers(warps: int) -> int:
-    """Registers of each thread at launch, for so many warps that multiply."""
-    most = REGISTERS // (32 * (warps + PRODUCER_WARPS)) // 8 * 8
-    return most if warps < 12 else min(MOST_LAUNCH_REGISTERS, most)
-
-
-def consumer_registers(warps: int) -> int:
-    """Registers of a thread that multiplies, once those that load have given up theirs."""
-    groups = warps // 4
-    return min(240, (launch_registers(warps) * (groups + 1) - PRODUCER_REGISTERS) // groups // 8 * 8)
 
 
 def serves(problem: Problem, target: Target) -> bool:

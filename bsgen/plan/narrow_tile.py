@@ -9,20 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from bsgen.plan.occupancy import REGISTERS
+from bsgen.plan.registers import SharedRegisters
 from bsgen.plan.tile import CHUNK_BYTES, MMA_COLUMNS, MMA_ROWS, Math, math_of
 from bsgen.problem import Op, Problem
 
-PRODUCER_WARPS = 4
-PRODUCER_REGISTERS = 32
-MOST_LAUNCH_REGISTERS = 128
 LINE_BYTES = 128  # of the widest swizzle
 MOST_AHEAD = 4  # 16-row tiles of a warp that has registers for the residual of all
 SCRATCH_BYTES = 512  # of a warp that stores: 16 rows of 16 outputs, or 32 of 8
 
 
 @dataclass(frozen=True)
-class NarrowShape:
+class NarrowShape(SharedRegisters):
     """What a candidate decides: 16-row tiles of a warp, warps and output blocks of each, features of a panel, and the ring."""
 
     m_tiles: int
@@ -48,25 +45,9 @@ class NarrowShape:
         return SCRATCH_BYTES * self.warps
 
     @property
-    def threads(self) -> int:
-        """Threads of a block: four more warps load."""
-        return 32 * (self.warps + PRODUCER_WARPS)
-
-    @property
-    def launch_registers(self) -> int:
-        """Registers of each thread at launch: what setmaxnreg may hand out again, no more, or the kernel hangs."""
-        return min(MOST_LAUNCH_REGISTERS, REGISTERS // self.threads // 8 * 8)
-
-    @property
-    def consumer_registers(self) -> int:
-        """Registers of a thread that multiplies, once those that load have given up theirs."""
-        groups = self.warps // 4
-        return (self.launch_registers * (groups + 1) - PRODUCER_REGISTERS) // groups // 8 * 8
-
-    @property
-    def producer_registers(self) -> int:
-        """Registers of a thread that loads."""
-        return PRODUCER_REGISTERS
+    def consumer_groups(self) -> int:
+        """Warps that multiply, by four."""
+        return self.warps // 4
 
 
 @dataclass(frozen=True)

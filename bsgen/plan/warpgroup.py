@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from bsgen.plan.occupancy import REGISTERS
+from bsgen.plan.registers import SharedRegisters
 from bsgen.plan.tile import CHUNK_BYTES, Math, math_of
 from bsgen.problem import Op, Problem
 
@@ -19,13 +19,11 @@ LINE_BYTES, HALF_LINE = 128, 64  # of L2
 ATOM_ROWS = 8
 WARPGROUP_ROWS, WARPGROUP_WARPS = 64, 4
 NARROW = 32
-PRODUCER_REGISTERS = 32
-MOST_LAUNCH_REGISTERS = 128  # of a thread where few threads leave more than it needs
 OTHER_REGISTERS = 28  # of a multiplying thread, beside accumulators and fragments
 
 
 @dataclass(frozen=True)
-class WarpgroupShape:
+class WarpgroupShape(SharedRegisters):
     """What a candidate decides: warpgroups down and across a tile, 64-row tiles and output blocks of each, and the ring.
 
     Thread blocks of a cluster have the same output blocks and neighbouring rows: each piece of W is loaded once for all. Or they
@@ -81,25 +79,9 @@ class WarpgroupShape:
         return self.columns * self.slots
 
     @property
-    def threads(self) -> int:
-        """Threads of a block: one more warpgroup loads, its warps shared among the rings."""
-        return 128 * (self.groups * self.rings + 1)
-
-    @property
-    def launch_registers(self) -> int:
-        """Registers of each thread at launch: what setmaxnreg may hand out again, no more, or the kernel hangs."""
-        return min(MOST_LAUNCH_REGISTERS, REGISTERS // self.threads // 8 * 8)
-
-    @property
-    def consumer_registers(self) -> int:
-        """Registers of a thread that multiplies, once those that load have given up theirs."""
-        groups = self.groups * self.rings
-        return (self.launch_registers * (groups + 1) - PRODUCER_REGISTERS) // groups // 8 * 8
-
-    @property
-    def producer_registers(self) -> int:
-        """Registers of a thread that loads."""
-        return PRODUCER_REGISTERS
+    def consumer_groups(self) -> int:
+        """Warpgroups that multiply, of all rings; those that load are shared among them."""
+        return self.groups * self.rings
 
 
 @dataclass(frozen=True)
