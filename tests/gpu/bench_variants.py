@@ -37,7 +37,7 @@ TARGET, CLOCK, SIZE = TARGETS["sm_90a"], Clock(), 4096
 MOST = 14  # variants of a case
 PLAIN, FINISH = Epilogue(), Epilogue(True, Activation.GELU, True)
 
-Case = tuple[str, Problem, list[Plan]]
+Case = tuple[str, Problem, list[Callable[[], Plan]]]  # plans to be assembled
 T = TypeVar("T")
 
 
@@ -53,7 +53,7 @@ def narrow(op: Op, b: int, density: float, n: int = 16384, size: int = SIZE) -> 
     """Blocks of 8 and 16: for each shape, panel and grouping the cheapest plan by the model, the likeliest first."""
     problem = _problem(op, b, density, n, size)
     best = _cheapest(hopper_narrow.drafts(problem, TARGET), lambda draft: (_shape(draft), draft.grouping))
-    plans = [hopper_narrow.assemble(problem, TARGET, draft) for draft in best[:MOST]]
+    plans = [partial(hopper_narrow.assemble, problem, TARGET, draft) for draft in best[:MOST]]
     return f"{op} b{b} {density:.0%} N={n} {size}", problem, plans
 
 
@@ -61,7 +61,7 @@ def wgrad(b: int, density: float) -> Case:
     """Gradients of weights of 8 and 16: for each number of warps, band and ring the best split of N by the model."""
     problem = _problem(Op.WGRAD, b, density)
     best = _cheapest(hopper_narrow_wgrad.candidates(problem, TARGET), lambda plan: plan.geometry)
-    return f"wgrad b{b} {density:.0%} N=16384 {SIZE}", problem, best[:MOST]
+    return f"wgrad b{b} {density:.0%} N=16384 {SIZE}", problem, [partial(_same, plan) for plan in best[:MOST]]
 
 
 def axis(op: Op, b: int, density: float) -> Case:
@@ -69,7 +69,7 @@ def axis(op: Op, b: int, density: float) -> Case:
     problem = replace(_problem(op, b, density), axis=0)
     plans = (plan for family in FAMILIES[op] for plan in family.candidates(problem, TARGET))
     ranked = sorted(plans, key=lambda plan: plan.cost.seconds)
-    return f"{op} b{b} {density:.0%} N=16384 {SIZE} axis 0", problem, ranked[:MOST]
+    return f"{op} b{b} {density:.0%} N=16384 {SIZE} axis 0", problem, [partial(_same, plan) for plan in ranked[:MOST]]
 
 
 def lines(op: Op, name: str, layout: Layout, n: int, tiles: int = 2) -> Case:
@@ -126,8 +126,12 @@ def _cheapest(given: Iterable[T], kind: Callable[[T], object]) -> list[T]:
     return list(best.values())
 
 
-def _plans(problem: Problem, drafts: Sequence[hopper.Draft]) -> list[Plan]:
-    return [hopper.assemble(problem, TARGET, draft) for draft in drafts]
+def _plans(problem: Problem, drafts: Sequence[hopper.Draft]) -> list[Callable[[], Plan]]:
+    return [partial(hopper.assemble, problem, TARGET, draft) for draft in drafts]
+
+
+def _same(plan: Plan) -> Plan:
+    return plan
 
 
 def _shape(draft: Any) -> object:
@@ -218,7 +222,7 @@ SUITES: dict[str, list[Callable[[], Case]]] = {
 def compiled_case(case: Callable[[], Case]) -> tuple[str, Problem, list[Compiled]]:
     """A case with its plans compiled, the planner's choice first."""
     name, problem, plans = case()
-    return name, problem, [assemble(plan) for plan in [choose(problem, TARGET), *plans]]
+    return name, problem, [assemble(plan) for plan in [choose(problem, TARGET), *(made() for made in plans)]]
 
 
 def measure(name: str, problem: Problem, made: Sequence[Compiled]) -> dict[str, Any]:
