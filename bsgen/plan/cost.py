@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsgen.plan.blocks import IntArray
+from bsgen.plan.gates import FLOAT_BYTES
 from bsgen.plan.stages import Stage
 from bsgen.plan.tile import CHUNK_BYTES, LINE_CHUNKS, Geometry
 from bsgen.problem import Op, Problem, Target
@@ -167,7 +168,7 @@ def gate_seconds(problem: Problem, target: Target) -> float:
 def partial_seconds(problem: Problem, n: int, partials: int, rate: float) -> float:
     """Seconds of adding so many partial sums of split output blocks in a launch of their own: each is written and read, in float32,
     at `rate` bytes a second."""
-    sums = 2 * 4 * partials * problem.block_size * n
+    sums = 2 * FLOAT_BYTES * partials * problem.block_size * n
     return DEPENDENT_LAUNCH_SECONDS + sums / rate if partials else 0.0
 
 

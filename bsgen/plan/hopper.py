@@ -39,6 +39,7 @@ from bsgen.ranges import DEFAULT_ROWS
 
 BLOCK_SIZES = (32, 64, 128)
 FITTING_STAGES = ((1.75, 3), (1.0, 4))  # the most stages where a tile fills the ring so often
+# Places of the inputs at which tiles of few rows begin, and the density from which on that was faster than one.
 PHASES, PHASED_DENSITY = 4, 0.1
 IDLE = 0.05  # the share of inputs that no block uses from which on L2 had better not fetch two of 64 bytes for one
 WEIGHTS_BYTES, BAND_BYTES = 12 << 20, 16 << 20  # of W and of a band's activations that stay in the 50 MiB of L2
@@ -120,7 +121,7 @@ class HopperPlan(ProductPlan):
         """Persistent thread blocks have an SM each."""
         return 1
 
-    @property
+    @cached_property
     def maps(self) -> tuple[TensorMap, ...]:
         """How TMA sees the activations and W, and the residual where it comes through the ring."""
         geo, problem, dtype = self.geometry, self.problem, str(self.problem.dtype)

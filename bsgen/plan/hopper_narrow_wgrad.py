@@ -19,7 +19,7 @@ from bsgen.outline import TensorMap
 from bsgen.plan.blocks import IntArray
 from bsgen.plan.cost import DEPENDENT_LAUNCH_SECONDS, Cost, memory_bytes, overlapped
 from bsgen.plan.hopper import chosen
-from bsgen.plan.registers import SharedRegisters
+from bsgen.plan.registers import WARPGROUP_WARPS, SharedRegisters
 from bsgen.plan.tile import CHUNK_BYTES, LINE_CHUNKS, math_of
 from bsgen.plan.wgrad import WGradPlan
 from bsgen.plan.wgrad_geometry import WGradGeometry, WGradShape
@@ -70,7 +70,7 @@ class HopperNarrowWGradPlan(SharedRegisters, WGradPlan):
     @property
     def consumer_groups(self) -> int:
         """Warps that multiply, by four."""
-        return self.geometry.shape.warps // 4
+        return self.geometry.shape.warps // WARPGROUP_WARPS
 
     @property
     def shared_memory(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from bsgen.plan.registers import SharedRegisters
+from bsgen.plan.registers import WARPGROUP_WARPS, SharedRegisters
 from bsgen.plan.tile import CHUNK_BYTES, MMA_COLUMNS, MMA_ROWS, Math, math_of
 from bsgen.problem import Op, Problem
 
@@ -47,7 +47,7 @@ class NarrowShape(SharedRegisters):
     @property
     def consumer_groups(self) -> int:
         """Warps that multiply, by four."""
-        return self.warps // 4
+        return self.warps // WARPGROUP_WARPS
 
 
 @dataclass(frozen=True)

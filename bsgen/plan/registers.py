@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bsgen.plan.occupancy import REGISTERS
 
-PRODUCER_WARPS = 4  # that load: a whole warpgroup, for PTX's setmaxnreg is of one
+WARP, WARPGROUP_WARPS = 32, 4  # threads, and warps of what setmaxnreg is of: so many load, too
 PRODUCER_REGISTERS, MOST_CONSUMER_REGISTERS = 32, 240
 MOST_LAUNCH_REGISTERS = 128  # of a thread where few threads leave more than it needs
 
@@ -25,7 +25,7 @@ class SharedRegisters:
     @property
     def threads(self) -> int:
         """Threads of a block: one more warpgroup loads."""
-        return 128 * self.consumer_groups + 32 * PRODUCER_WARPS
+        return WARP * WARPGROUP_WARPS * (self.consumer_groups + 1)
 
     @property
     def launch_registers(self) -> int:

@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from bsgen.plan.registers import SharedRegisters
+from bsgen.plan.registers import WARPGROUP_WARPS, SharedRegisters
 from bsgen.plan.tile import CHUNK_BYTES, Math, math_of
 from bsgen.problem import Op, Problem
 
 LINE_BYTES, HALF_LINE = 128, 64  # of L2
 ATOM_ROWS = 8
-WARPGROUP_ROWS, WARPGROUP_WARPS = 64, 4
+WARPGROUP_ROWS = 64
 NARROW = 32
 OTHER_REGISTERS = 28  # of a multiplying thread, beside accumulators and fragments
 

@@ -33,10 +33,8 @@ FITTED = (
     "AGAIN", "LEAST_STEP", "VISIT", "PAIR", "PAIRED_VISIT", "STEP", "COPY", "OUTPUT", "STORED", "ACTIVATION", "RESIDUAL",
     "TOGETHER", "RINGED", "LINE_RATE", "START_SECONDS", "OVERLAP", "MEMORY_OVERLAP",
 )  # fmt: skip
-NEAR, TOUCH = (
-    ((1.05, 1.2), (1.15, 0.8), (math.inf, 0.25)),
-    0.2,
-)  # weights by times of the best; of a constant that stays
+NEAR = ((1.05, 1.2), (1.15, 0.8), (math.inf, 0.25))  # times of the best, and what plans up to there weigh
+TOUCH = 0.2  # what it weighs that a constant stays
 
 
 class Timed(NamedTuple):
