@@ -61,7 +61,7 @@ def _memory(plan: HopperNarrowPlan, stage: int) -> np.ndarray:
     assert filled == whole, "the barrier waits for other bytes than come"
     assert panels > 0
     loads = [place for place, word in rest if word or place < 1 << 31]
-    assert len(loads) <= 127, "a thread of four warps for each load beside the record's"
+    assert len(loads) < plan.geometry.shape.loaders, "a thread for each load beside the record's"
     assert len(loads) == len(rest) or all(word == 0 and place >= 1 << 31 for place, word in rest[len(loads) :])
     return memory
 

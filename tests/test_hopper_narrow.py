@@ -109,8 +109,8 @@ def check_registers(plan: HopperNarrowPlan) -> None:
     shape = plan.geometry.shape
     assert shape.warps % 4 == 0, "setmaxnreg is for a warpgroup"
     groups = shape.warps // 4
-    wanted = shape.consumer_registers * groups + shape.producer_registers
-    assert wanted <= shape.launch_registers * (groups + 1)
+    wanted = shape.consumer_registers * groups + shape.producer_registers * shape.loading_groups
+    assert wanted <= shape.launch_registers * (groups + shape.loading_groups)
     assert shape.launch_registers * shape.threads <= 65536
     assert 24 <= shape.producer_registers <= shape.launch_registers <= shape.consumer_registers <= 256
     assert shape.producer_registers % 8 == shape.consumer_registers % 8 == shape.launch_registers % 8 == 0

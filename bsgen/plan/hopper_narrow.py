@@ -41,7 +41,12 @@ BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
 STAGES = (3, 4)
 PANELS = (32, 64)
 FEATURE_FIRST_PANELS = (8, 16, 32)
-WAYS, SPREAD_ROWS = (2, 3, 4, 5, 6, 8), 512  # to split the inputs of every output block, where rows are few, too
+WAYS = (2, 3, 4, 5, 6, 8)  # to split the inputs of every output block, where rows are few, too
+FEW_ROWS = 512
+LOADING_GROUPS = {
+    True: 2,
+    False: 1,
+}  # for few rows, whose tiles wait for the copies of stored blocks to be issued, and for many
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,10 +154,10 @@ SHAPES = (
 def shapes(problem: Problem, target: Target) -> Iterator[NarrowShape]:
     """Every shape with every ring; no taller than the hint for N asks."""
     n, block = problem.batch or DEFAULT_ROWS, problem.block_size
-    least = min(m_tiles * 16 for m_tiles, _, _ in SHAPES)
+    least, loading = min(m_tiles * 16 for m_tiles, _, _ in SHAPES), LOADING_GROUPS[n <= FEW_ROWS]
     for m_tiles, warps, columns in SHAPES:
         for panel, stages in product(panels(problem), STAGES):
-            shape = _with_ring(NarrowShape(m_tiles, warps, columns // block, panel, stages), target)
+            shape = _with_ring(NarrowShape(m_tiles, warps, columns // block, panel, loading, stages), target)
             if shape.rows < max(2 * n, 2 * least) and shape.stage_bytes > 0:
                 yield shape
 
@@ -191,7 +196,7 @@ def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
         geo, key = narrow_geometry(problem, shape), (shape.warps, shape.slots)
         if key not in ways:
             ways[key] = [*groupings(view, *key, target), *similar(view, shape.tile_slots)]
-            ways[key] += spread(view, shape.tile_slots, target) if n <= SPREAD_ROWS else ()
+            ways[key] += spread(view, shape.tile_slots, target) if n <= FEW_ROWS else ()
         for index, (grouping, tiles, reductions) in enumerate(ways[key]):
             if (*key, shape.panel, index) not in counted:
                 counted[(*key, shape.panel, index)] = tile_counts(tiles, problem, geo)

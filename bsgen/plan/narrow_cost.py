@@ -29,7 +29,10 @@ ISSUE = 3.0  # clocks of an instruction
 OPERATION = 8.9  # instructions of a multiply beside fragments and steps: loop, words, addresses
 LATENCY = 184.0  # clocks of a multiply alone: words, fragments, first step
 CONFLICT = 2  # times that weights pass through shared memory
-COPY = 16.3  # clocks of a copy: of a box of a panel, or of stored blocks that follow one another in W
+COPY = {
+    1: 16.3,
+    2: 9.1,
+}  # clocks of a copy, by warpgroups that load: a box of a panel, or stored blocks that follow one another in W
 TILE = 0.109  # clocks of an output element
 SECTOR = 0.42  # and of one whose neighbour in the same 32 bytes of a row is stored apart from it
 TILE_LATENCY = 200.0
@@ -109,5 +112,5 @@ def _demands(geo: NarrowGeometry, counts: Counts) -> tuple[Floats, dict[str, Flo
         "math": total * multiplies * STEP / 4,
         "issue": total * instructions * ISSUE / 4,
         "latency": busiest * (LATENCY + multiplies * STEP),
-        "copies": (counts.panels * geo.panel_boxes + counts.runs) * COPY,
+        "copies": (counts.panels * geo.panel_boxes + counts.runs) * COPY[shape.loading_groups],
     }

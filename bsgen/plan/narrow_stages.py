@@ -17,7 +17,6 @@ from bsgen.plan.blocks import IntArray, Part
 from bsgen.plan.narrow_tile import NarrowGeometry
 from bsgen.plan.tile import CHUNK_BYTES
 
-MAXIMUM_LOADS = 127  # a thread of the four loading warps each, beside the record
 OPERATION_BYTES, PAST_LAST = 8, 2  # operations that are read, but not followed, after the last
 WINDOW = 16  # panels that are looked at to fill a stage
 NO_LOAD = -1
@@ -92,8 +91,8 @@ def pack(items: Sequence[Item], geo: NarrowGeometry) -> Iterator[NarrowStage]:
 def _fitting(group: list[Item], geo: NarrowGeometry) -> list[list[Item]]:
     """A panel's blocks, in lists that fit a stage of their own."""
     room = geo.shape.stage_bytes - geo.panel_bytes - record_bytes(0, geo) - CHUNK_BYTES
-    most = min(room // (geo.piece_bytes + OPERATION_BYTES), MAXIMUM_LOADS - 1)
-    if _loads(group) > MAXIMUM_LOADS or len(group) > most:
+    most = min(room // (geo.piece_bytes + OPERATION_BYTES), most_loads(geo) - 1)
+    if _loads(group) > most_loads(geo) or len(group) > most:
         return [*_fitting(group[:most], geo), *_fitting(group[most:], geo)]
     return [group]
 
@@ -103,7 +102,7 @@ def _next_that_fits(
 ) -> int | None:
     for index, chunk in enumerate(waiting[:WINDOW]):
         used = stage_bytes(len(stage.panels) + 1, len(stage.operations) + len(chunk), geo)
-        if used <= geo.shape.stage_bytes and loads + _loads(chunk) <= MAXIMUM_LOADS:
+        if used <= geo.shape.stage_bytes and loads + _loads(chunk) <= most_loads(geo):
             return index
     return None
 
@@ -111,6 +110,11 @@ def _next_that_fits(
 def stage_bytes(panels: int, operations: int, geo: NarrowGeometry) -> int:
     """What a stage of so many panels and operations takes."""
     return panels * geo.panel_bytes + operations * geo.piece_bytes + record_bytes(operations, geo)
+
+
+def most_loads(geo: NarrowGeometry) -> int:
+    """Of panels and runs in a stage: a thread that loads each, beside the record."""
+    return geo.shape.loaders - 1
 
 
 def _loads(chunk: Sequence[Item]) -> int:

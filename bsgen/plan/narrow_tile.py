@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from bsgen.plan.registers import WARPGROUP_WARPS, SharedRegisters
+from bsgen.plan.registers import WARP, WARPGROUP_WARPS, SharedRegisters
 from bsgen.plan.tile import CHUNK_BYTES, MMA_COLUMNS, MMA_ROWS, Math, math_of
 from bsgen.problem import Op, Problem
 
@@ -20,12 +20,14 @@ SCRATCH_BYTES = 512  # of a warp that stores: 16 rows of 16 outputs, or 32 of 8
 
 @dataclass(frozen=True)
 class NarrowShape(SharedRegisters):
-    """What a candidate decides: 16-row tiles of a warp, warps and output blocks of each, features of a panel, and the ring."""
+    """What a candidate decides: 16-row tiles of a warp, warps and output blocks of each, features of a panel,
+    warpgroups that load, and the ring."""
 
     m_tiles: int
     warps: int
     slots: int
     panel: int
+    loading_groups: int = 1
     stages: int = 0
     stage_bytes: int = 0
 
@@ -43,6 +45,11 @@ class NarrowShape(SharedRegisters):
     def scratch_bytes(self) -> int:
         """Shared memory through which results are stored."""
         return SCRATCH_BYTES * self.warps
+
+    @property
+    def loaders(self) -> int:
+        """Threads that load, one copy of a stage each."""
+        return WARP * WARPGROUP_WARPS * self.loading_groups
 
     @property
     def consumer_groups(self) -> int:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from bsgen.plan.occupancy import REGISTERS
 
-WARP, WARPGROUP_WARPS = 32, 4  # threads, and warps of what setmaxnreg is of: so many load, too
+WARP, WARPGROUP_WARPS = 32, 4  # threads, and warps of what setmaxnreg is of
 PRODUCER_REGISTERS, MOST_CONSUMER_REGISTERS = 32, 240
 MOST_LAUNCH_REGISTERS = 128  # of a thread where few threads leave more than it needs
 
 
 class SharedRegisters:
-    """What has `consumer_groups` warpgroups that multiply and one that loads: registers of a thread of each."""
+    """What has `consumer_groups` warpgroups that multiply and `loading_groups` that load: registers of a thread of each."""
 
     @property
     def consumer_groups(self) -> int:
         """Warpgroups that multiply."""
         raise NotImplementedError
+
+    @property
+    def loading_groups(self) -> int:
+        """Warpgroups that load."""
+        return 1
 
     @property
     def most_launch_registers(self) -> int:
@@ -24,8 +29,8 @@ class SharedRegisters:
 
     @property
     def threads(self) -> int:
-        """Threads of a block: one more warpgroup loads."""
-        return WARP * WARPGROUP_WARPS * (self.consumer_groups + 1)
+        """Threads of a block."""
+        return WARP * WARPGROUP_WARPS * (self.consumer_groups + self.loading_groups)
 
     @property
     def launch_registers(self) -> int:
@@ -35,8 +40,8 @@ class SharedRegisters:
     @property
     def consumer_registers(self) -> int:
         """Registers of a thread that multiplies, once those that load have given up theirs."""
-        left = self.launch_registers * (self.consumer_groups + 1) - PRODUCER_REGISTERS
-        return min(MOST_CONSUMER_REGISTERS, left // self.consumer_groups // 8 * 8)
+        given_up = (self.launch_registers - PRODUCER_REGISTERS) * self.loading_groups
+        return min(MOST_CONSUMER_REGISTERS, (self.launch_registers + given_up // self.consumer_groups) // 8 * 8)
 
     @property
     def producer_registers(self) -> int:

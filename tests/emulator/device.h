@@ -278,7 +278,8 @@ inline void store_global_chunk(void* global, uint4 v) {
     if (reinterpret_cast<uintptr_t>(global) % 16) fail("a store to a misaligned address");
     std::memcpy(global, &v, 16);
 }
-inline void producers_sync() { meet(self->block->named[1], 128); }
+template <int Threads = 128>
+inline void producers_sync() { meet(self->block->named[1], Threads); }
 inline void producers_sync(int ring) { meet(self->block->named[ring + 1], 64); }
 inline void cluster_sync() { meet(cluster_meeting, static_cast<int>(fibers.size())); }
 inline void barrier_arrive_at(u32 barrier, u32 rank) {
