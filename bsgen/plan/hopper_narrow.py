@@ -33,6 +33,7 @@ from bsgen.plan.narrow_stages import (
 )
 from bsgen.plan.narrow_tile import NarrowGeometry, NarrowShape, narrow_geometry
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
+from bsgen.plan.registers import WARP
 from bsgen.problem import DType, Op, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
@@ -120,7 +121,8 @@ class HopperNarrowPlan(ProductPlan):
         """One line: the tile, the pipeline and how the outputs are grouped."""
         geo, shape = self.geometry, self.geometry.shape
         return (
-            f"{geo.math.name}, tile {shape.rows} x {shape.tile_slots * geo.block}, {shape.warps} warps, panels of {shape.panel}, "
+            f"{geo.math.name}, tile {shape.rows} x {shape.tile_slots * geo.block}, {shape.warps} warps, "
+            f"{f'{shape.loaders // WARP} that load, ' * (shape.loading_groups > 1)}panels of {shape.panel}, "
             f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, {self.grouping} groups{self.split_text}"
             f"{self.gate_text}"
         )
