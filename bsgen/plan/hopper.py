@@ -25,6 +25,7 @@ from bsgen.plan.rings import (
     tile_items,
 )
 from bsgen.plan.shared_rings import pack_together
+from bsgen.plan.streamed import Kept, kept_blocks
 from bsgen.plan.warpgroup import (
     HALF_LINE,
     LINE_BYTES,
@@ -112,6 +113,11 @@ class HopperPlan(ProductPlan):
         return "panels | boxes << 8, first feature of each"
 
     @property
+    def streamed(self) -> Kept | None:
+        """Which blocks of W L2 is to keep; clusters below each other are for more rows than that is done for."""
+        return kept_blocks(self.problem) if self.geometry.shape.cluster == 1 else None
+
+    @property
     def residual_panels(self) -> int:
         """Panels of the residual that come through the ring at a tile's end."""
         return residual_panels(self.problem, self.geometry)
@@ -160,7 +166,8 @@ class HopperPlan(ProductPlan):
             f"{'paired, ' * shape.paired}{'coupled, ' * geo.coupled}"
             f"{f'{shape.rings} rings of ' * (shape.rings > 1)}{shape.stages} stages of {shape.stage_bytes // 1024} KiB, "
             f"{self.grouping} groups"
-            f"{f' in bands of {self.band}' * (self.band > 1)}{self.split_text}{self.gate_text}"
+            f"{f' in bands of {self.band}' * (self.band > 1)}{self.streamed.text if self.streamed else ''}"
+            f"{self.split_text}{self.gate_text}"
         )
 
 

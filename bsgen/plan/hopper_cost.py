@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from bsgen.plan.cost import Cost, gate_seconds, memory_bytes, overlapped, partial_seconds
 from bsgen.plan.grouping import Tiles
-from bsgen.plan.warpgroup import WARPGROUP_ROWS, WarpgroupGeometry, WarpgroupShape, residual_panels
+from bsgen.plan.streamed import kept_bytes
+from bsgen.plan.warpgroup import LINE_BYTES, WARPGROUP_ROWS, WarpgroupGeometry, residual_panels
 from bsgen.problem import Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
@@ -34,7 +35,8 @@ OUTPUT, STORED = 0.031, 1.71  # clocks of an output element, and of a line of th
 ACTIVATION, RESIDUAL = 0.081, 0.069  # of an output element whose activation is taken, to which a residual is added
 PIECE_BYTES = 32  # of such a line where warps store what they hold, without a way through shared memory or by features
 TOGETHER = 302.0  # clocks that a tile takes more in a cluster, and with warpgroups below each other
-RINGED = 1.54  # times its own stores that each of two tiles takes beside, which store at times of their own
+# Times its own stores that each of two tiles takes beside, which store at times of their own; where a panel's row is a line.
+RINGED, RINGED_LINES = 1.54, 1.0
 SPARED = 0.19  # of the time that inputs which no block uses would take in device memory
 START_SECONDS = 1.46e-6  # until the first panels have come, and after the last results
 OVERLAP = 4.53  # the norm's exponent
@@ -89,11 +91,11 @@ def hopper_cost(
     """The cost of a plan, of whose inputs a share is `idle`, with so many partial sums of split output blocks."""
     shape, n = geo.shape, problem.batch or DEFAULT_ROWS
     l2_bytes, demands = _demands(geo, counts, residual_panels(problem, geo))
-    tiles = _tile_clocks(shape, demands, _store_clocks(problem, geo))
+    tiles = _tile_clocks(geo, demands, _store_clocks(problem, geo))
     row_tiles = -(-n // (shape.rows * shape.cluster))
     places = int(target.sms * CLUSTERED.get(shape.thread_blocks, 1.0)) // shape.thread_blocks * shape.rings
     seconds = makespan(tiles, row_tiles, places) / target.clock
-    memory = memory_bytes(problem, n, SPARED * idle) / target.hbm
+    memory = (memory_bytes(problem, n, SPARED * idle) - kept_bytes(problem)) / target.hbm
     largest = max(demands, key=lambda name: float(demands[name].sum()))
     limiter = "device memory" if memory > seconds else largest
     total = overlapped(seconds, memory, MEMORY_OVERLAP) + START_SECONDS + gate_seconds(problem, target)
@@ -101,13 +103,14 @@ def hopper_cost(
     return Cost(n, total, limiter, float(l2_bytes.sum()) * row_tiles * shape.thread_blocks)
 
 
-def _tile_clocks(shape: WarpgroupShape, demands: dict[str, Floats], stores: float) -> Floats:
+def _tile_clocks(geo: WarpgroupGeometry, demands: dict[str, Floats], stores: float) -> Floats:
     """Clocks of each tile from its demands, and its stores, with which nothing of it overlaps. Rings share the SM: what one waits
     for takes as many times longer, but one stores while another multiplies."""
+    shape = geo.shape
     if shape.rings > 1:
         demands = {name: demand * shape.rings for name, demand in demands.items()}
         demands["latency"] = demands["latency"] / shape.rings + stores
-        own = RINGED * stores
+        own = (RINGED_LINES if geo.row_bytes == LINE_BYTES else RINGED) * stores
     else:
         own = stores + TOGETHER * ((shape.thread_blocks > 1) + (shape.row_groups > 1))
     return sum((demand**OVERLAP for demand in demands.values()), np.zeros(1)) ** (1 / OVERLAP) + own

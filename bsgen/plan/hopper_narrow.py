@@ -34,6 +34,7 @@ from bsgen.plan.narrow_stages import (
 from bsgen.plan.narrow_tile import NarrowGeometry, NarrowShape, narrow_geometry
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
 from bsgen.plan.registers import WARP
+from bsgen.plan.streamed import Kept, kept_blocks
 from bsgen.problem import DType, Op, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
@@ -72,6 +73,11 @@ class HopperNarrowPlan(ProductPlan):
     def template(self) -> str:
         """The template that renders it."""
         return "hopper/narrow.cu.j2"
+
+    @property
+    def streamed(self) -> Kept | None:
+        """Which blocks of W L2 is to keep."""
+        return kept_blocks(self.problem)
 
     @property
     def band(self) -> int:
@@ -123,8 +129,8 @@ class HopperNarrowPlan(ProductPlan):
         return (
             f"{geo.math.name}, tile {shape.rows} x {shape.tile_slots * geo.block}, {shape.warps} warps, "
             f"{f'{shape.loaders // WARP} that load, ' * (shape.loading_groups > 1)}panels of {shape.panel}, "
-            f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, {self.grouping} groups{self.split_text}"
-            f"{self.gate_text}"
+            f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, {self.grouping} groups"
+            f"{self.streamed.text if self.streamed else ''}{self.split_text}{self.gate_text}"
         )
 
 

@@ -1,8 +1,8 @@
 // y = x @ W for one block-sparse W [4096, 192], bfloat16.
 // Layout 5734be5d2ec1f220: 267 of 3072 blocks of 16 x 16 (8.69 %).
-// Plan: hopper, mma_bf16, tile 16 x 256, 16 warps, panels of 64, 3 stages of 72 KiB, balanced groups, 1 split outputs.
+// Plan: hopper, mma_bf16, tile 16 x 256, 16 warps, 8 that load, panels of 64, 3 stages of 72 KiB, balanced groups, 1 split outputs.
 //
-// Persistent thread blocks walk tiles of kTileRows rows x kWarps * kSlots output blocks, groups of output blocks fastest. Four warps keep a
+// Persistent thread blocks walk tiles of kTileRows rows x kWarps * kSlots output blocks, groups of output blocks fastest. Eight warps keep a
 // ring of stages full: panels of activations, stored blocks, and a record of what to multiply. Each other warp owns all rows of kSlots
 // output blocks; it follows the operations of its slots and gives the stage back, as fast as it can for itself.
 
@@ -10,14 +10,13 @@ using u32 = unsigned int;
 
 constexpr int kFeaturesOut = 192;  // of a row of y
 constexpr int kBlock = 16, kMTiles = 1, kNTiles = 2;  // a block's side; 16-row and 8-column steps
-constexpr int kWarps = 16, kSlots = 1, kThreads = 32 * kWarps + 128;  // warps that multiply, output blocks of each
+constexpr int kWarps = 16, kSlots = 1, kLoaders = 256, kThreads = 32 * kWarps + kLoaders;  // warps that multiply, output blocks of each; threads that load
 constexpr int kTileRows = 16;
 constexpr int kTiles = 3, kNoOutput = -2147483647;
 constexpr int kStages = 3, kStageBytes = 73728, kBounds = kStageBytes - 80;  // a stage ends with its record, and that with bounds
 constexpr int kRowBytes = 128, kPanelBytes = 2048;  // of a panel
 constexpr int kScratchBytes = 512;  // of a warp, for 16 rows of 16 outputs
 constexpr int kLoads = 34;  // entries of a stage in kLoadTable
-
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -108,8 +107,12 @@ __device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 by
                  "l"(global), "r"(bytes), "r"(barrier) : "memory");
 }
 
-// The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
-__device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
+// The warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
+template <int Threads = 128>
+__device__ __forceinline__ void producers_sync() {
+    asm volatile("bar.sync 1, %0;" ::"n"(Threads) : "memory");
+}
+
 // Programmatic dependent launch (PTX: griddepcontrol). The kernel ahead in the stream may still run, until which has ended nothing may be
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
@@ -250,9 +253,9 @@ struct Walk {
     __device__ __forceinline__ void advance() { ++stage, skip(); }
 };
 
-// Fills the ring of stages, tile after tile: four warps, each thread one load of a stage.
+// Fills the ring of stages, tile after tile: each thread one load of a stage. A warp issues its copies one after the other.
 __device__ __forceinline__ void produce(const TensorMap& activations, const Element* __restrict__ w, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride) {
-    const int mine = threadIdx.x % 32 * 4 + threadIdx.x / 32 % 4;  // neighbouring loads are other warps', which issue side by side
+    const int mine = threadIdx.x % 32 * (kLoaders / 32) + threadIdx.x / 32 - kWarps;  // neighbouring loads are other warps', which issue side by side
     const auto fetch = [&](const Walk& walk) {
         return mine < kLoads && walk.more() ? reinterpret_cast<const int2*>(kLoadTable)[static_cast<long long>(walk.stage) * kLoads + mine] : make_int2(-1, 0);
     };
@@ -269,7 +272,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Elem
         const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
         const u32 low = load.y & 0xffff, high = static_cast<u32>(load.y) >> 16;
         barrier_wait(empty + slot * 8, parity);
-        producers_sync();
+        producers_sync<kLoaders>();
         if (mine == 0) {
             barrier_expect(barrier, high * 16);
             bulk_load(stage + kStageBytes - low * 16, kRecords + static_cast<long long>(load.x) * 4, low * 16, barrier);
@@ -393,7 +396,7 @@ bsgen_fprop_b16_bfloat16_hopper_5734be5d2ec1f220(const __grid_constant__ TensorM
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
         produce(x_map, w, stages_base, full, empty, tiles, first_tile, stride);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
         wait_for_kernel_ahead();
         const int lane = threadIdx.x % 32;
         const u32 scratch = empty + kStages * 8 + warp * kScratchBytes;

@@ -1,8 +1,8 @@
 // y = x @ W for one block-sparse W [1024, 1024] and its epilogue, float16.
 // Layout d11c92dfca3bf62c: 96 of 256 blocks of 64 x 64 (37.50 %).
-// Plan: hopper, wgmma_f16, tile 256 x 128, 2 x 2 warpgroups of 128 x 64, clusters of 2, 4 stages of 52 KiB, similar groups.
+// Plan: hopper, wgmma_f16, tile 128 x 128, 1 x 2 warpgroups of 128 x 64, 2 rings of 2 stages of 52 KiB, contiguous groups.
 //
-// Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
+// Persistent thread blocks, and in them kRings rings each, walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps the rings
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
 // blocks; for each panel that it visits, it loads its rows into registers and multiplies them by the pieces of its slots.
 
@@ -10,15 +10,15 @@ using u32 = unsigned int;
 
 constexpr int kFeaturesOut = 1024;  // of a row of y
 constexpr int kBlock = 64, kSteps = 4;  // a block's side; multiply steps along the inputs of a panel
-constexpr int kRowGroups = 2, kColumns = 2;  // warpgroups down and across
+constexpr int kRowGroups = 1, kColumns = 2;  // warpgroups down and across
 constexpr int kMTiles = 2, kSlots = 1;  // 64-row tiles and output blocks of each
-constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
-constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
-constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
+constexpr int kRings = 2;  // of stages, each with warpgroups and tiles of its own: while those of one store results, those of the other multiply
+constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kRings * kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
+constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
 constexpr int kTiles = 8, kNoOutput = -2147483647;
-constexpr int kStages = 4, kStageBytes = 53248, kRecordBytes = 48;  // a stage ends with its record
-constexpr int kRecord = kStageBytes - kRecordBytes;
-constexpr int kRowBytes = 128, kPanelBytes = 32768, kBoxBytes = 8192, kPieceBytes = 8192;
+constexpr int kStages = 2, kStageBytes = 53248, kRecordBytes = 64;  // a stage ends with its record
+constexpr int kRecord = kStageBytes - kRecordBytes, kRingBytes = kStages * kStageBytes;
+constexpr int kRowBytes = 128, kPanelBytes = 16384, kBoxBytes = 8192, kPieceBytes = 8192;
 constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 33554432u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr u32 kPanelHigh = 1073741888u;
 constexpr int kStepBytes = 32;
@@ -26,7 +26,7 @@ constexpr int kWeightsStep = 128;  // from a multiply step to the next, in 16 by
 constexpr int kStoredSlots = 1;  // output blocks that are stored together
 constexpr int kStored = 8;  // chunks of 16 bytes of a row that are stored together
 constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
-constexpr int kLoads = 4;  // words of a stage in kLoadTable
+constexpr int kLoads = 5;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -117,36 +117,13 @@ __device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 by
                  "l"(global), "r"(bytes), "r"(barrier) : "memory");
 }
 
-// The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
-__device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
+// The two warps that load a ring meet (PTX: bar.sync): neither is a stage behind the other, where it would mistake one phase of a barrier
+// for the next.
+__device__ __forceinline__ void producers_sync(int ring) { asm volatile("bar.sync %0, 64;" ::"r"(ring + 1) : "memory"); }
 // Programmatic dependent launch (PTX: griddepcontrol). The kernel ahead in the stream may still run, until which has ended nothing may be
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
-// Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
-
-// All threads of the cluster meet. Orders nothing else: barriers have a fence of their own, and no thread reads what another wrote.
-__device__ __forceinline__ void cluster_sync() {
-    __syncwarp();
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-
-// Arrive on the barrier that lies where `barrier` does, in the thread block of that rank. Only reads of shared memory come before it,
-// so the scope of the thread block will do; that of the cluster would wait for the memory system at each arrival.
-__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
-    asm volatile(
-        "{ .reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(barrier), "r"(rank) : "memory");
-}
-
-// tma_load into every thread block whose bit is set in `ranks`, and their barriers.
-__device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned short ranks) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
-        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
-}
-
 // The multiply step of a warpgroup, 64 rows x 64 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
 // the first, commit after the last, wait before its registers or shared memory change.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -198,76 +175,76 @@ __device__ __forceinline__ float2 finish(float2 v, float2 bias) {
     return v;
 }
 
-__device__ const int __align__(16) kTileStages[] = {
-    0,8,16,24,32,40,48,54,60,
-};
-
+constexpr int kTileStages = 6;  // of each tile
 __device__ const int __align__(16) kTargets[] = {
-    0,4,1,2,3,6,5,10,7,14,8,12,9,11,13,15,
+    0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    513,0,0,64,513,128,512,768,513,256,1792,1856,513,384,2304,2432,
-    513,512,3072,3136,513,640,3584,3840,513,768,4864,4928,513,896,5376,5504,
-    513,64,256,320,513,128,576,640,257,320,2048,0,257,384,2368,0,
-    513,576,3328,3392,513,640,3648,3712,257,832,5120,0,257,896,5440,0,
-    513,128,704,896,257,192,1536,0,257,384,2496,0,513,448,2816,2880,
-    513,640,3776,3968,257,704,4608,0,257,896,5568,0,513,960,5888,5952,
-    257,64,448,0,513,128,832,1152,513,320,2112,2176,257,384,2624,0,
-    257,576,3520,0,513,640,3904,4224,513,832,5184,5248,257,896,5696,0,
-    513,128,960,1408,513,192,1600,1664,257,384,2752,0,257,448,3008,0,
-    513,640,4032,4480,513,704,4672,4736,257,896,5824,0,257,960,6080,0,
-    513,0,128,192,513,128,1024,1280,513,256,1920,1984,513,384,2560,2688,
-    513,512,3200,3264,513,640,4096,4352,513,768,4992,5056,513,896,5632,5760,
-    257,64,384,0,513,128,1088,1216,257,448,2944,0,257,576,3456,0,
-    513,640,4160,4288,257,960,6016,0,513,128,1344,1472,257,192,1728,0,
-    257,320,2240,0,513,640,4416,4544,257,704,4800,0,257,832,5312,0,
+    514,0,64,0,256,513,128,512,576,0,514,256,384,1792,2304,514,
+    512,576,3072,3328,513,640,3584,3648,0,514,768,896,4864,5376,514,64,
+    320,320,2048,513,128,640,704,0,514,384,448,2368,2816,514,576,832,
+    3392,5120,513,640,3712,3776,0,514,896,960,5440,5888,514,0,256,64,
+    1856,513,128,768,832,0,514,320,384,2112,2432,514,512,768,3136,4928,
+    513,640,3840,3904,0,514,832,896,5184,5504,513,128,896,960,0,513,
+    192,1536,1600,0,514,384,448,2496,2880,513,640,3968,4032,0,513,704,
+    4608,4672,0,514,896,960,5568,5952,514,0,64,128,384,513,128,1024,
+    1088,0,514,256,384,1920,2560,514,512,576,3200,3456,513,640,4096,4160,
+    0,514,768,896,4992,5632,514,64,320,448,2176,513,128,1152,1216,0,
+    514,384,448,2624,2944,514,576,832,3520,5248,513,640,4224,4288,0,514,
+    896,960,5696,6016,514,0,256,192,1984,513,128,1280,1344,0,514,320,
+    384,2240,2688,514,512,768,3264,5056,513,640,4352,4416,0,514,832,896,
+    5312,5760,513,128,1408,1472,0,513,192,1664,1728,0,514,384,448,2752,
+    3008,513,640,4480,4544,0,513,704,4736,4800,0,514,896,960,5824,6080,
 };  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    65544,65552,0,134217729,0,167772161,0,0,0,0,0,0,65544,65552,0,134217729,
-    0,167772161,0,0,0,0,0,0,65544,65552,0,134217729,0,167772161,0,0,
-    0,0,0,0,65544,65552,0,134217729,0,167772161,0,0,0,0,0,0,
-    65544,65552,0,134217729,0,167772161,0,0,0,0,0,0,65544,65552,0,134217729,
-    0,167772161,0,0,0,0,0,0,65544,65552,0,134217729,0,167772161,0,0,
-    0,0,0,0,65544,65552,0,134217729,0,167772161,0,0,0,0,0,0,
-    65544,65552,0,134217729,0,167772161,0,0,0,0,0,0,65544,65552,0,134217729,
-    0,167772161,0,0,0,0,0,0,8,65544,0,134217729,0,0,0,0,
-    0,0,0,0,8,65544,0,134217729,0,0,0,0,0,0,0,0,
-    65544,65552,0,134217729,0,167772161,0,0,0,0,0,0,65544,65552,0,134217729,
-    0,167772161,0,0,0,0,0,0,8,65544,0,134217729,0,0,0,0,
-    0,0,0,0,8,65544,0,134217729,0,0,0,0,0,0,0,0,
-    65544,65552,0,134217729,0,167772161,0,0,0,0,0,0,8,65544,0,134217729,
-    0,0,0,0,0,0,0,0,8,65544,0,134217729,0,0,0,0,
-    0,0,0,0,65544,65552,0,134217729,0,167772161,0,0,0,0,0,0,
-    65544,65552,0,134217729,0,167772161,0,0,0,0,0,0,8,65544,0,134217729,
-    0,0,0,0,0,0,0,0,8,65544,0,134217729,0,0,0,0,
-    0,0,0,0,65544,65552,0,134217729,0,167772161,0,0,0,0,0,0,
-    8,65544,0,134217729,0,0,0,0,0,0,0,0,65544,65552,0,134217729,
-    0,167772161,0,0,0,0,0,0,65544,65552,0,134217729,0,167772161,0,0,
-    0,0,0,0,8,65544,0,134217729,0,0,0,0,0,0,0,0,
-    8,65544,0,134217729,0,0,0,0,0,0,0,0,65544,65552,0,134217729,
-    0,167772161,0,0,0,0,0,0,65544,65552,0,134217729,0,167772161,0,0,
-    0,0,0,0,8,65544,0,134217729,0,0,0,0,0,0,0,0,
-    65544,65552,0,134217729,0,167772161,0,0,0,0,0,0,65544,65552,0,134217729,
-    0,167772161,0,0,0,0,0,0,8,65544,0,134217729,0,0,0,0,
-    0,0,0,0,8,65544,0,134217729,0,0,0,0,0,0,0,0,
-    65544,65552,0,134217729,0,167772161,0,0,0,0,0,0,65544,65552,0,134217729,
-    0,167772161,0,0,0,0,0,0,8,65544,0,134217729,0,0,0,0,
-    0,0,0,0,8,65544,0,134217729,0,0,0,0,0,0,0,0,
-    65544,65552,0,134217729,0,167772161,0,0,0,0,0,0,65544,65552,0,134217729,
-    0,167772161,0,0,0,0,0,0,65544,65552,0,134217729,0,167772161,0,0,
-    0,0,0,0,65544,65552,0,134217729,0,167772161,0,0,0,0,0,0,
-    65544,65552,0,134217729,0,167772161,0,0,0,0,0,0,65544,65552,0,134217729,
-    0,167772161,0,0,0,0,0,0,65544,65552,0,134217729,0,167772161,0,0,
-    0,0,0,0,65544,65552,0,134217729,0,167772161,0,0,0,0,0,0,
-    65544,16,0,134217729,0,0,0,0,0,0,0,0,65544,65552,0,134217729,
-    0,167772161,0,0,0,0,0,0,8,65544,0,134217729,0,0,0,0,
-    0,0,0,0,65544,16,0,134217729,0,0,0,0,0,0,0,0,
-    65544,65552,0,134217729,0,167772161,0,0,0,0,0,0,8,65544,0,134217729,
-    0,0,0,0,0,0,0,0,65544,65552,0,134217729,0,167772161,0,0,
-    0,0,0,0,8,65544,0,134217729,0,0,0,0,0,0,0,0,
-    65544,16,0,134217729,0,0,0,0,0,0,0,0,65544,65552,0,134217729,
-    0,167772161,0,0,0,0,0,0,8,65544,0,134217729,0,0,0,0,
-    0,0,0,0,65544,16,0,134217729,0,0,0,0,0,0,0,0,
+    65544,65552,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,100663297,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,100663297,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,100663297,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,100663297,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,100663297,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,16384,167772161,0,134217729,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,100663297,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,16384,167772161,0,134217729,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,100663297,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,100663297,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,100663297,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,100663297,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,100663297,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,100663297,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,100663297,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,100663297,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,100663297,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,16384,167772161,0,134217729,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,100663297,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,16384,167772161,0,134217729,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,100663297,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,100663297,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,100663297,0,0,0,0,0,0,0,0,0,0,
+    65544,65552,0,67108865,0,100663297,0,0,0,0,0,0,0,0,0,0,
+    131080,24,0,134217729,16384,167772161,0,0,0,0,0,0,0,0,0,0,
 };  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
@@ -292,7 +269,7 @@ struct Walk {
     __device__ __forceinline__ bool more() const { return tile < tiles.count; }
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
-        next_stage = kTileStages[group], next_last = kTileStages[group + 1];
+        next_stage = group * kTileStages, next_last = next_stage + kTileStages;
     }
     __device__ __forceinline__ void skip() {
         while (stage == last && more()) {
@@ -303,36 +280,31 @@ struct Walk {
     __device__ __forceinline__ void advance() { ++stage, skip(); }
 };
 
-// Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
-__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
+// Fills a ring of stages, tile after tile; two warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int ring) {
     const int lane = threadIdx.x % 32;
-    const bool mine = lane % 4 == threadIdx.x / 32 % 4;
+    const bool mine = lane % (4 / kRings) == threadIdx.x / 32 % 4 / kRings;
     const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
     Walk walk(tiles, first_tile, stride);
     int slot = 0, ahead = fetch(walk);
     u32 parity = 1;
     wait_for_kernel_ahead();
     while (walk.more()) {
-        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows + rank * kRows;
+        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows;
         walk.advance();
         ahead = fetch(walk);  // arrives while the copies of this stage are issued
         const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
         const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
         barrier_wait(empty + slot * 8, parity);
-        producers_sync();
+        producers_sync(ring);
         if (lane == 0 && mine) {
             barrier_expect(barrier, panels * kPanelBytes + boxes * kBoxBytes + kRecordBytes);
             bulk_load(stage + kRecord, kRecords + s * (kRecordBytes / 4), kRecordBytes, barrier);
         }
         if (mine && lane > 0 && lane <= panels)
             tma_load(stage + (lane - 1) * kPanelBytes, activations, load, row0, barrier);
-        else if (mine && lane > panels && lane <= panels + boxes && lane / 4 % kCluster == rank)
-            tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
-        if (++slot == kStages) slot = 0, parity ^= 1;
-    }
-    // The neighbours give back what is left here, too: their arrivals must find this thread block.
-    for (int i = 0; i < kStages; ++i) {
-        barrier_wait(empty + slot * 8, parity);
+        else if (mine && lane > panels && lane <= panels + boxes)
+            tma_load(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier);
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
 }
@@ -443,40 +415,41 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
 // Gives a stage back to the warps that load, once every lane has read its last of it, and goes on to the next.
 __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
+    if (threadIdx.x % 32 == 0) barrier_arrive(empty + slot * 8);
     if (++slot == kStages) slot = 0, parity ^= 1;
 }
 
-extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
 bsgen_fprop_b64_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, const Element* __restrict__ bias, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
-    const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
-    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), ring = warp < kRings * kGroups * 4 ? warp / (kGroups * 4) : warp % kRings, group = warp / 4 - ring * kGroups;
+    const u32 rings_base = shared_address(shared), stages_base = rings_base + ring * kRingBytes, barriers = rings_base + kRings * kRingBytes;
+    const u32 full = barriers + ring * (kStages * 16), empty = full + kStages * 8;
+    const int first_tile = blockIdx.x + ring * (gridDim.x), stride = gridDim.x * kRings;
     const Tiles tiles(n);
 
     if (threadIdx.x == 0) {
         let_kernel_behind_begin();
         tma_prefetch(x_map), tma_prefetch(w_map);
-        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
+        for (int r = 0; r < kRings; ++r)
+            for (int i = 0; i < kStages; ++i) barrier_init(barriers + (r * 2 * kStages + i) * 8, 1), barrier_init(barriers + ((r * 2 + 1) * kStages + i) * 8, kGroups * 4);
         barrier_init_fence();
     }
-    cluster_sync();
+    __syncthreads();
 
-    if (group == kGroups) {
+    if (warp >= kRings * kGroups * 4) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        produce(x_map, w_map, stages_base, full, empty, tiles, first_tile, stride, rank);
+        produce(x_map, w_map, stages_base, full, empty, tiles, first_tile, stride, ring);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         wait_for_kernel_ahead();
         const int column = group % kColumns;
-        const u32 scratch = empty + kStages * 8 + threadIdx.x / 32 * kScratchBytes;
+        const u32 scratch = barriers + kRings * (kStages * 16) + threadIdx.x / 32 * kScratchBytes;
         const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
         int slot = 0;
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
-            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
+            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows;
             int targets[kSlots];  // read long before they are needed
 #pragma unroll
             for (int s = 0; s < kSlots; ++s) {
@@ -484,7 +457,9 @@ bsgen_fprop_b64_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
                 asm volatile("" : "+r"(targets[s]));
             }
             Sums sums = {};
-            for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
+            int last = kTileStages;
+            asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
+            for (int s = 0; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
                 multiply_stage(sums, stage + kRecord, panel_low(stage) + group / kColumns * (kGroupRows * kRowBytes / 16), descriptor_low(stage), column);
@@ -495,5 +470,4 @@ bsgen_fprop_b64_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
                 store(sums[m], targets, row0 + row + m * 64, n, y, bias, scratch);
         }
     }
-    cluster_sync();  // none ends before its neighbours have come so far
 }

@@ -10,14 +10,13 @@ using u32 = unsigned int;
 
 constexpr int kFeaturesOut = 512;  // of a row of y
 constexpr int kBlock = 8, kMTiles = 8, kNTiles = 1;  // a block's side; 16-row and 8-column steps
-constexpr int kWarps = 16, kSlots = 2, kThreads = 32 * kWarps + 128;  // warps that multiply, output blocks of each
+constexpr int kWarps = 16, kSlots = 2, kLoaders = 128, kThreads = 32 * kWarps + kLoaders;  // warps that multiply, output blocks of each; threads that load
 constexpr int kTileRows = 128;
 constexpr int kTiles = 2;
 constexpr int kStages = 3, kStageBytes = 73728, kBounds = kStageBytes - 144;  // a stage ends with its record, and that with bounds
 constexpr int kRowBytes = 128, kPanelBytes = 16384;  // of a panel
 constexpr int kScratchBytes = 512;  // of a warp, for 16 rows of 16 outputs
 constexpr int kLoads = 19;  // entries of a stage in kLoadTable
-
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -108,8 +107,12 @@ __device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 by
                  "l"(global), "r"(bytes), "r"(barrier) : "memory");
 }
 
-// The four warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
-__device__ __forceinline__ void producers_sync() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
+// The warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
+template <int Threads = 128>
+__device__ __forceinline__ void producers_sync() {
+    asm volatile("bar.sync 1, %0;" ::"n"(Threads) : "memory");
+}
+
 // Programmatic dependent launch (PTX: griddepcontrol). The kernel ahead in the stream may still run, until which has ended nothing may be
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
@@ -251,9 +254,9 @@ struct Walk {
     __device__ __forceinline__ void advance() { ++stage, skip(); }
 };
 
-// Fills the ring of stages, tile after tile: four warps, each thread one load of a stage.
+// Fills the ring of stages, tile after tile: each thread one load of a stage. A warp issues its copies one after the other.
 __device__ __forceinline__ void produce(const TensorMap& activations, const Element* __restrict__ w, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride) {
-    const int mine = threadIdx.x % 32 * 4 + threadIdx.x / 32 % 4;  // neighbouring loads are other warps', which issue side by side
+    const int mine = threadIdx.x % 32 * (kLoaders / 32) + threadIdx.x / 32 - kWarps;  // neighbouring loads are other warps', which issue side by side
     const auto fetch = [&](const Walk& walk) {
         return mine < kLoads && walk.more() ? reinterpret_cast<const int2*>(kLoadTable)[static_cast<long long>(walk.stage) * kLoads + mine] : make_int2(-1, 0);
     };
@@ -270,7 +273,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Elem
         const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
         const u32 low = load.y & 0xffff, high = static_cast<u32>(load.y) >> 16;
         barrier_wait(empty + slot * 8, parity);
-        producers_sync();
+        producers_sync<kLoaders>();
         if (mine == 0) {
             barrier_expect(barrier, high * 16);
             bulk_load(stage + kStageBytes - low * 16, kRecords + static_cast<long long>(load.x) * 4, low * 16, barrier);

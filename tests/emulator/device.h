@@ -343,6 +343,17 @@ inline void bulk_load(u32 shared, const void* global, u32 bytes, u32 barrier) {
     start(block, barrier, bytes, [=] { std::memcpy(block->shared + (shared - kSharedBase), global, bytes); });
 }
 
+// L2 is not modelled: what it evicts first is loaded like all else.
+inline unsigned long long evict_first() { return 1; }
+inline void tma_load_evicted(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned long long policy) {
+    if (policy != 1) fail("a cache policy that is none", static_cast<long long>(policy));
+    tma_load(shared, map, column, row, barrier);
+}
+inline void bulk_load_evicted(u32 shared, const void* global, u32 bytes, u32 barrier, unsigned long long policy) {
+    if (policy != 1) fail("a cache policy that is none", static_cast<long long>(policy));
+    bulk_load(shared, global, bytes, barrier);
+}
+
 // --- 16-bit elements -------------------------------------------------------------------------------------------------------------------
 
 #if BFLOAT16

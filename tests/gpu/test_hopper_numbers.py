@@ -8,7 +8,7 @@ from cases import BLOCKS, LAYOUTS, assert_close, normal, poison, torch
 from plans import launch, loaded, narrow, spread
 
 from bsgen.layout import Layout
-from bsgen.plan import Plan, hopper, hopper_narrow
+from bsgen.plan import Plan, hopper, hopper_narrow, streamed
 from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Problem
 from bsgen.runtime import driver
 
@@ -51,6 +51,30 @@ def test_products(name: str, kind: tuple[str, int, str]) -> None:
             x = normal(n, dense.shape[0], dtype=dtype, seed=n)
             out = _call(plan, kernels, x, w, dense.shape[1], n)
             assert_close(out, x.double() @ dense, 1e-3 if dtype == "float32" else 5e-3)
+
+
+@pytest.mark.parametrize("op", ["fprop", "dgrad"])
+@pytest.mark.parametrize("block", [*hopper.BLOCK_SIZES, *hopper_narrow.BLOCK_SIZES])
+@pytest.mark.parametrize("name", ["random10", "random50", "holes", "hub"])
+def test_few_rows_and_weights_that_l2_cannot_hold(
+    name: str, block: int, op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plans for few rows, with a third of the blocks of W kept in L2 and the others evicted first; the same bits again."""
+    layout = Layout(LAYOUTS[name](BLOCKS[block]))
+    problem = Problem(Op(op), layout, block, DType.BFLOAT16, batch=64)
+    monkeypatch.setattr(streamed, "HELD_BYTES", 0)
+    monkeypatch.setattr(streamed, "KEPT_BYTES", layout.nnz * block**2 * 2 // 3)
+    plans = [plan for plan in plans_of(problem) if plan.streamed]
+    assert plans
+    w = normal(layout.nnz, block, block, dtype="bfloat16", seed=1)
+    dense = _dense(layout, w)
+    dense = dense if op == "fprop" else dense.T
+    for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
+        for n in BATCHES:
+            x = normal(n, dense.shape[0], dtype="bfloat16", seed=n)
+            out = _call(plan, kernels, x, w, dense.shape[1], n)
+            assert_close(out, x.double() @ dense, 5e-3)
+            assert torch.equal(out, _call(plan, kernels, x, w, dense.shape[1], n))
 
 
 @pytest.mark.parametrize("op", ["fprop", "dgrad"])
