@@ -9,7 +9,7 @@ import numpy as np
 
 import bsgen
 from bsgen.layout import Layout
-from bsgen.plan import Plan, hopper, hopper_narrow
+from bsgen.plan import Plan, hopper, hopper_narrow, streamed
 from bsgen.problem import TARGETS, DType, Op, Problem, Target
 from bsgen.runtime import context, driver
 from bsgen.runtime.device_array import DeviceArray
@@ -68,7 +68,7 @@ def hopper_plans(problem: Problem, target: Target) -> list[Plan]:
     return list(spread(problem, target)) if hopper.serves(problem, target) else []
 
 
-def run_hopper(block: int, dtype: str, clusters: bool, axis: int) -> None:
+def run_hopper(block: int, dtype: str, clusters: bool, axis: int, batch: int | None = None) -> None:
     """All of them, on exact allocations; with features first on lines of whole chunks of 16 bytes."""
     rng = np.random.default_rng(1)
     mask = rng.random((BLOCKS, BLOCKS + 1)) < 0.4
@@ -78,7 +78,7 @@ def run_hopper(block: int, dtype: str, clusters: bool, axis: int) -> None:
     shapes = {name: (n, width) if axis else (width, n) for name, width in features.items()}
     shapes["w"] = (layout.nnz, block, block)
     for op, taken, made in ((Op.FPROP, "x", "dy"), (Op.DGRAD, "dy", "x"), (Op.WGRAD, "x", "w")):
-        problem = Problem(op, layout, block, DType(dtype), axis=axis)
+        problem = Problem(op, layout, block, DType(dtype), axis=axis, batch=batch)
         names = (taken, "dy" if op is Op.WGRAD else "w")
         inputs = {name: upload(rng.standard_normal(shapes[name]).astype(problem.dtype.numpy), dtype) for name in names}
         plans = hopper_plans(problem, TARGETS["sm_90a"])
@@ -99,4 +99,6 @@ if __name__ == "__main__":
             # racecheck does not follow a barrier that another thread block arrives on.
             for axis in (1, 0):
                 run_hopper(block, dtype, tool != "racecheck", axis)
+            streamed.HELD_BYTES, streamed.KEPT_BYTES = 0, 8 * block**2  # four blocks
+            run_hopper(block, dtype, tool != "racecheck", 1, batch=N)
     print("done")
