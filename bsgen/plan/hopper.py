@@ -250,10 +250,10 @@ def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iter
     ranked = sorted(drafts(problem, target) if chosen(problem) else (), key=lambda draft: draft.cost.seconds)
     if ranked and ranked[0].cost.seconds < limit:
         alike = [draft for draft in ranked if draft.cost.seconds <= ranked[0].cost.seconds]
-        yield assemble(problem, target, max(alike, key=partial(_suitable, few=few_rows(problem))))
+        yield assemble(problem, target, max(alike, key=partial(suitable, few=few_rows(problem))))
 
 
-def _suitable(draft: Draft, few: bool) -> float:
+def suitable(draft: Draft, few: bool) -> float:
     """How well a ring suits the tile with most work (and its neighbours across): by the bytes that it holds when full. Where rows
     are few, by its stages: many small ones where a tile fills less than the ring, for the first has come the earlier, few large
     ones where it is more, for each has a price. The numbers are those that were fastest for 14 layouts (tests/gpu/README.md)."""

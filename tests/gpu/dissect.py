@@ -126,7 +126,7 @@ def stages(operands: Operands, plan: Plan) -> dict[str, float]:
 
 
 def _clocks(block: np.ndarray) -> Iterator[dict[str, float]]:
-    """Of one thread block, if it did anything."""
+    """Of one thread block, if it did anything; but for the last stage, behind which nothing comes."""
     multiply = [warp for warp in block if warp[0, LEAVES]]
     load = next((warp for warp in block if warp[0, COMES] and not warp[0, LEAVES]), None)
     if not multiply or load is None:

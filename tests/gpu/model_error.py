@@ -25,7 +25,7 @@ from scipy.optimize import least_squares
 from bsgen.plan import HopperPlan, hopper, hopper_cost
 from bsgen.plan.blocks import output_blocks
 from bsgen.plan.hopper_cost import Counts, tile_counts
-from bsgen.plan.hopper_shapes import rings_worth
+from bsgen.plan.hopper_shapes import few_rows, rings_worth
 from bsgen.problem import Problem
 
 FILES = ("lines", "forms", "rings", "four", "across")
@@ -97,7 +97,9 @@ def report(rows: Sequence[Timed]) -> None:
         places = [place for place, row in enumerate(rows) if row.case == case]
         best, worth = min(rows[place].seconds for place in places), rings_considered(rows[places[0]].problem)
         offered = [place for place in places if rows[place].draft.geometry.shape.rings in worth]
-        choice = rows[min(offered, key=seconds.__getitem__)]
+        least = min(seconds[place] for place in offered)
+        alike = [rows[place] for place in offered if seconds[place] <= least]
+        choice = max(alike, key=lambda row: hopper.suitable(row.draft, few_rows(row.problem)))
         regrets.append(choice.seconds / best)
         print(
             f"{case:42} {len(places):3} plans, best {best * 1e6:7.2f} us, choice {regrets[-1]:.3f} of it: "
