@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from bsgen.emit import render
 from bsgen.files import write_together
 from bsgen.layout import Layout
 from bsgen.plan import Plan, choose, hopper, hopper_narrow, hopper_narrow_wgrad
+from bsgen.plan.streamed import Kept
 from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Precision, Problem, Target
 from bsgen.topology import banded
 
@@ -61,6 +62,16 @@ def across(problem: Problem, target: Target) -> Plan:
     """Thread blocks that bring activations for each other."""
     drafts = (draft for draft in hopper.drafts(problem, target, (2,)) if draft.geometry.shape.across > 1)
     return hopper.assemble(problem, target, min(drafts, key=lambda draft: draft.cost.seconds))
+
+
+def streamed(problem: Problem, target: Target) -> Plan:
+    """As if W were larger than L2, which keeps a part of its blocks."""
+    if problem.block_size in hopper_narrow.BLOCK_SIZES:
+        return replace(next(hopper_narrow.shortlist(problem, target)), streamed=Kept(14))
+    drafts = (draft for draft in hopper.drafts(problem, target) if draft.geometry.shape.cluster == 1)
+    return replace(
+        hopper.assemble(problem, target, min(drafts, key=lambda draft: draft.cost.seconds)), streamed=Kept(14)
+    )
 
 
 @dataclass(frozen=True)
@@ -128,6 +139,16 @@ SAMPLES = (
         batch=64,
         arch=HOPPER,
         planner=across,
+    ),
+    Sample(
+        "hopper_fprop_b32_bfloat16_streamed",
+        Op.FPROP,
+        lambda: scattered(16, 16),
+        32,
+        DType.BFLOAT16,
+        batch=8,
+        arch=HOPPER,
+        planner=streamed,
     ),
     Sample(
         "hopper_fprop_b64_float16_bias_silu",
@@ -213,6 +234,16 @@ SAMPLES = (
         DType.FLOAT16,
         batch=MANY,
         arch=HOPPER,
+    ),
+    Sample(
+        "hopper_fprop_b8_bfloat16_streamed",
+        Op.FPROP,
+        lambda: scattered(16, 64),
+        8,
+        DType.BFLOAT16,
+        batch=8,
+        arch=HOPPER,
+        planner=streamed,
     ),
     Sample(
         "hopper_fprop_b16_bfloat16_bias_gelu_residual",

@@ -31,6 +31,7 @@ from bsgen.plan import (
     hopper_wgrad,
     matmul,
 )
+from bsgen.plan.streamed import Kept
 from bsgen.problem import BLOCK_SIZES, Activation, DType, Epilogue, Op, Precision, Problem
 
 EVERYTHING = Epilogue(True, Activation.GELU, True)
@@ -101,14 +102,16 @@ def hopper_plans() -> list[Plan]:
 
 
 def uncommon_plans() -> list[Plan]:
-    """Hopper's kernels for narrow blocks, whatever the planner would choose: with an epilogue, with features first and split; and
-    of gradients."""
+    """Hopper's kernels for narrow blocks, whatever the planner would choose: with an epilogue, with features first and split; of
+    gradients; and weights of which L2 is to keep a part."""
     narrow = replace(BASE, dtype=DType.FLOAT16, block_size=16, epilogue=EVERYTHING)
     first = replace(narrow, layout=hub(150, 4), axis=0)
     split = next(plan for plan in hopper_narrow.candidates(first, BIG) if plan.reductions)
     gradients = [Problem(Op.WGRAD, BASE.layout, block, DType.FLOAT16, batch=16384) for block in (8, 16)]
     wgrad = [cheapest(hopper_narrow_wgrad, problem, BIG) for problem in gradients]
-    return [cheapest(hopper_narrow, narrow, BIG), split, *wgrad]
+    few = replace(BASE, dtype=DType.BFLOAT16, batch=8)
+    kept = [cheapest(family, replace(few, block_size=b), BIG) for family, b in ((hopper, 64), (hopper_narrow, 8))]
+    return [cheapest(hopper_narrow, narrow, BIG), split, *wgrad, *(replace(plan, streamed=Kept(5)) for plan in kept)]
 
 
 def gated_plans() -> list[Plan]:

@@ -50,13 +50,14 @@ WEIGHTS_BYTES, BAND_BYTES = 12 << 20, 16 << 20  # of W and of a band's activatio
 class HopperPlan(ProductPlan):
     """A plan of fprop or dgrad by wgmma: a stage's loads are a row of `loads`, what follows is a row of `records`.
 
-    Thread blocks work on `band` rows of tiles together, group of output blocks after group.
+    Thread blocks work on `band` rows of tiles together, group of output blocks after group. L2 keeps a part of W that is `streamed`.
     """
 
     geometry: WarpgroupGeometry
     loads: IntArray
     records: IntArray
     band: int
+    streamed: Kept | None
 
     @property
     def family(self) -> str:
@@ -111,11 +112,6 @@ class HopperPlan(ProductPlan):
                 "copies of panels | boxes << 8 | those of the copies that bring two panels << 16, first feature of each"
             )
         return "panels | boxes << 8, first feature of each"
-
-    @property
-    def streamed(self) -> Kept | None:
-        """Which blocks of W L2 is to keep; clusters below each other are for more rows than that is done for."""
-        return kept_blocks(self.problem) if self.geometry.shape.cluster == 1 else None
 
     @property
     def residual_panels(self) -> int:
@@ -304,6 +300,11 @@ def _panels_in_phases(problem: Problem, geo: WarpgroupGeometry) -> int:
     return geo.slices * (rows if problem.op is Op.FPROP else columns) if phased else 0
 
 
+def streamed(problem: Problem, geo: WarpgroupGeometry) -> Kept | None:
+    """Which blocks of W L2 is to keep; clusters below each other are for more rows than that is done for."""
+    return kept_blocks(problem) if geo.shape.cluster == 1 else None
+
+
 def assemble(problem: Problem, target: Target, draft: Draft) -> HopperPlan:
     """Cut the tiles into stages and encode them."""
     geo = draft.geometry
@@ -311,5 +312,5 @@ def assemble(problem: Problem, target: Target, draft: Draft) -> HopperPlan:
     targets = [[NO_OUTPUT if part is None else part.target for part in tile] for tile in draft.tiles]
     return HopperPlan(
         problem, target, draft.grouping, starts, np.array(targets, np.int32), draft.reductions, draft.cost,
-        geo, encode_loads(stages, geo), encode_records(stages, geo), draft.band,
+        geo, encode_loads(stages, geo), encode_records(stages, geo), draft.band, streamed(problem, geo),
     )  # fmt: skip

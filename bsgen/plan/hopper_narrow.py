@@ -56,13 +56,14 @@ class HopperNarrowPlan(ProductPlan):
     """A plan of fprop or dgrad for narrow blocks.
 
     Stage s loads what row s of `loads` says, and `records[record_starts[s]:record_starts[s + 1]]`, which lists the operations
-    of every slot, to its end.
+    of every slot, to its end. Of W that is `streamed` L2 keeps a part.
     """
 
     geometry: NarrowGeometry
     loads: IntArray
     records: IntArray
     record_starts: IntArray
+    streamed: Kept | None
 
     @property
     def family(self) -> str:
@@ -73,11 +74,6 @@ class HopperNarrowPlan(ProductPlan):
     def template(self) -> str:
         """The template that renders it."""
         return "hopper/narrow.cu.j2"
-
-    @property
-    def streamed(self) -> Kept | None:
-        """Which blocks of W L2 is to keep."""
-        return kept_blocks(self.problem)
 
     @property
     def band(self) -> int:
@@ -264,4 +260,5 @@ def assemble(problem: Problem, target: Target, draft: Draft) -> HopperNarrowPlan
     return HopperNarrowPlan(
         problem, target, draft.grouping, starts, np.array(targets, np.int32), draft.reductions, draft.cost,
         geo, encode_loads(stages, geo), encode_records(stages, geo), record_starts(stages, geo),
+        kept_blocks(problem),
     )  # fmt: skip

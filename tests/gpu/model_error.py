@@ -61,7 +61,7 @@ def times() -> dict[str, dict[str, float]]:
 def summary(problem: Problem, draft: hopper.Draft) -> str:
     """What its plan says of itself, without the tables of the plan."""
     row = np.zeros(1, np.int32)
-    tables = (draft.geometry, row[None], row[None], draft.band)
+    tables = (draft.geometry, row[None], row[None], draft.band, hopper.streamed(problem, draft.geometry))
     plan = HopperPlan(problem, TARGET, draft.grouping, row, row[None], draft.reductions, draft.cost, *tables)
     return plan.summary
 

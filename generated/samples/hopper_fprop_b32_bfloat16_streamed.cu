@@ -1,0 +1,495 @@
+// y = x @ W for one block-sparse W [512, 512], bfloat16.
+// Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
+// Plan: hopper, wgmma_bf16, tile 8 x 32, 1 x 1 warpgroups of 64 x 32, 3 stages of 74 KiB, contiguous groups, 14 of 32 blocks kept in L2.
+//
+// Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
+// of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
+// blocks; for each panel that it visits, it loads its rows into registers and multiplies them by the pieces of its slots.
+
+using u32 = unsigned int;
+
+constexpr int kFeaturesOut = 512;  // of a row of y
+constexpr int kBlock = 32, kSteps = 2;  // a block's side; multiply steps along the inputs of a panel
+constexpr int kRowGroups = 1, kColumns = 1;  // warpgroups down and across
+constexpr int kMTiles = 1, kSlots = 1;  // 64-row tiles and output blocks of each
+constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = 8;  // loaded and stored, of those multiplied
+constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
+constexpr int kTiles = 16, kNoOutput = -2147483647;
+constexpr int kStages = 3, kStageBytes = 75776, kRecordBytes = 144;  // a stage ends with its record
+constexpr int kRecord = kStageBytes - kRecordBytes;
+constexpr int kRowBytes = 64, kPanelBytes = 512, kBoxBytes = 2048, kPieceBytes = 2048;
+constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
+constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
+constexpr int kStoredSlots = 1;  // output blocks that are stored together
+constexpr int kStored = 4;  // chunks of 16 bytes of a row that are stored together
+constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
+constexpr int kLoads = 17;  // words of a stage in kLoadTable
+constexpr int kKept = 14, kParts = 32;  // of W, which does not fit L2: the other blocks are evicted first, so that these stay for the next call
+// The address of shared memory as PTX instructions take it.
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
+
+// One word, and two words, of shared memory.
+__device__ __forceinline__ u32 load_shared(u32 address) {
+    u32 word;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+    return word;
+}
+
+__device__ __forceinline__ uint2 load_shared_pair(u32 address) {
+    uint2 words;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(words.x), "=r"(words.y) : "r"(address) : "memory");
+    return words;
+}
+
+// Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
+template <int Chunks>
+__device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
+    constexpr u32 kSpread = Chunks < 8 ? Chunks : 8;
+    return (row * Chunks + (chunk ^ (row / (8 / kSpread) % kSpread))) * 16;
+}
+
+// Four 8 x 8 matrices of 16-bit elements into shared memory (PTX: stmatrix, sm_90); lane l gives row l % 8 of matrix l / 8.
+__device__ __forceinline__ void stmatrix_x4(u32 address, const u32 (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]),
+                 "r"(r[3]) : "memory");
+}
+
+// 16 bytes of shared memory.
+__device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+    return v;
+}
+
+// 16 bytes to device memory.
+__device__ __forceinline__ void store_global_chunk(void* global, uint4 v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
+// Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
+__device__ __forceinline__ void barrier_init(u32 barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+// Make initialised barriers visible to the copy engine.
+__device__ __forceinline__ void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+__device__ __forceinline__ void barrier_arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrive, and have the phase wait for `bytes` of copies as well.
+__device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// Wait until the phase of this parity is complete.
+__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
+    asm volatile(
+        "{ .reg .pred done;\n"
+        "again_%=: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again_%=; }" ::"r"(barrier), "r"(parity) : "memory");
+}
+
+// Copies by the tensor memory accelerator (PTX: cp.async.bulk, sm_90); `barrier` counts their bytes.
+struct alignas(64) TensorMap {
+    unsigned long long words[16];
+};
+
+__device__ __forceinline__ void tma_prefetch(const TensorMap& map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+// The box of a matrix that starts at (column, row), global -> shared; what lies outside the matrix becomes zeros.
+__device__ __forceinline__ void tma_load(u32 shared, const TensorMap& map, int column, int row, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(shared),
+        "l"(&map), "r"(column), "r"(row), "r"(barrier) : "memory");
+}
+
+// Consecutive bytes, a multiple of 16, global -> shared.
+__device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
+                 "l"(global), "r"(bytes), "r"(barrier) : "memory");
+}
+
+// How L2 is to treat lines that are read once: it evicts them first (PTX: createpolicy, cache hints of cp.async.bulk).
+__device__ __forceinline__ unsigned long long evict_first() {
+    unsigned long long policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+// tma_load of lines that L2 evicts first.
+__device__ __forceinline__ void tma_load_evicted(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned long long policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
+        "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy) : "memory");
+}
+
+// The warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
+template <int Threads = 128>
+__device__ __forceinline__ void producers_sync() {
+    asm volatile("bar.sync 1, %0;" ::"n"(Threads) : "memory");
+}
+
+// Programmatic dependent launch (PTX: griddepcontrol). The kernel ahead in the stream may still run, until which has ended nothing may be
+// read or written that is not this kernel's own; and the one behind may be set up from here on.
+__device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
+// 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
+__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+
+// The multiply step of a warpgroup, 64 rows x 32 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
+// the first, commit after the last, wait before its registers or shared memory change.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Wait until at most `Pending` of the newest groups are still at work.
+template <int Pending>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+}
+
+// sums += a * B; a in registers, B [16, 32] where the low word of its descriptor, b, says.
+__device__ __forceinline__ void wgmma(float (&sums)[16], const u32 (&a)[4], u32 b) {
+    asm volatile(
+        "{ .reg .b64 b; mov.b64 b, {%20, %21};\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+        "}, {%16, %17, %18, %19}, b, 1, 1, 1, 1; }"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),           "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15])        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(kWeightsHigh));
+}
+
+// Elements are bfloat16, kept as bits.
+using Element = unsigned short;
+
+__device__ __forceinline__ u32 pack(float low, float high) {
+    u32 bits;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+
+__device__ __forceinline__ float2 unpack(u32 bits) {
+    return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
+}
+
+__device__ __forceinline__ float2 load_pair(const Element* p) { return unpack(*reinterpret_cast<const u32*>(p)); }
+__device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_cast<u32*>(p) = pack(v.x, v.y); }
+// Two neighbouring sums of a row -> two outputs.
+__device__ __forceinline__ float2 finish(float2 v) {
+    return v;
+}
+
+constexpr int kTileStages = 1;  // of each tile
+__device__ const int __align__(16) kTargets[] = {
+    0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,
+};  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
+__device__ const int __align__(16) kLoadTable[] = {
+    2056,0,64,128,192,256,320,384,448,0,256,896,1152,1536,1792,2432,
+    2688,1028,32,64,288,320,128,288,1664,1824,0,0,0,0,0,0,
+    0,0,2056,32,64,160,192,288,320,416,448,160,320,1024,1184,1696,
+    1856,2560,2720,1028,64,224,320,480,352,1408,1888,2944,0,0,0,0,
+    0,0,0,0,2056,128,192,256,320,384,448,0,64,928,1216,1568,
+    1920,2464,2752,32,384,1028,160,320,416,64,1056,1952,2592,416,0,0,
+    0,0,0,0,0,0,2056,192,224,320,352,448,480,64,96,1248,
+    1440,1984,2304,2784,2976,448,768,1028,320,352,64,96,2016,2336,480,800,
+    0,0,0,0,0,0,0,0,2056,256,320,384,448,0,64,128,
+    192,1600,2048,2496,2816,64,512,960,1280,1028,288,320,32,64,1728,2080,
+    192,544,0,0,0,0,0,0,0,0,2056,288,320,416,448,32,
+    64,160,192,1760,2112,2624,2848,224,576,1088,1312,1028,320,480,64,224,
+    2144,3008,608,1472,0,0,0,0,0,0,0,0,2056,384,448,0,
+    64,128,192,256,320,2528,2880,96,640,992,1344,1632,2176,1028,416,64,
+    160,320,2656,672,1120,2208,0,0,0,0,0,0,0,0,2056,448,
+    480,64,96,192,224,320,352,2912,3040,704,832,1376,1504,2240,2368,1028,
+    64,96,320,352,736,864,2272,2400,0,0,0,0,0,0,0,0,
+};  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
+__device__ const int __align__(16) kRecords[] = {
+    524296,0,0,16777217,512,25165825,1024,33554433,1536,41943041,2048,50331649,2560,58720257,3072,67108865,
+    3584,75497473,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,262152,0,0,8388609,512,16777217,1024,25165825,1536,33554433,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,524296,0,0,16777217,512,25165825,1024,33554433,
+    1536,41943041,2048,50331649,2560,58720257,3072,67108865,3584,75497473,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,262152,0,0,8388609,
+    512,16777217,1024,25165825,1536,33554433,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    524296,0,0,16777217,512,25165825,1024,33554433,1536,41943041,2048,50331649,2560,58720257,3072,67108865,
+    3584,75497473,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,262152,0,0,8388609,512,16777217,1024,25165825,1536,33554433,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,524296,0,0,16777217,512,25165825,1024,33554433,
+    1536,41943041,2048,50331649,2560,58720257,3072,67108865,3584,75497473,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,262152,0,0,8388609,
+    512,16777217,1024,25165825,1536,33554433,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    524296,0,0,16777217,512,25165825,1024,33554433,1536,41943041,2048,50331649,2560,58720257,3072,67108865,
+    3584,75497473,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,262152,0,0,8388609,512,16777217,1024,25165825,1536,33554433,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,524296,0,0,16777217,512,25165825,1024,33554433,
+    1536,41943041,2048,50331649,2560,58720257,3072,67108865,3584,75497473,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,262152,0,0,8388609,
+    512,16777217,1024,25165825,1536,33554433,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    524296,0,0,16777217,512,25165825,1024,33554433,1536,41943041,2048,50331649,2560,58720257,3072,67108865,
+    3584,75497473,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,262152,0,0,8388609,512,16777217,1024,25165825,1536,33554433,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,524296,0,0,16777217,512,25165825,1024,33554433,
+    1536,41943041,2048,50331649,2560,58720257,3072,67108865,3584,75497473,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,262152,0,0,8388609,
+    512,16777217,1024,25165825,1536,33554433,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
+
+// The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
+struct Tiles {
+    int rows, count;
+
+    __device__ __forceinline__ explicit Tiles(int n) : rows((n + kTileRows - 1) / kTileRows), count(rows * kTiles) {}
+    __device__ __forceinline__ int group(int tile) const { return tile % kTiles; }
+    __device__ __forceinline__ int row(int tile) const { return tile / kTiles; }
+};
+
+// The stages of a ring's tiles, one after the other; the bounds of the next tile are read ahead.
+struct Walk {
+    const Tiles& tiles;
+    int tile, stride, stage, last, next_stage, next_last;
+
+    __device__ __forceinline__ Walk(const Tiles& tiles, int first, int stride) : tiles(tiles), tile(first - stride), stride(stride) {
+        stage = last = 0;
+        look_ahead();
+        skip();
+    }
+    __device__ __forceinline__ bool more() const { return tile < tiles.count; }
+    __device__ __forceinline__ void look_ahead() {
+        const int group = tiles.group(min(tile + stride, tiles.count - 1));
+        next_stage = group * kTileStages, next_last = next_stage + kTileStages;
+    }
+    __device__ __forceinline__ void skip() {
+        while (stage == last && more()) {
+            tile += stride, stage = next_stage, last = next_last;
+            look_ahead();
+        }
+    }
+    __device__ __forceinline__ void advance() { ++stage, skip(); }
+};
+
+// Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride) {
+    const int lane = threadIdx.x % 32;
+    const bool mine = lane % 4 == threadIdx.x / 32 % 4;
+    const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
+    const unsigned long long evicted = evict_first();
+    Walk walk(tiles, first_tile, stride);
+    int slot = 0, ahead = fetch(walk);
+    u32 parity = 1;
+    wait_for_kernel_ahead();
+    while (walk.more()) {
+        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows;
+        walk.advance();
+        ahead = fetch(walk);  // arrives while the copies of this stage are issued
+        const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
+        const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
+        barrier_wait(empty + slot * 8, parity);
+        producers_sync();
+        if (lane == 0 && mine) {
+            barrier_expect(barrier, panels * kPanelBytes + boxes * kBoxBytes + kRecordBytes);
+            bulk_load(stage + kRecord, kRecords + s * (kRecordBytes / 4), kRecordBytes, barrier);
+        }
+        if (mine && lane > 0 && lane <= panels)
+            tma_load(stage + (lane - 1) * kPanelBytes, activations, load, row0, barrier);
+        else if (mine && lane > panels && lane <= panels + boxes)
+            if (load / kBlock % kParts < kKept)
+                tma_load(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier);
+            else
+                tma_load_evicted(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, evicted);
+        if (++slot == kStages) slot = 0, parity ^= 1;
+    }
+}
+
+// A value that all threads of a warp read alike: keeps what depends on it in uniform registers.
+__device__ __forceinline__ u32 uniform(u32 value) { return __shfl_sync(~0u, value, 0); }
+
+using Sums = float[kMTiles][kSlots][kBlock / 2];
+using Fragments = u32[kMTiles][kSteps][4];
+
+// The rows of a panel that a warp multiplies, as fragments; rows are swizzled as TMA wrote them.
+__device__ __forceinline__ void load_fragments(Fragments& a, u32 rows, u32 panel) {
+    const u32 from = rows + panel;
+#pragma unroll
+    for (int m = 0; m < kMTiles; ++m)
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) {
+            ldmatrix_x4(a[m][k], (from ^ (k * 32)) + m * (64 * kRowBytes));
+        }
+}
+
+// Multiply a panel by the pieces of slots First (if Mask & 1) and First + 1 (if Mask & 2), which lie at b. One group of steps.
+template <int First, int Mask>
+__device__ __forceinline__ void multiply_slots(Sums& sums, const Fragments& a, u32 b) {
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k)
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m) {
+            if (Mask & 1) wgmma(sums[m][First], a[m][k], b + k * kWeightsStep);
+            if (Mask & 2) wgmma(sums[m][First + 1], a[m][k], b + k * kWeightsStep + (Mask & 1) * (kPieceBytes / 16));
+        }
+    wgmma_commit();
+}
+
+// Multiply a panel by the pieces of the slots in `mask` from First on, which lie one after the other from b on. Accumulators need fixed
+// registers, so each set of two slots has code of its own. A visit has at least one slot.
+template <int First = 0>
+__device__ __forceinline__ void multiply_panel(Sums& sums, const Fragments& a, u32 mask, u32 b) {
+    if constexpr (kSlots == 1) {
+        multiply_slots<0, 1>(sums, a, b);
+    } else {
+        const u32 pair = mask >> First & 3;
+        if (pair == 3)
+            multiply_slots<First, 3>(sums, a, b);
+        else if (pair == 1)
+            multiply_slots<First, 1>(sums, a, b);
+        else if (kSlots == 2 || pair == 2)
+            multiply_slots<First, 2>(sums, a, b);
+        if constexpr (First + 2 < kSlots) multiply_panel<First + 2>(sums, a, mask, b + (pair - (pair >> 1)) * (kPieceBytes / 16));
+    }
+}
+
+// The low word of the matrix descriptor of pieces at `shared`; an address has the rank in its cluster in bits above these.
+__device__ __forceinline__ u32 descriptor_low(u32 shared) { return (shared & 0x3ffff) / 16 + kWeightsLow; }
+
+// All visits of a stage. A visit is two words: where its panel is, in bytes; and the mask of the slots that use it, with the place of
+// their first piece in 16 bytes << 16. Past the last visit lies one that is safe to follow.
+__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows, u32 b, int column) {
+    const u32 bounds = uniform(load_shared(record + column * 4));
+    u32 count = bounds >> 16, at = record + (bounds & 0xffff);
+    if (count == 0) return;
+    uint2 visit = load_shared_pair(at);
+    // A panel's fragments load while the one before is multiplied, into registers that the one before that has left.
+    uint2 next = load_shared_pair(at + 8);
+    Fragments even, odd;
+    load_fragments(even, rows, visit.x);
+    const auto turn = [&](const Fragments& now, Fragments& then) {
+        const u32 word = uniform(visit.y);
+        visit = next, at += 8;
+        next = load_shared_pair(at + 8);
+        multiply_panel(sums, now, word & 255, b + (word >> 16));
+        wgmma_wait<1>();
+        load_fragments(then, rows, visit.x);
+    };
+    while (true) {
+        turn(even, odd);
+        if (--count == 0) break;
+        turn(odd, even);
+        if (--count == 0) break;
+    }
+    wgmma_wait<0>();
+}
+
+// Accumulators -> global: the epilogue for finished outputs, float32 for partial sums. Rows from `end` on are the next tile's.
+__device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int (&targets)[kSlots], int row0, int n, int end,
+                                      Element* __restrict__ y, u32 scratch) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int s = 0; s < kSlots; s += kStoredSlots) {
+        const int target = targets[s];
+        if (target == kNoOutput) continue;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+            for (int j = 0; j < kStoredSlots * kBlock / 8; j += kStored) {
+#pragma unroll
+                for (int part = 0; part < kStored; part += 4) {
+                    u32 words[4];
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        const int step = j + part + i;  // of 8 columns
+                        const float* two = sums[s + step / (kBlock / 8)] + step % (kBlock / 8) * 4 + half * 2;
+                        const float2 v = finish(make_float2(two[0], two[1]));
+                        words[i] = pack(v.x, v.y);
+                    }
+                    stmatrix_x4(scratch + swizzled<kStored>(lane % 8, part + lane / 8), words);
+                }
+                // Through shared memory, so that each lane stores 16 bytes of a row.
+                __syncwarp();
+                uint4 chunks[kStored / 4];
+#pragma unroll
+                for (int i = 0; i < kStored / 4; ++i) chunks[i] = load_shared_chunk(scratch + swizzled<kStored>(i * 4 + lane / kStored, lane % kStored));
+                __syncwarp();
+#pragma unroll
+                for (int i = 0; i < kStored / 4; ++i) {
+                    const int mine = row0 + half * 8 + i * 4 + lane / kStored;
+                    if (mine < end) store_global_chunk(y + static_cast<long long>(mine) * kFeaturesOut + target * kBlock + (j + lane % kStored) * 8, chunks[i]);
+                }
+            }
+        }
+    }
+}
+
+// Gives a stage back to the warps that load, once every lane has read its last of it, and goes on to the next.
+__device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier_arrive(empty + slot * 8);
+    if (++slot == kStages) slot = 0, parity ^= 1;
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
+bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, int n) {
+    extern __shared__ __align__(1024) unsigned char shared[];
+    const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
+    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    const int first_tile = blockIdx.x, stride = gridDim.x;
+    const Tiles tiles(n);
+
+    if (threadIdx.x == 0) {
+        let_kernel_behind_begin();
+        tma_prefetch(x_map), tma_prefetch(w_map);
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
+        barrier_init_fence();
+    }
+    __syncthreads();
+
+    if (group == kGroups) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+        produce(x_map, w_map, stages_base, full, empty, tiles, first_tile, stride);
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+        wait_for_kernel_ahead();
+        const int column = group % kColumns, lane = threadIdx.x % 32;
+        const u32 scratch = empty + kStages * 8 + threadIdx.x / 32 * kScratchBytes;
+        const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
+        // Where this lane's chunk of a fragment lies in a panel (PTX: ldmatrix), swizzled.
+        const u32 r = row + lane % 16;
+        const u32 place = r * kRowBytes + ((lane / 16 ^ r / 2 % 4) * 16);
+        int slot = 0;
+        u32 parity = 0;
+        for (int tile = first_tile; tile < tiles.count; tile += stride) {
+            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows;
+            int targets[kSlots];  // read long before they are needed
+#pragma unroll
+            for (int s = 0; s < kSlots; ++s) {
+                targets[s] = kTargets[(tile_group * kColumns + column) * kSlots + s];
+                asm volatile("" : "+r"(targets[s]));
+            }
+            Sums sums = {};
+            int last = kTileStages;
+            asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
+            for (int s = 0; s < last; ++s) {
+                barrier_wait(full + slot * 8, parity);
+                const u32 stage = stages_base + slot * kStageBytes;
+                multiply_stage(sums, stage + kRecord, stage + place, descriptor_low(stage), column);
+                give_back(empty, slot, parity);
+            }
+#pragma unroll
+            for (int m = 0; m < kMTiles; ++m)
+                store(sums[m], targets, row0 + row + m * 64, n, min(n, row0 + kRows), y, scratch);
+        }
+    }
+}
