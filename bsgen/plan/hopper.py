@@ -50,7 +50,7 @@ WEIGHTS_BYTES, BAND_BYTES = 12 << 20, 16 << 20  # of W and of a band's activatio
 class HopperPlan(ProductPlan):
     """A plan of fprop or dgrad by wgmma: a stage's loads are a row of `loads`, what follows is a row of `records`.
 
-    Thread blocks work on `band` rows of tiles together, group of output blocks after group. L2 keeps a part of W that is `streamed`.
+    Thread blocks work on `band` rows of tiles together, group of output blocks after group. Of `streamed` weights L2 keeps a part.
     """
 
     geometry: WarpgroupGeometry
