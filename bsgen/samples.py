@@ -18,7 +18,7 @@ from bsgen.emit import render
 from bsgen.files import write_together
 from bsgen.layout import Layout
 from bsgen.plan import Plan, choose, hopper, hopper_narrow, hopper_narrow_wgrad
-from bsgen.plan.streamed import Kept
+from bsgen.plan.streamed import RUN_PARTS, Kept
 from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Precision, Problem, Target
 from bsgen.topology import banded
 
@@ -67,7 +67,7 @@ def across(problem: Problem, target: Target) -> Plan:
 def streamed(problem: Problem, target: Target) -> Plan:
     """As if W were larger than L2, which keeps a part of its blocks."""
     if problem.block_size in hopper_narrow.BLOCK_SIZES:
-        return replace(next(hopper_narrow.shortlist(problem, target)), streamed=Kept(14))
+        return replace(next(hopper_narrow.shortlist(problem, target)), streamed=Kept(13, RUN_PARTS))
     drafts = (draft for draft in hopper.drafts(problem, target) if draft.geometry.shape.cluster == 1)
     return replace(
         hopper.assemble(problem, target, min(drafts, key=lambda draft: draft.cost.seconds)), streamed=Kept(14)

@@ -140,27 +140,30 @@ def check_grids(plan: HopperNarrowPlan) -> None:
 
 
 @pytest.mark.parametrize("axis", [1, 0])
+@pytest.mark.parametrize("batch", [None, hopper_narrow.FEW_ROWS])  # four warps that load, and eight
 @pytest.mark.parametrize(("op", "block", "dtype"), NARROW_KINDS, ids=named)
-def test_kernels_of_every_shape(op: Op, block: int, dtype: DType, axis: int) -> None:
+def test_kernels_of_every_shape(op: Op, block: int, dtype: DType, batch: int | None, axis: int) -> None:
     """No candidate spills, whatever the layout: shapes alone make the code."""
     drafts: dict[object, tuple[Problem, hopper_narrow.Draft]] = {}
     skewed = hub(400, 6)
     for layout in (bernoulli(32, 32, 0.2), skewed if op is Op.FPROP else skewed.transpose()):
-        problem = Problem(op, layout, block, dtype, axis=axis)
+        problem = Problem(op, layout, block, dtype, axis=axis, batch=batch)
         for draft in hopper_narrow.drafts(problem, BIG):
             key = replace(draft.geometry.shape, stages=0, stage_bytes=0), bool(draft.reductions)
             drafts.setdefault(key, (problem, draft))
-    for problem, draft in sample(list(drafts.values()), 6 if dtype is DType.BFLOAT16 else 2):
+    for problem, draft in sample(list(drafts.values()), (4 if batch else 6) if dtype is DType.BFLOAT16 else 2):
         plan = hopper_narrow.assemble(problem, BIG, draft)
         binary = compiled_plan(plan)
     check_instructions(plan, binary, multiplies="HMMA")
 
 
-@pytest.mark.parametrize("axis", [1, 0])
+@pytest.mark.parametrize(
+    ("axis", "batch"), [(1, None), (1, hopper_narrow.FEW_ROWS), (0, None), (0, hopper_narrow.FEW_ROWS)]
+)
 @pytest.mark.parametrize("epilogue", EPILOGUES, ids=named)
 @pytest.mark.parametrize("block", hopper_narrow.BLOCK_SIZES)
-def test_epilogues(block: int, epilogue: Epilogue, axis: int) -> None:
-    problem = Problem(Op.FPROP, hub(400, 6), block, DType.BFLOAT16, epilogue=epilogue, axis=axis)
+def test_epilogues(block: int, epilogue: Epilogue, axis: int, batch: int | None) -> None:
+    problem = Problem(Op.FPROP, hub(400, 6), block, DType.BFLOAT16, epilogue=epilogue, axis=axis, batch=batch)
     for plan in some(problem, 2):
         compiled_plan(plan)
 

@@ -15,7 +15,7 @@ from test_kernels_compile import compiled_plan
 from bsgen.emit import render
 from bsgen.layout import Layout
 from bsgen.plan import HopperNarrowPlan, HopperPlan, choose, hopper, hopper_narrow, streamed
-from bsgen.plan.streamed import HELD_BYTES, KEPT_BYTES, PARTS, kept_blocks, kept_bytes
+from bsgen.plan.streamed import HELD_BYTES, KEPT_BYTES, PARTS, RUN_PARTS, kept_blocks, kept_bytes
 from bsgen.problem import TARGETS, DType, Op, Problem
 
 BLOCK_SIZES = (*hopper_narrow.BLOCK_SIZES, *hopper.BLOCK_SIZES)
@@ -47,24 +47,74 @@ def test_only_weights_that_do_not_fit_and_few_rows() -> None:
     assert kept_blocks(large(most)) is None
     assert kept_bytes(large(most)) == 0
     assert kept_blocks(large(most + 1)) == (PARTS * KEPT_BYTES // ((most + 1) * 2048), PARTS)
-    assert kept_blocks(large(most + 1, n=256)) is not None
-    assert kept_blocks(large(most + 1, n=257)) is None
+    assert kept_blocks(large(most + 1, n=65)) is None
     assert kept_blocks(large(most + 1, n=None)) is None, "the default is for thousands of rows"
+    assert kept_blocks(replace(large(most + 1), gate=True)) is None, (
+        "each call writes the product of weights and gates anew"
+    )
+    assert kept_blocks(large(PARTS * KEPT_BYTES // 2048 + 1)) is None, "not one part would stay"
 
 
-@pytest.mark.parametrize("blocks", [20_000, 29_492, 80_000, 600_000])
-def test_the_part_that_is_kept_fits(blocks: int) -> None:
-    kept, parts = kept_blocks(large(blocks))  # type: ignore[misc]
-    stays = sum(block % parts < kept for block in range(blocks)) * 2048
-    assert stays <= KEPT_BYTES + parts * 2048
-    assert stays >= KEPT_BYTES - blocks * 2048 / parts
-    assert kept_bytes(large(blocks)) <= KEPT_BYTES
+@pytest.mark.parametrize("parts", [PARTS, RUN_PARTS])
+@pytest.mark.parametrize("blocks", [20_000, 29_492, 80_000, 300_000])
+def test_the_part_that_is_kept_fits(blocks: int, parts: int) -> None:
+    found = kept_blocks(large(blocks), parts)
+    assert found is not None
+    stays = sum(block % found.parts < found.kept for block in range(blocks)) * 2048
+    assert 0 < KEPT_BYTES - blocks * 2048 / parts <= stays <= KEPT_BYTES + parts * 2048
+    assert 0 < kept_bytes(large(blocks)) <= KEPT_BYTES
+
+
+@pytest.mark.parametrize("kind", ["random", "full", "coarse"])
+@pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
+@pytest.mark.parametrize("block", BLOCK_SIZES)
+def test_as_much_as_was_meant(block: int, op: Op, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the tables of a plan and the expression in its kernel: every block, and as many as L2 has room for without the hint."""
+    side = 96 if block < 32 else 64
+    mask = {"random": bernoulli(side, side, 0.3).mask, "full": np.ones((side, side), bool)}.get(kind)
+    if mask is None:
+        mask = np.kron(bernoulli(side // 16, side // 16, 0.5).mask, np.ones((16, 16), bool))
+    problem = Problem(op, Layout(mask), block, DType.BFLOAT16, batch=64)
+    monkeypatch.setattr(streamed, "HELD_BYTES", 0)
+    monkeypatch.setattr(streamed, "KEPT_BYTES", problem.layout.nnz * block**2 * 2 * 2 // 5)
+    (plan,) = plans(problem, 1)
+    loaded = runs_of(plan) if isinstance(plan, HopperNarrowPlan) else blocks_of(plan)
+    assert sorted({at for first, count in loaded for at in range(first, first + count)}) == list(
+        range(problem.layout.nnz)
+    )
+    assert plan.streamed is not None
+    kept, parts = plan.streamed
+    usual = sum(count for first, count in loaded if first % parts < kept) / sum(count for _, count in loaded)
+    assert abs(usual - 2 / 5) < 0.1
+
+
+def runs_of(plan: HopperNarrowPlan) -> list[tuple[int, int]]:
+    """First block and count of each run, where the kernel divides the run's place by the chunks of a block."""
+    chunks = plan.geometry.piece_bytes // 16
+    assert f"if (load.x / {chunks} % kParts < kKept)" in render(plan).text
+    words = plan.loads[:, 1:].reshape(-1, 2)
+    found = [(int(place), int(word) >> 16 & 0xFFFF) for place, word in words if word]
+    assert all(place % chunks == size % chunks == 0 for place, size in found)
+    return [(place // chunks, size // chunks) for place, size in found]
+
+
+def blocks_of(plan: HopperPlan) -> list[tuple[int, int]]:
+    """Each box that is loaded, as one block: where the kernel divides its place by the boxes across and a block's rows."""
+    geo = plan.geometry
+    text = "load / kBoxesAcross / kBlock" if geo.boxes_across > 1 else "load / kBlock"
+    assert f"if ({text} % kParts < kKept)" in render(plan).text
+    found = []
+    for row in plan.loads:
+        head = int(row[0])
+        copies, boxes = (head & 255, head >> 8 & 255) if plan.pairs or plan.across > 1 else (head & 255, head >> 8)
+        found += [int(place) // geo.boxes_across // geo.block for place in row[1 + copies : 1 + copies + boxes]]
+    return [(block, 1) for block in found]
 
 
 def test_the_model_and_the_summary_know(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = replace(large(29_492), batch=1)
     plan = choose(problem, TARGETS["sm_90a"])
-    assert "14 of 32 blocks kept in L2" in plan.summary
+    assert plan.summary.endswith("14 of 32 blocks kept in L2")
     monkeypatch.setattr(streamed, "HELD_BYTES", 1 << 30)
     streams = choose(problem, TARGETS["sm_90a"])
     assert "kept" not in streams.summary
@@ -77,7 +127,7 @@ def test_kernels(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for plan in plans(problem, 2):
         text = render(plan).text
         assert re.search(r"% kParts < kKept\)", text)
-        assert f"kKept = {plan.streamed.kept}, kParts = 32;" in text  # type: ignore[union-attr]
+        assert f"kKept = {plan.streamed.kept}, kParts = {plan.streamed.parts};" in text  # type: ignore[union-attr]
         assert text.count("load_evicted(") == 2, "the function, and its one use"
         compiled_plan(plan)
 

@@ -301,7 +301,7 @@ def _panels_in_phases(problem: Problem, geo: WarpgroupGeometry) -> int:
 
 
 def streamed(problem: Problem, geo: WarpgroupGeometry) -> Kept | None:
-    """Which blocks of W L2 is to keep; clusters below each other are for more rows than that is done for."""
+    """Which blocks of W L2 is to keep; those that a cluster shares come without a hint."""
     return kept_blocks(problem) if geo.shape.cluster == 1 else None
 
 

@@ -95,7 +95,8 @@ def hopper_cost(
     row_tiles = -(-n // (shape.rows * shape.cluster))
     places = int(target.sms * CLUSTERED.get(shape.thread_blocks, 1.0)) // shape.thread_blocks * shape.rings
     seconds = makespan(tiles, row_tiles, places) / target.clock
-    memory = (memory_bytes(problem, n, SPARED * idle) - kept_bytes(problem)) / target.hbm
+    kept = kept_bytes(problem) if shape.cluster == 1 else 0
+    memory = (memory_bytes(problem, n, SPARED * idle) - kept) / target.hbm
     largest = max(demands, key=lambda name: float(demands[name].sum()))
     limiter = "device memory" if memory > seconds else largest
     total = overlapped(seconds, memory, MEMORY_OVERLAP) + START_SECONDS + gate_seconds(problem, target)

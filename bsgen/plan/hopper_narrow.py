@@ -34,7 +34,7 @@ from bsgen.plan.narrow_stages import (
 from bsgen.plan.narrow_tile import NarrowGeometry, NarrowShape, narrow_geometry
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
 from bsgen.plan.registers import WARP
-from bsgen.plan.streamed import Kept, kept_blocks
+from bsgen.plan.streamed import RUN_PARTS, Kept, kept_blocks
 from bsgen.problem import DType, Op, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
@@ -44,11 +44,8 @@ STAGES = (3, 4)
 PANELS = (32, 64)
 FEATURE_FIRST_PANELS = (8, 16, 32)
 WAYS = (2, 3, 4, 5, 6, 8)  # to split the inputs of every output block, where rows are few, too
-FEW_ROWS = 512
-LOADING_GROUPS = {
-    True: 2,
-    False: 1,
-}  # for few rows, whose tiles wait for the copies of stored blocks to be issued, and for many
+FEW_ROWS = 512  # of N, whose tiles hardly outnumber the SMs
+FEW_LOADING_GROUPS = 2  # they wait for the copies of stored blocks to be issued
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +155,8 @@ SHAPES = (
 def shapes(problem: Problem, target: Target) -> Iterator[NarrowShape]:
     """Every shape with every ring; no taller than the hint for N asks."""
     n, block = problem.batch or DEFAULT_ROWS, problem.block_size
-    least, loading = min(m_tiles * 16 for m_tiles, _, _ in SHAPES), LOADING_GROUPS[n <= FEW_ROWS]
+    least = min(m_tiles * 16 for m_tiles, _, _ in SHAPES)
+    loading = FEW_LOADING_GROUPS if n <= FEW_ROWS else 1
     for m_tiles, warps, columns in SHAPES:
         for panel, stages in product(panels(problem), STAGES):
             shape = _with_ring(NarrowShape(m_tiles, warps, columns // block, panel, loading, stages), target)
@@ -260,5 +258,5 @@ def assemble(problem: Problem, target: Target, draft: Draft) -> HopperNarrowPlan
     return HopperNarrowPlan(
         problem, target, draft.grouping, starts, np.array(targets, np.int32), draft.reductions, draft.cost,
         geo, encode_loads(stages, geo), encode_records(stages, geo), record_starts(stages, geo),
-        kept_blocks(problem),
+        kept_blocks(problem, RUN_PARTS),
     )  # fmt: skip

@@ -3,7 +3,7 @@
 Each block of W is then read once or a few times a call, in the same order each time. W that L2 cannot hold would evict itself: the
 oldest line goes, which is needed next. So a part of the blocks is loaded as usual, and the rest as what L2 evicts first: it takes
 the place of its like, and the part stays. A network that runs the same weights again and again, as recurrent ones do, finds it
-there. What other kernels keep in L2 stays, too.
+there.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from bsgen.ranges import DEFAULT_ROWS
 
 # Of the 50 MiB of L2 (H100, H200), of which activations, results and what is on its way take some.
 HELD_BYTES = 36 << 20  # W of no more stays whole
-KEPT_BYTES = 26 << 20  # and so much of larger ones: timed with 60, 90 and 151 MB (tests/gpu/README.md)
-STREAMED_ROWS = 256  # of N: activations stay in L2, and tiles hardly outnumber the SMs
-PARTS = 32
+KEPT_BYTES = 26 << 20  # and so much of larger ones: timed with 60 and 151 MB (tests/gpu/README.md)
+STREAMED_ROWS = 64  # of N: what it was timed for
+PARTS, RUN_PARTS = 32, 31  # of blocks; and of runs of them, which may begin at every 32nd block
 
 
 class Kept(NamedTuple):
-    """Block i of W is loaded as usual if i modulo `parts` is below `kept`."""
+    """Block i of W, or a run that begins with it, is loaded as usual if i modulo `parts` is below `kept`."""
 
     kept: int
     parts: int = PARTS
@@ -32,12 +32,13 @@ class Kept(NamedTuple):
         return f", {self.kept} of {self.parts} blocks kept in L2"
 
 
-def kept_blocks(problem: Problem) -> Kept | None:
-    """Which blocks L2 is to keep, if it has no room for all of them and rows are few."""
+def kept_blocks(problem: Problem, parts: int = PARTS) -> Kept | None:
+    """Which blocks L2 is to keep, if it has room for a part of them alone and rows are few. Gated weights are written anew in each
+    call: none of the call before are to be found."""
     stored = _stored_bytes(problem)
-    if stored <= HELD_BYTES or (problem.batch or DEFAULT_ROWS) > STREAMED_ROWS:
-        return None
-    return Kept(PARTS * KEPT_BYTES // stored)
+    many = (problem.batch or DEFAULT_ROWS) > STREAMED_ROWS
+    kept = parts * KEPT_BYTES // stored if stored > HELD_BYTES else 0
+    return Kept(kept, parts) if kept and not many and not problem.gate else None
 
 
 def kept_bytes(problem: Problem) -> int:

@@ -19,6 +19,7 @@ constexpr int kStoreTiles = 2, kStoreSteps = 2 / kStoreTiles;  // 16-row tiles a
 constexpr int kScratchBytes = 512;  // of a warp, for those
 constexpr int kResidualsAhead = 2;  // chunks of the residual that a lane has on their way together
 constexpr int kLoads = 9;  // entries of a stage in kLoadTable
+
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));

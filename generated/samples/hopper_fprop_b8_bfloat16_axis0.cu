@@ -18,6 +18,7 @@ constexpr int kPanelBoxes = 2, kBoxRows = 64, kBoxBytes = 4096;  // a panel is l
 constexpr int kStoreTiles = 2, kStoreSteps = 2 / kStoreTiles;  // 16-row tiles and 8-column steps that a warp stores at once
 constexpr int kScratchBytes = 512;  // of a warp, for those
 constexpr int kLoads = 21;  // entries of a stage in kLoadTable
+
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));

@@ -17,6 +17,7 @@ constexpr int kStages = 3, kStageBytes = 73728, kBounds = kStageBytes - 144;  //
 constexpr int kRowBytes = 128, kPanelBytes = 16384;  // of a panel
 constexpr int kScratchBytes = 512;  // of a warp, for 16 rows of 16 outputs
 constexpr int kLoads = 19;  // entries of a stage in kLoadTable
+
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));

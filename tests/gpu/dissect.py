@@ -126,27 +126,26 @@ def stages(operands: Operands, plan: Plan) -> dict[str, float]:
 
 
 def _clocks(block: np.ndarray) -> Iterator[dict[str, float]]:
-    """Of one thread block, if it did anything; but for the last stage, behind which nothing comes."""
+    """Of one thread block, if it had stages enough to tell."""
     multiply = [warp for warp in block if warp[0, LEAVES]]
     load = next((warp for warp in block if warp[0, COMES] and not warp[0, LEAVES]), None)
-    if not multiply or load is None:
+    if not multiply or load is None or not load[1, COMES]:
         return
-    count = min(int((warp[:, COMES] > 0).sum()) for warp in (*multiply, load)) - 1
+    count = min(int((warp[:, COMES] > 0).sum()) for warp in (*multiply, load))
     waits, comes, leaves, stored = np.moveaxis(np.stack(multiply)[:, :count], 2, 0)
-    last = stored[0] > 0
+    issued, free = load[:count, COMES], load[:count, COMES] - load[:count, WAITS]
+    ends = stored[0] > 0
     yield {
         "stages": count,
-        "tiles": int(last.sum()),
-        "first load": float(comes[:, 0].min() - load[0, COMES]),
+        "tiles": int(ends.sum()),
+        "first load": float(comes[:, 0].min() - issued[0]),
         "wait of a stage": float((comes - waits).mean()),
         "multiply of a stage": float((leaves - comes).mean()),
         "slowest warp of a stage": float((leaves - comes).max(axis=0).mean()),
-        "store of a tile": float((stored - leaves)[:, last].mean()) if last.any() else 0.0,
-        "from copies issued to all there": float(np.median(comes.min(axis=0) - load[:count, COMES])),
-        "wait of the loading warps for a free stage": float((load[:count, COMES] - load[:count, WAITS]).mean()),
-        "copies of a stage": float(
-            np.diff(load[:count, COMES]).mean() - (load[:count, COMES] - load[:count, WAITS]).mean()
-        ),
+        "store of a tile": float((stored - leaves)[:, ends].mean()),
+        "from copies issued to all there": float(np.median(comes.min(axis=0) - issued)),
+        "wait of the loading warps for a free stage": float(free.mean()),
+        "copies of a stage": float((np.diff(issued) - free[1:]).mean()),
     }
 
 
