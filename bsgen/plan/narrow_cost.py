@@ -30,10 +30,8 @@ ISSUE = 3.0  # clocks of an instruction
 OPERATION = 8.9  # instructions of a multiply beside fragments and steps: loop, words, addresses
 LATENCY = 184.0  # clocks of a multiply alone: words, fragments, first step
 CONFLICT = 2  # times that weights pass through shared memory
-COPY = {
-    1: 16.3,
-    2: 9.1,
-}  # clocks of a copy, by warpgroups that load: a box of a panel, or stored blocks that follow one another in W
+# Clocks of a copy, by warpgroups that load: of a box of a panel, or of stored blocks that follow one another in W.
+COPY = {1: 16.3, 2: 9.1}
 TILE = 0.109  # clocks of an output element
 SECTOR = 0.42  # and of one whose neighbour in the same 32 bytes of a row is stored apart from it
 TILE_LATENCY = 200.0
