@@ -23,21 +23,34 @@ Item = tuple[int, int, int, int]  # panel, slot, stored block, slice of it
 
 @dataclass
 class RingStage:
-    """One stage: `panels`, and for each of them its pieces as (slot, stored block, slice). The first `pairs` times two panels are
-    neighbours that one copy brings. Panels follow one another, unless they have `places`, of which the stage has `spread`; then
-    other thread blocks bring some of them, and this one those that it `issues`, as (panel, place, ranks that get it)."""
+    """One stage: `panels`, and for each of them its pieces as (slot, stored block, slice). Panels follow one another; the first
+    `pairs` times two are neighbours that one copy brings."""
 
     panels: list[int] = field(default_factory=list)
     pieces: list[list[tuple[int, int, int]]] = field(default_factory=list)
     pairs: int = 0
-    places: list[int] = field(default_factory=list)
-    spread: int = 0
-    issues: list[tuple[int, int, int]] = field(default_factory=list)
 
     @property
     def piece_count(self) -> int:
         """Pieces of all panels."""
         return sum(map(len, self.pieces))
+
+    @property
+    def places(self) -> int:
+        """Panels that lie ahead of the pieces."""
+        return len(self.panels)
+
+    def place_word(self, position: int, geo: WarpgroupGeometry) -> int:
+        """Where a visit finds the panel at `position`."""
+        if position >= 2 * self.pairs:
+            return position * geo.panel_bytes
+        pair, second = divmod(position, 2)
+        return 2 * pair * geo.panel_bytes | PAIRED | second * SECOND
+
+    def copy_words(self, boxes: int, geo: WarpgroupGeometry) -> list[int]:
+        """The head, for so many boxes of W, and each copy's first feature, of pairs first."""
+        firsts = [*self.panels[: 2 * self.pairs : 2], *self.panels[2 * self.pairs :]]
+        return [len(firsts) | boxes << 8 | self.pairs << 16, *(panel * geo.depth for panel in firsts)]
 
 
 def record_bytes(geo: WarpgroupGeometry) -> int:
@@ -154,9 +167,8 @@ def _next_that_fits(waiting: Sequence[Sequence[Item]], left: int, loads: int, ge
 def encode_loads(stages: Sequence[RingStage], geo: WarpgroupGeometry) -> IntArray:
     """[stages, words]: a head; a word for each copy of panels; each box's place in W, row * boxes across + column.
 
-    The head is copies | boxes << 8 | pairs << 16, the word of a copy its first feature, pairs first. Where thread blocks across
-    share panels, the head is copies | boxes << 8 | places << 16 | panels that arrive << 24, the word of a copy panel | place << 16
-    | ranks that get it << 24.
+    The head is copies | boxes << 8 | pairs << 16, the word of a copy its first feature, pairs first; where thread blocks across
+    share panels, both are as plan/shared_rings.py says.
     """
     rows = [_load_words(stage, geo) for stage in stages]
     table = np.zeros((len(rows), max(map(len, rows), default=1)), np.int32)
@@ -167,11 +179,7 @@ def encode_loads(stages: Sequence[RingStage], geo: WarpgroupGeometry) -> IntArra
 
 def _load_words(stage: RingStage, geo: WarpgroupGeometry) -> list[int]:
     boxes = [box for pieces in stage.pieces for _, block, which in pieces for box in _boxes(block, which, geo)]
-    if geo.shape.across > 1:
-        copies = [panel | place << 16 | ranks << 24 for panel, place, ranks in stage.issues]
-        return [len(copies) | len(boxes) << 8 | stage.spread << 16 | len(stage.panels) << 24, *copies, *boxes]
-    firsts = [*stage.panels[: 2 * stage.pairs : 2], *stage.panels[2 * stage.pairs :]]
-    return [len(firsts) | len(boxes) << 8 | stage.pairs << 16, *(panel * geo.depth for panel in firsts), *boxes]
+    return [*stage.copy_words(len(boxes), geo), *boxes]
 
 
 def _boxes(block: int, which: int, geo: WarpgroupGeometry) -> list[int]:
@@ -201,19 +209,10 @@ def _encode_record(row: np.ndarray, stage: RingStage, geo: WarpgroupGeometry) ->
         for column, run in groupby(pieces, key=lambda p: p[0] // slots):
             members = list(run)
             mask = sum(1 << slot % slots for slot, _, _ in members)
-            place = ((stage.spread or len(stage.panels)) * geo.panel_bytes + piece * geo.piece_bytes) // 16
-            visits[column] += [_panel_word(stage, position, geo), mask | place << 16]
+            place = (stage.places * geo.panel_bytes + piece * geo.piece_bytes) // 16
+            visits[column] += [stage.place_word(position, geo), mask | place << 16]
             piece += len(members)
     for column, words in enumerate(visits):
         row[column] = word * 4 | len(words) // 2 << 16
         row[word : word + len(words)] = words
         word += len(words)
-
-
-def _panel_word(stage: RingStage, position: int, geo: WarpgroupGeometry) -> int:
-    if stage.places:
-        return stage.places[position] * geo.panel_bytes
-    if position >= 2 * stage.pairs:
-        return position * geo.panel_bytes
-    pair, second = divmod(position, 2)
-    return 2 * pair * geo.panel_bytes | PAIRED | second * SECOND

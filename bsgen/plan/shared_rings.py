@@ -19,6 +19,30 @@ MOST_PANELS = 1 << 16  # that a load names
 
 
 @dataclass
+class SharedStage(RingStage):
+    """A stage of one thread block: each panel lies at its place in `taken`, of which all have as many; it `issues` some of the
+    copies, as (panel, place, bits of the ranks that get it)."""
+
+    taken: list[int] = field(default_factory=list)
+    places_of_all: int = 0
+    issues: list[tuple[int, int, int]] = field(default_factory=list)
+
+    @property
+    def places(self) -> int:
+        """Places ahead of the pieces, those that it leaves empty among them."""
+        return self.places_of_all
+
+    def place_word(self, position: int, geo: WarpgroupGeometry) -> int:
+        """Where a visit finds the panel at `position`."""
+        return self.taken[position] * geo.panel_bytes
+
+    def copy_words(self, boxes: int, geo: WarpgroupGeometry) -> list[int]:
+        """Copies | boxes << 8 | places << 16 | panels that arrive << 24; of each copy its panel | place << 16 | ranks << 24."""
+        copies = [panel | place << 16 | ranks << 24 for panel, place, ranks in self.issues]
+        return [len(copies) | boxes << 8 | self.places << 16 | len(self.panels) << 24, *copies]
+
+
+@dataclass
 class _Wanted:
     """A panel, and its pieces for each rank."""
 
@@ -37,10 +61,10 @@ class _Filling:
 
     geo: WarpgroupGeometry
     taken: list[int] = field(default_factory=list)  # of each place, bits of the ranks that have a panel there
-    stages: list[RingStage] = field(default_factory=list)
+    stages: list[SharedStage] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.stages = [RingStage() for _ in range(self.geo.shape.across)]
+        self.stages = [SharedStage() for _ in range(self.geo.shape.across)]
 
     def place(self, ranks: int) -> int:
         """The first place that is free in all of these; past the last where there is none."""
@@ -72,13 +96,13 @@ class _Filling:
         for stage, pieces in zip(self.stages, wanted.pieces, strict=True):
             if pieces:
                 stage.panels.append(wanted.panel)
-                stage.places.append(place)
+                stage.taken.append(place)
                 stage.pieces.append(pieces)
 
-    def finished(self) -> list[RingStage]:
+    def finished(self) -> list[SharedStage]:
         """The stage of each rank."""
         for stage in self.stages:
-            stage.spread = len(self.taken)
+            stage.places_of_all = len(self.taken)
         return self.stages
 
     def _loads(self, rank: int, wanted: _Wanted) -> int:
