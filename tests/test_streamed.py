@@ -34,18 +34,22 @@ def plans(problem: Problem, count: int) -> list[HopperPlan | HopperNarrowPlan]:
     return [family.assemble(problem, BIG, draft) for draft in sample(drafts, count)]
 
 
-def small(op: Op, block: int, monkeypatch: pytest.MonkeyPatch) -> Problem:
-    """Few rows of a problem, a third of whose weights L2 is to keep."""
-    problem = Problem(op, bernoulli(9, 13, 0.5), block, DType.BFLOAT16, batch=64)
+def kept(op: Op, layout: Layout, block: int, share: float, monkeypatch: pytest.MonkeyPatch) -> Problem:
+    """Few rows of a problem, so large a share of whose weights L2 is to keep."""
     monkeypatch.setattr(streamed, "HELD_BYTES", 0)
-    monkeypatch.setattr(streamed, "KEPT_BYTES", problem.layout.nnz * block**2 * 2 // 3)
-    return problem
+    monkeypatch.setattr(streamed, "KEPT_BYTES", int(layout.nnz * block**2 * 2 * share))
+    return Problem(op, layout, block, DType.BFLOAT16, batch=64)
+
+
+def small(op: Op, block: int, monkeypatch: pytest.MonkeyPatch) -> Problem:
+    """Of few blocks, a third."""
+    return kept(op, bernoulli(9, 13, 0.5), block, 1 / 3, monkeypatch)
 
 
 def test_only_weights_that_do_not_fit_and_few_rows() -> None:
     most = HELD_BYTES // 2048
     assert kept_blocks(large(most)) is None
-    assert kept_bytes(large(most)) == 0
+    assert kept_bytes(large(most), None) == 0
     assert kept_blocks(large(most + 1)) == (PARTS * KEPT_BYTES // ((most + 1) * 2048), PARTS)
     assert kept_blocks(large(most + 1, n=65)) is None
     assert kept_blocks(large(most + 1, n=None)) is None, "the default is for thousands of rows"
@@ -62,7 +66,7 @@ def test_the_part_that_is_kept_fits(blocks: int, parts: int) -> None:
     assert found is not None
     stays = sum(block % found.parts < found.kept for block in range(blocks)) * 2048
     assert 0 < KEPT_BYTES - blocks * 2048 / parts <= stays <= KEPT_BYTES + parts * 2048
-    assert 0 < kept_bytes(large(blocks)) <= KEPT_BYTES
+    assert 0 < kept_bytes(large(blocks), found) <= KEPT_BYTES
 
 
 @pytest.mark.parametrize("kind", ["random", "full", "coarse"])
@@ -74,23 +78,21 @@ def test_as_much_as_was_meant(block: int, op: Op, kind: str, monkeypatch: pytest
     mask = {"random": bernoulli(side, side, 0.3).mask, "full": np.ones((side, side), bool)}.get(kind)
     if mask is None:
         mask = np.kron(bernoulli(side // 16, side // 16, 0.5).mask, np.ones((16, 16), bool))
-    problem = Problem(op, Layout(mask), block, DType.BFLOAT16, batch=64)
-    monkeypatch.setattr(streamed, "HELD_BYTES", 0)
-    monkeypatch.setattr(streamed, "KEPT_BYTES", problem.layout.nnz * block**2 * 2 * 2 // 5)
+    problem = kept(op, Layout(mask), block, 2 / 5, monkeypatch)
     (plan,) = plans(problem, 1)
     loaded = runs_of(plan) if isinstance(plan, HopperNarrowPlan) else blocks_of(plan)
     assert sorted({at for first, count in loaded for at in range(first, first + count)}) == list(
         range(problem.layout.nnz)
     )
     assert plan.streamed is not None
-    kept, parts = plan.streamed
-    usual = sum(count for first, count in loaded if first % parts < kept) / sum(count for _, count in loaded)
-    assert abs(usual - 2 / 5) < 0.1
+    found = plan.streamed
+    usual = sum(count for first, count in loaded if first % found.parts < found.kept)
+    assert abs(usual / sum(count for _, count in loaded) - 2 / 5) < 0.1
 
 
 def runs_of(plan: HopperNarrowPlan) -> list[tuple[int, int]]:
     """First block and count of each run, where the kernel divides the run's place by the chunks of a block."""
-    chunks = plan.geometry.piece_bytes // 16
+    chunks = plan.problem.block_size**2 * 2 // 16
     assert f"if (load.x / {chunks} % kParts < kKept)" in render(plan).text
     words = plan.loads[:, 1:].reshape(-1, 2)
     found = [(int(place), int(word) >> 16 & 0xFFFF) for place, word in words if word]

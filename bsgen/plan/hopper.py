@@ -25,7 +25,7 @@ from bsgen.plan.rings import (
     tile_items,
 )
 from bsgen.plan.shared_rings import pack_together
-from bsgen.plan.streamed import Kept, kept_blocks
+from bsgen.plan.streamed import Kept
 from bsgen.plan.warpgroup import (
     HALF_LINE,
     LINE_BYTES,
@@ -33,6 +33,7 @@ from bsgen.plan.warpgroup import (
     WarpgroupGeometry,
     WarpgroupShape,
     residual_panels,
+    streamed,
     warpgroup_geometry,
 )
 from bsgen.problem import DType, Op, Precision, Problem, Target
@@ -298,11 +299,6 @@ def _panels_in_phases(problem: Problem, geo: WarpgroupGeometry) -> int:
     rows, columns = problem.layout.shape
     phased = few_rows(problem) and problem.layout.density >= PHASED_DENSITY
     return geo.slices * (rows if problem.op is Op.FPROP else columns) if phased else 0
-
-
-def streamed(problem: Problem, geo: WarpgroupGeometry) -> Kept | None:
-    """Which blocks of W L2 is to keep; those that a cluster shares come without a hint."""
-    return kept_blocks(problem) if geo.shape.cluster == 1 else None
 
 
 def assemble(problem: Problem, target: Target, draft: Draft) -> HopperPlan:

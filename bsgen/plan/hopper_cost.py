@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bsgen.plan.cost import Cost, gate_seconds, memory_bytes, overlapped, partial_seconds
 from bsgen.plan.grouping import Tiles
 from bsgen.plan.streamed import kept_bytes
-from bsgen.plan.warpgroup import LINE_BYTES, WARPGROUP_ROWS, WarpgroupGeometry, residual_panels
+from bsgen.plan.warpgroup import LINE_BYTES, WARPGROUP_ROWS, WarpgroupGeometry, residual_panels, streamed
 from bsgen.problem import Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
@@ -95,7 +95,7 @@ def hopper_cost(
     row_tiles = -(-n // (shape.rows * shape.cluster))
     places = int(target.sms * CLUSTERED.get(shape.thread_blocks, 1.0)) // shape.thread_blocks * shape.rings
     seconds = makespan(tiles, row_tiles, places) / target.clock
-    kept = kept_bytes(problem) if shape.cluster == 1 else 0
+    kept = kept_bytes(problem, streamed(problem, geo))
     memory = (memory_bytes(problem, n, SPARED * idle) - kept) / target.hbm
     largest = max(demands, key=lambda name: float(demands[name].sum()))
     limiter = "device memory" if memory > seconds else largest

@@ -34,7 +34,7 @@ from bsgen.plan.narrow_stages import (
 from bsgen.plan.narrow_tile import NarrowGeometry, NarrowShape, narrow_geometry
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
 from bsgen.plan.registers import WARP
-from bsgen.plan.streamed import RUN_PARTS, Kept, kept_blocks
+from bsgen.plan.streamed import Kept, kept_runs
 from bsgen.problem import DType, Op, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
@@ -258,5 +258,5 @@ def assemble(problem: Problem, target: Target, draft: Draft) -> HopperNarrowPlan
     return HopperNarrowPlan(
         problem, target, draft.grouping, starts, np.array(targets, np.int32), draft.reductions, draft.cost,
         geo, encode_loads(stages, geo), encode_records(stages, geo), record_starts(stages, geo),
-        kept_blocks(problem, RUN_PARTS),
+        kept_runs(problem),
     )  # fmt: skip

@@ -17,7 +17,7 @@ from bsgen.plan.cost import DEPENDENT_LAUNCH_SECONDS, Cost, gate_seconds, memory
 from bsgen.plan.grouping import Tiles
 from bsgen.plan.hopper_cost import makespan
 from bsgen.plan.narrow_tile import NarrowGeometry
-from bsgen.plan.streamed import kept_bytes
+from bsgen.plan.streamed import kept_bytes, kept_runs
 from bsgen.plan.tile import MMA_ROWS
 from bsgen.problem import Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
@@ -82,7 +82,7 @@ def narrow_cost(problem: Problem, target: Target, geo: NarrowGeometry, counts: C
     tiles = tiles + (TILE + SECTOR * counts.apart) * shape.rows * shape.tile_slots * geo.block + TILE_LATENCY
     row_tiles = -(-n // shape.rows)
     seconds = makespan(tiles, row_tiles, target.sms) / target.clock
-    memory = (memory_bytes(problem, n) - kept_bytes(problem)) / target.hbm
+    memory = (memory_bytes(problem, n) - kept_bytes(problem, kept_runs(problem))) / target.hbm
     largest = max(demands, key=lambda name: float(demands[name].sum()))
     limiter = "device memory" if memory > seconds else largest
     total = overlapped(seconds, memory) + DEPENDENT_LAUNCH_SECONDS + gate_seconds(problem, target)

@@ -147,7 +147,7 @@ def encode_loads(stages: Sequence[NarrowStage], geo: NarrowGeometry) -> IntArray
 
 def _stage_loads(stage: NarrowStage, geo: NarrowGeometry) -> list[tuple[int, int]]:
     loads = [(panel * geo.shape.panel, 0) for panel in stage.panels]
-    place, size = len(stage.panels) * geo.panel_bytes // CHUNK_BYTES, geo.piece_bytes // CHUNK_BYTES
+    place, size = len(stage.panels) * geo.panel_bytes // CHUNK_BYTES, geo.piece_chunks
     for first, count in runs(stage.stored):
         loads.append((first * size, place | count * size << 16))
         place += count * size

@@ -125,6 +125,11 @@ class NarrowGeometry:
         """Bytes of a stored block."""
         return self.block**2 * self.itemsize
 
+    @cached_property
+    def piece_chunks(self) -> int:
+        """Chunks of a stored block."""
+        return self.piece_bytes // CHUNK_BYTES
+
     @property
     def n_tiles(self) -> int:
         """Multiply steps along the columns of an output block."""

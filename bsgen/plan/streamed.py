@@ -41,10 +41,14 @@ def kept_blocks(problem: Problem, parts: int = PARTS) -> Kept | None:
     return Kept(kept, parts) if kept and not many and not problem.gate else None
 
 
-def kept_bytes(problem: Problem) -> int:
+def kept_runs(problem: Problem) -> Kept | None:
+    """The same of runs of blocks."""
+    return kept_blocks(problem, RUN_PARTS)
+
+
+def kept_bytes(problem: Problem, kept: Kept | None) -> int:
     """Of W that does not fit L2, what a call finds there all the same."""
-    found = kept_blocks(problem)
-    return _stored_bytes(problem) * found.kept // found.parts if found else 0
+    return _stored_bytes(problem) * kept.kept // kept.parts if kept else 0
 
 
 def _stored_bytes(problem: Problem) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bsgen.plan.registers import WARPGROUP_WARPS, SharedRegisters
+from bsgen.plan.streamed import Kept, kept_blocks
 from bsgen.plan.tile import CHUNK_BYTES, Math, math_of
 from bsgen.problem import Op, Problem
 
@@ -266,6 +267,11 @@ class WarpgroupGeometry:
 def warpgroup_geometry(problem: Problem, shape: WarpgroupShape) -> WarpgroupGeometry:
     """The geometry of `problem` under `shape`."""
     return WarpgroupGeometry(problem.op, problem.block_size, math_of(problem), shape, problem.axis)
+
+
+def streamed(problem: Problem, geo: WarpgroupGeometry) -> Kept | None:
+    """Which blocks of W L2 is to keep; those that a cluster shares come without a hint."""
+    return kept_blocks(problem) if geo.shape.cluster == 1 else None
 
 
 def residual_panels(problem: Problem, geo: WarpgroupGeometry) -> int:

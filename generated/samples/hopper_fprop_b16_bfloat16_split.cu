@@ -2,7 +2,7 @@
 // Layout 5734be5d2ec1f220: 267 of 3072 blocks of 16 x 16 (8.69 %).
 // Plan: hopper, mma_bf16, tile 16 x 256, 16 warps, 8 that load, panels of 64, 3 stages of 72 KiB, balanced groups, 1 split outputs.
 //
-// Persistent thread blocks walk tiles of kTileRows rows x kWarps * kSlots output blocks, groups of output blocks fastest. Eight warps keep a
+// Persistent thread blocks walk tiles of kTileRows rows x kWarps * kSlots output blocks, groups of output blocks fastest. Warps of their own keep a
 // ring of stages full: panels of activations, stored blocks, and a record of what to multiply. Each other warp owns all rows of kSlots
 // output blocks; it follows the operations of its slots and gives the stage back, as fast as it can for itself.
 

@@ -2,7 +2,7 @@
 // Layout 97ba793baadd2629: 180 of 480 blocks of 16 x 16 (37.50 %).
 // Plan: hopper, mma_f16, tile 64 x 512, 16 warps, panels of 32, 3 stages of 72 KiB, contiguous groups.
 //
-// Persistent thread blocks walk tiles of kTileRows rows x kWarps * kSlots output blocks, groups of output blocks fastest. Four warps keep a
+// Persistent thread blocks walk tiles of kTileRows rows x kWarps * kSlots output blocks, groups of output blocks fastest. Warps of their own keep a
 // ring of stages full: panels of activations, stored blocks, and a record of what to multiply. Each other warp owns all rows of kSlots
 // output blocks; it follows the operations of its slots and gives the stage back, as fast as it can for itself.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,11 @@ from bsgen.plan import HopperNarrowPlan, HopperPlan, Plan, choose, outline
 from bsgen.problem import TARGETS
 
 TARGET, CLOCK = TARGETS["sm_90a"], Clock()
-SMS = 132
 
 
-def built(plan: Plan, text: str) -> Compiled:
+def built(plan: Plan, source: Source, text: str) -> Compiled:
     """A plan whose kernels have another text."""
-    source = render(plan)
-    made = Source(source.name, text, source.entries, source.options)
+    made = replace(source, text=text)
     return Compiled(outline(plan), made, build(made, plan.target.arch))
 
 
@@ -48,10 +47,10 @@ def seconds(operands: Operands, made: Compiled) -> float:
         return CLOCK.time(call).seconds
 
 
-def stages(operands: Operands, plan: Plan) -> dict[str, float]:
+def stages(operands: Operands, plan: Plan, source: Source) -> dict[str, float]:
     """Clocks of a thread block, medians over all: of warps that multiply, means over them; of one that loads."""
-    clocks = torch.zeros(SMS, WARPS, STAGES, MARKS, dtype=torch.int64, device="cuda")
-    with compiled_plan(operands, built(plan, marked(render(plan).text, clocks.data_ptr()))) as (call, _):
+    clocks = torch.zeros(plan.target.sms, WARPS, STAGES, MARKS, dtype=torch.int64, device="cuda")
+    with compiled_plan(operands, built(plan, source, marked(source.text, clocks.data_ptr()))) as (call, _):
         for _ in range(8):
             call()
         torch.cuda.synchronize()
@@ -88,14 +87,14 @@ def dissect(case: Case) -> dict[str, Any]:
     plan = choose(case.problem, TARGET)
     if not isinstance(plan, HopperPlan | HopperNarrowPlan):
         raise SystemExit(f"{case.name}: {plan.family} is none of the kernels that this takes apart")
-    operands = Operands(case.problem, case.n)
+    operands, source = Operands(case.problem, case.n), render(plan)
     times = {}
     for name, cuts in PARTS.items():
-        text = render(plan).text
+        text = source.text
         for cut in cuts:
             text = cut(text)
-        times[name] = seconds(operands, built(plan, text))
-    return {"case": case.name, "plan": plan.summary, "seconds": times, "clocks": stages(operands, plan)}
+        times[name] = seconds(operands, built(plan, source, text))
+    return {"case": case.name, "plan": plan.summary, "seconds": times, "clocks": stages(operands, plan, source)}
 
 
 def main() -> None:

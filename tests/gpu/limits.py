@@ -21,11 +21,12 @@ import torch
 from bsgen import nvrtc
 from bsgen.emit import Source, template_folder
 from bsgen.outline import TensorMap
+from bsgen.problem import TARGETS
 from bsgen.runtime import context, driver
 from bsgen.runtime.tensor_maps import Encoder
 
 FEATURES, BLOCKS, BLOCK_BYTES = 12288, 384 * 38, 2048  # x [n, 12288]; W, 10 % of 12288 x 12288 in blocks of 32
-TURNS, STAGES, SMS = 60, 3, 132
+TURNS, STAGES, SMS = 60, 3, TARGETS["sm_90a"].sms
 DEVICE = ("address.cuh", "mbarrier.cuh", "tma.cuh")
 COPIES = """
 extern "C" __global__ void __launch_bounds__(kWarps * 32, 1)

@@ -26,6 +26,7 @@ from bsgen.plan import HopperPlan, hopper, hopper_cost
 from bsgen.plan.blocks import output_blocks
 from bsgen.plan.hopper_cost import Counts, tile_counts
 from bsgen.plan.hopper_shapes import few_rows, rings_worth
+from bsgen.plan.warpgroup import streamed
 from bsgen.problem import Problem
 
 FILES = ("lines", "forms", "rings", "four", "across")
@@ -61,7 +62,7 @@ def times() -> dict[str, dict[str, float]]:
 def summary(problem: Problem, draft: hopper.Draft) -> str:
     """What its plan says of itself, without the tables of the plan."""
     row = np.zeros(1, np.int32)
-    tables = (draft.geometry, row[None], row[None], draft.band, hopper.streamed(problem, draft.geometry))
+    tables = (draft.geometry, row[None], row[None], draft.band, streamed(problem, draft.geometry))
     plan = HopperPlan(problem, TARGET, draft.grouping, row, row[None], draft.reductions, draft.cost, *tables)
     return plan.summary
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -99,6 +100,6 @@ if __name__ == "__main__":
             # racecheck does not follow a barrier that another thread block arrives on.
             for axis in (1, 0):
                 run_hopper(block, dtype, tool != "racecheck", axis)
-            streamed.HELD_BYTES, streamed.KEPT_BYTES = 0, 8 * block**2  # four blocks
-            run_hopper(block, dtype, tool != "racecheck", 1, batch=N)
+            with patch.multiple(streamed, HELD_BYTES=0, KEPT_BYTES=8 * block**2):  # four blocks
+                run_hopper(block, dtype, tool != "racecheck", 1, batch=N)
     print("done")
