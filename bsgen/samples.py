@@ -192,6 +192,7 @@ SAMPLES = (
         axis=0,
     ),
     Sample("hopper_fprop_b32_float16_split", Op.FPROP, lambda: hub(256, 12), 32, DType.FLOAT16, batch=FEW, arch=HOPPER),
+    Sample("hopper_fprop_b32_float32", Op.FPROP, lambda: scattered(16, 16), 32, DType.FLOAT32, batch=MANY, arch=HOPPER),
     Sample("hopper_dgrad_b32_float32", Op.DGRAD, lambda: scattered(16, 16), 32, DType.FLOAT32, batch=MANY, arch=HOPPER),
     Sample(
         "hopper_dgrad_b128_bfloat16", Op.DGRAD, lambda: scattered(8, 8), 128, DType.BFLOAT16, batch=MANY, arch=HOPPER

@@ -31,7 +31,7 @@ HOPPER_KINDS = tuple(
     for op in (Op.FPROP, Op.DGRAD)
     for block in hopper.BLOCK_SIZES
     for dtype in DType
-    if dtype is not DType.FLOAT32 or op is Op.DGRAD
+    if dtype is not DType.FLOAT32 or op is Op.DGRAD or block < 128
 )
 # And those of its kernels for narrow blocks.
 NARROW_KINDS = tuple(

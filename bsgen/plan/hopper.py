@@ -91,7 +91,7 @@ class HopperPlan(ProductPlan):
         """The template of what follows a tile's multiplies."""
         if self.problem.feature_first:
             return "store_features"
-        return "store"
+        return "store_turned" if self.geometry.turned else "store"
 
     @property
     def across(self) -> int:
@@ -157,7 +157,7 @@ class HopperPlan(ProductPlan):
         """One line: the tile, the pipeline and how the outputs are grouped."""
         geo, shape = self.geometry, self.geometry.shape
         return (
-            f"wgmma_{geo.math.ptx}, tile {shape.rows} x {shape.tile_slots * geo.block}, "
+            f"wgmma_{geo.math.ptx}{' turned' * geo.turned}, tile {shape.rows} x {shape.tile_slots * geo.block}, "
             f"{shape.row_groups} x {shape.columns} warpgroups of {64 * shape.m_tiles} x {shape.slots * geo.block}, "
             f"{f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}{f'{shape.across} across, ' * (shape.across > 1)}"
             f"{'paired, ' * shape.paired}{'coupled, ' * geo.coupled}"
@@ -169,11 +169,13 @@ class HopperPlan(ProductPlan):
 
 
 def serves(problem: Problem, target: Target) -> bool:
-    """Whether this family can do it: wgmma takes TF32 only where inputs are contiguous in W, as in dgrad, and in activations."""
+    """Whether this family can do it: wgmma takes TF32 only where inputs are contiguous in activations; for fprop with W^T in
+    registers, of which a warpgroup has 64 outputs."""
     if target.arch != "sm_90a" or problem.block_size not in BLOCK_SIZES or not problem.layout.nnz:
         return False
     if problem.dtype is DType.FLOAT32:
-        return problem.precision is Precision.TENSOR and problem.op is Op.DGRAD and not problem.feature_first
+        fits = problem.op is Op.DGRAD or problem.block_size <= WARPGROUP_ROWS
+        return problem.precision is Precision.TENSOR and fits and not problem.feature_first
     return True
 
 

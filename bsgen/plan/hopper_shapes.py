@@ -71,7 +71,9 @@ def shapes(problem: Problem, target: Target, across: Sequence[int], rings: Seque
     """Every shape whose accumulators fit the registers, alone and in clusters, with every ring."""
     for (row_groups, columns, m_tiles, width), ringed in _forms(rings):
         slots = width // problem.block_size
-        tall = row_groups * m_tiles > 1
+        tall, turned = row_groups * m_tiles > 1, _turned(problem)
+        if turned and width != WARPGROUP_ROWS:
+            continue
         most = MAXIMUM_SLOTS if tall or problem.dtype is DType.FLOAT32 else LOW_SLOTS
         if width % problem.block_size or slots > most:
             continue
@@ -150,7 +152,7 @@ def _row_bytes(problem: Problem) -> int:
 def _stored(problem: Problem, slots: int) -> tuple[int, ...]:
     """Bytes of a row that may be stored together: an output block's, or also two neighbours'."""
     if problem.feature_first or problem.dtype is DType.FLOAT32:
-        return (HALF_LINE,)
+        return (LINE_BYTES if _turned(problem) else HALF_LINE,)
     row, outputs = _row_bytes(problem), _sides(problem)[1]
     return (row, LINE_BYTES) if row < LINE_BYTES and slots % 2 == outputs % 2 == 0 else (row,)
 
@@ -159,6 +161,11 @@ def _paired(problem: Problem) -> tuple[bool, ...]:
     """Whether two panels may lie in a line: where their rows have half of one, and rows of activations are whole lines."""
     lines = 2 * _row_bytes(problem) == LINE_BYTES and _sides(problem)[0] % 2 == 0
     return (False, True) if lines and not problem.feature_first else (False,)
+
+
+def _turned(problem: Problem) -> bool:
+    """Whether warpgroups have outputs as rows, as plan/warpgroup.py says."""
+    return problem.dtype is DType.FLOAT32 and problem.op is Op.FPROP
 
 
 def _with_ring(shape: WarpgroupShape, target: Target) -> WarpgroupShape:

@@ -251,17 +251,33 @@ class WarpgroupGeometry:
     def in_registers(self) -> bool:
         """Whether activations pass through registers: where blocks are narrow, so that shared memory is read once for all slots of
         a warpgroup; and TF32, to be rounded."""
-        return self.block <= NARROW or self.math.chunk == 4
+        return not self.turned and (self.block <= NARROW or self.math.chunk == 4)
+
+    @cached_property
+    def turned(self) -> bool:
+        """Whether products are y^T = W^T x^T: a warpgroup's outputs are what wgmma has as rows, its rows of x are columns. TF32 has no
+        operands whose outputs are contiguous in shared memory, as those of fprop are; W^T passes through registers, zeros for slots
+        that a visit does not use, and x is as wgmma wants it."""
+        return self.math.chunk == 4 and self.op is Op.FPROP
+
+    @cached_property
+    def fragments(self) -> int:
+        """Registers of a visit's fragments: of the panel's rows, or where products are turned of its pieces."""
+        return 4 * self.steps * (self.shape.m_tiles if self.in_registers else self.turned)
+
+    @cached_property
+    def multiply_columns(self) -> int:
+        """Columns of a multiply step: outputs, or where products are turned rows."""
+        return WARPGROUP_ROWS * self.shape.m_tiles if self.turned else self.block
 
     @cached_property
     def double_buffered(self) -> bool:
-        """Whether fragments of two panels fit the registers."""
-        return self.in_registers and self.registers(2) <= self.shape.consumer_registers
+        """Whether fragments of two visits fit the registers."""
+        return self.fragments > 0 and self.registers(2) <= self.shape.consumer_registers
 
     def registers(self, buffers: int) -> int:
-        """Registers of a multiplying thread with fragments of so many panels."""
-        fragments = buffers * 4 * self.steps * self.shape.m_tiles if self.in_registers else 0
-        return self.accumulators + fragments + OTHER_REGISTERS
+        """Registers of a multiplying thread with fragments of so many visits."""
+        return self.accumulators + buffers * self.fragments + OTHER_REGISTERS
 
 
 def warpgroup_geometry(problem: Problem, shape: WarpgroupShape) -> WarpgroupGeometry:
@@ -276,7 +292,7 @@ def streamed(problem: Problem, geo: WarpgroupGeometry) -> Kept | None:
 
 def residual_panels(problem: Problem, geo: WarpgroupGeometry) -> int:
     """Panels of a tile's residual, as wide as what is stored together, which a stage of their own brings after the tile's others;
-    none with features first, whose warps read it themselves."""
-    if not problem.epilogue.residual or problem.feature_first:
+    none with features first, nor where products are turned, whose warps read it themselves."""
+    if not problem.epilogue.residual or problem.feature_first or geo.turned:
         return 0
     return geo.shape.tile_slots * geo.block * geo.itemsize // geo.shape.store_bytes

@@ -114,7 +114,8 @@ def _substitute(name: str, head: str, body: str) -> str:
     assert flags is not None
     transposed = [word == "1" for word in flags[1].split(", ")[1:]]
     item = 4 if "tf32" in body else 2
-    right = f"Matrix{{b, kWeightsHigh, {str(bool(transposed and transposed[-1])).lower()}, {item}}}"
+    high = "kPanelHigh" if '"n"(kWeightsHigh)' not in body else "kWeightsHigh"
+    right = f"Matrix{{b, {high}, {str(bool(transposed and transposed[-1])).lower()}, {item}}}"
     if "const u32 (&a)[4]" in head:
         return f"inline {head} {{ wgmma_registers(sums, a, {right}); }}"
     left = f"Matrix{{a, kPanelHigh, {str(len(transposed) == 2 and transposed[0]).lower()}, {item}}}"

@@ -234,6 +234,8 @@ template <class T>
 inline void keep(const T*&) {}
 inline u32 ld_word(u32 address) { u32 v; std::memcpy(&v, at(address, 4), 4); return v; }
 inline u32 load_word(u32 address) { return ld_word(address); }
+inline u32 load_shared_if(u32 address, u32 used) { return used ? ld_word(address) : 0; }
+inline void store_shared(u32 address, float value) { std::memcpy(at(address, 4), &value, 4); }
 inline uint2 load_shared_pair(u32 address) { uint2 v; std::memcpy(&v, at(address, 8), 8); return v; }
 inline uint4 load_shared_chunk(u32 address) { uint4 v; std::memcpy(&v, at(address, 16), 16); return v; }
 inline void store_chunk(u32 address, uint4 v) { std::memcpy(at(address, 16), &v, 16); }
@@ -281,6 +283,7 @@ inline void store_global_chunk(void* global, uint4 v) {
 template <int Threads = 128>
 inline void producers_sync() { meet(self->block->named[1], Threads); }
 inline void producers_sync(int ring) { meet(self->block->named[ring + 1], 64); }
+inline void warpgroup_sync() { meet(self->block->named[self->index.x / 128 + 3], 128); }
 inline void cluster_sync() { meet(cluster_meeting, static_cast<int>(fibers.size())); }
 inline void barrier_arrive_at(u32 barrier, u32 rank) {
     Barrier& b = blocks[rank].barrier(barrier);
