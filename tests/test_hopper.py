@@ -238,7 +238,7 @@ def check_maps(plan: HopperPlan) -> None:
     assert (w.operand, w.columns, w.rows) == ("w", problem.block_size, problem.layout.nnz * problem.block_size)
     assert activations.box_rows * activations.box_columns * item * geo.panel_boxes == geo.panel_bytes
     assert w.box_rows * geo.row_bytes == geo.box_bytes
-    assert len(residual) == (problem.epilogue.residual and not problem.feature_first)
+    assert len(residual) == (problem.epilogue.residual and not problem.feature_first and item == 2)
     for tensor_map in residual:
         assert (tensor_map.operand, tensor_map.columns, tensor_map.rows) == ("residual", plan.features[1], 0)
         assert tensor_map.box_rows * tensor_map.box_columns * item == geo.residual_bytes

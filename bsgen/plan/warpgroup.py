@@ -21,6 +21,7 @@ ATOM_ROWS = 8
 WARPGROUP_ROWS = 64
 NARROW = 32
 OTHER_REGISTERS = 28  # of a multiplying thread, beside accumulators and fragments
+MOST_BESIDE_BIASES = 64  # accumulators, beside which it has registers for the biases of its outputs
 
 
 @dataclass(frozen=True)
@@ -255,9 +256,9 @@ class WarpgroupGeometry:
 
     @cached_property
     def turned(self) -> bool:
-        """Whether products are y^T = W^T x^T: a warpgroup's outputs are what wgmma has as rows, its rows of x are columns. TF32 has no
-        operands whose outputs are contiguous in shared memory, as those of fprop are; W^T passes through registers, zeros for slots
-        that a visit does not use, and x is as wgmma wants it."""
+        """Whether products are y^T = W^T x^T: a warpgroup's outputs are what wgmma has as rows, its rows of x are columns. TF32 has
+        no operand in shared memory whose outputs are contiguous, as those of fprop are; W^T passes through registers, zeros for
+        slots that a visit does not use, and x is as wgmma wants it."""
         return self.math.chunk == 4 and self.op is Op.FPROP
 
     @cached_property
@@ -274,6 +275,12 @@ class WarpgroupGeometry:
     def double_buffered(self) -> bool:
         """Whether fragments of two visits fit the registers."""
         return self.fragments > 0 and self.registers(2) <= self.shape.consumer_registers
+
+    @cached_property
+    def biases_ahead(self) -> bool:
+        """Whether a tile's biases, two to a register, are read at its begin: in time, where its sums leave them room. Features
+        first and turned products read them as they are stored."""
+        return self.accumulators <= MOST_BESIDE_BIASES and bool(self.axis) and not self.turned
 
     def registers(self, buffers: int) -> int:
         """Registers of a multiplying thread with fragments of so many visits."""

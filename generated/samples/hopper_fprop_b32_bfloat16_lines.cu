@@ -29,6 +29,12 @@ __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
 
+// Has a value that a table gives read here, not where it is needed.
+template <class T>
+__device__ __forceinline__ void read_here(T& value) {
+    asm volatile("" : "+r"(value));
+}
+
 // One word, and two words, of shared memory.
 __device__ __forceinline__ u32 load_shared(u32 address) {
     u32 word;
@@ -398,6 +404,15 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
     }
 }
 
+// The output blocks of a warpgroup, read long before they are needed.
+__device__ __forceinline__ void load_targets(int (&targets)[kSlots], int warpgroup) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+        targets[s] = kTargets[warpgroup * kSlots + s];
+        read_here(targets[s]);
+    }
+}
+
 // Gives a stage back to the warps that load, once every lane has read its last of it, and goes on to the next.
 __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
     __syncwarp();
@@ -438,12 +453,8 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
             const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows;
-            int targets[kSlots];  // read long before they are needed
-#pragma unroll
-            for (int s = 0; s < kSlots; ++s) {
-                targets[s] = kTargets[(tile_group * kColumns + column) * kSlots + s];
-                asm volatile("" : "+r"(targets[s]));
-            }
+            int targets[kSlots];
+            load_targets(targets, tile_group * kColumns + column);
             Sums sums = {};
             int last = kTileStages;
             asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise

@@ -32,6 +32,12 @@ __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
 
+// Has a value that a table gives read here, not where it is needed.
+template <class T>
+__device__ __forceinline__ void read_here(T& value) {
+    asm volatile("" : "+r"(value));
+}
+
 // One word, and two words, of shared memory.
 __device__ __forceinline__ u32 load_shared(u32 address) {
     u32 word;
@@ -428,15 +434,17 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
             for (int j = 0; j < kStoredSlots * kBlock / 8; j += kStored) {
 #pragma unroll
                 for (int part = 0; part < kStored; part += 4) {
+                    // Of 8 rows, swizzled as TMA wrote them: each lane has what belongs to its sums (PTX: ldmatrix).
+                    u32 residuals[4];
+                    const u32 chunk = part + lane / 8 ^ lane % 8;
+                    ldmatrix_x4(residuals, residual + (s * kBlock / kStoredColumns + j / kStored) * kResidualBytes + half * (8 * kStoredBytes) + chunk * 16);
                     u32 words[4];
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
                         const int step = j + part + i;  // of 8 columns
                         const float* two = sums[s + step / (kBlock / 8)] + step % (kBlock / 8) * 4 + half * 2;
-                        const int column = target * kBlock + step * 8 + lane % 4 * 2;
-                        const u32 chunk = step % kStored ^ lane / 4;  // of the row, swizzled
-                        const float2 r = unpack(load_shared(residual + (s * kBlock / kStoredColumns + step / kStored) * kResidualBytes + half * (8 * kStoredBytes) + chunk * 16));
-                        const float2 v = finish(make_float2(two[0], two[1]), load_pair(bias + column), r);
+                        const float2 r = unpack(residuals[i]);
+                        const float2 v = finish(make_float2(two[0], two[1]), load_pair(bias + target * kBlock + step * 8 + lane % 4 * 2), r);
                         words[i] = pack(v.x, v.y);
                     }
                     stmatrix_x4(scratch + swizzled<kStored>(lane % 8, part + lane / 8), words);
@@ -454,6 +462,15 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
                 }
             }
         }
+    }
+}
+
+// The output blocks of a warpgroup, read long before they are needed.
+__device__ __forceinline__ void load_targets(int (&targets)[kSlots], int warpgroup) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+        targets[s] = kTargets[warpgroup * kSlots + s];
+        read_here(targets[s]);
     }
 }
 
@@ -497,12 +514,8 @@ bsgen_fprop_b32_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
             const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
-            int targets[kSlots];  // read long before they are needed
-#pragma unroll
-            for (int s = 0; s < kSlots; ++s) {
-                targets[s] = kTargets[(tile_group * kColumns + column) * kSlots + s];
-                asm volatile("" : "+r"(targets[s]));
-            }
+            int targets[kSlots];
+            load_targets(targets, tile_group * kColumns + column);
             Sums sums = {};
             int last = kTileStages;
             asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
@@ -513,7 +526,7 @@ bsgen_fprop_b32_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
                 give_back(empty, slot, parity);
             }
             barrier_wait(full + slot * 8, parity);
-            const u32 residual = stages_base + slot * kStageBytes + column * (kSlots * kBlock / kStoredColumns * kResidualBytes) + (row + lane / 4) * kStoredBytes + lane % 4 * 4;
+            const u32 residual = stages_base + slot * kStageBytes + column * (kSlots * kBlock / kStoredColumns * kResidualBytes) + (row + lane % 8) * kStoredBytes;
 #pragma unroll
             for (int m = 0; m < kMTiles; ++m)
                 store(sums[m], targets, row0 + row + m * 64, n, y, bias, scratch, residual + m * (64 * kStoredBytes));

@@ -32,6 +32,12 @@ __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
 
+// Has a value that a table gives read here, not where it is needed.
+template <class T>
+__device__ __forceinline__ void read_here(T& value) {
+    asm volatile("" : "+r"(value));
+}
+
 // One word, and two words, of shared memory.
 __device__ __forceinline__ u32 load_shared(u32 address) {
     u32 word;
@@ -371,9 +377,22 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows,
     wgmma_wait<0>();
 }
 
+using Biases = u32[kSlots][kBlock / 8];
+
+// The bias of each output that a lane holds, two at a time.
+__device__ __forceinline__ void load_biases(Biases& biases, const int (&targets)[kSlots], const Element* __restrict__ bias) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s)
+#pragma unroll
+        for (int j = 0; j < kBlock / 8; ++j) {
+            biases[s][j] = targets[s] < 0 ? 0 : *reinterpret_cast<const u32*>(bias + targets[s] * kBlock + j * 8 + threadIdx.x % 4 * 2);
+            read_here(biases[s][j]);
+        }
+}
+
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
 __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int (&targets)[kSlots], int row0, int n,
-                                      Element* __restrict__ y, const Element* __restrict__ bias, u32 scratch) {
+                                      Element* __restrict__ y, const Biases& biases, u32 scratch) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int s = 0; s < kSlots; s += kStoredSlots) {
@@ -390,8 +409,7 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
                     for (int i = 0; i < 4; ++i) {
                         const int step = j + part + i;  // of 8 columns
                         const float* two = sums[s + step / (kBlock / 8)] + step % (kBlock / 8) * 4 + half * 2;
-                        const int column = target * kBlock + step * 8 + lane % 4 * 2;
-                        const float2 v = finish(make_float2(two[0], two[1]), load_pair(bias + column));
+                        const float2 v = finish(make_float2(two[0], two[1]), unpack(biases[s + step / (kBlock / 8)][step % (kBlock / 8)]));
                         words[i] = pack(v.x, v.y);
                     }
                     stmatrix_x4(scratch + swizzled<kStored>(lane % 8, part + lane / 8), words);
@@ -409,6 +427,15 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
                 }
             }
         }
+    }
+}
+
+// The output blocks of a warpgroup, for which those of its next tile are read, so that their biases can be at once.
+__device__ __forceinline__ void load_targets(int (&targets)[kSlots], int warpgroup) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+        targets[s] = kTargets[warpgroup * kSlots + s];
+        read_here(targets[s]);
     }
 }
 
@@ -448,14 +475,16 @@ bsgen_fprop_b64_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
         const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
         int slot = 0;
         u32 parity = 0;
+        int next_targets[kSlots];
+        load_targets(next_targets, tiles.group(min(first_tile, tiles.count - 1)) * kColumns + column);
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
-            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows;
-            int targets[kSlots];  // read long before they are needed
+            const int row0 = tiles.row(tile) * kTileRows;
+            int targets[kSlots];
 #pragma unroll
-            for (int s = 0; s < kSlots; ++s) {
-                targets[s] = kTargets[(tile_group * kColumns + column) * kSlots + s];
-                asm volatile("" : "+r"(targets[s]));
-            }
+            for (int s = 0; s < kSlots; ++s) targets[s] = next_targets[s];
+            load_targets(next_targets, tiles.group(min(tile + stride, tiles.count - 1)) * kColumns + column);
+            Biases biases;
+            load_biases(biases, targets, bias);
             Sums sums = {};
             int last = kTileStages;
             asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
@@ -467,7 +496,7 @@ bsgen_fprop_b64_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
             }
 #pragma unroll
             for (int m = 0; m < kMTiles; ++m)
-                store(sums[m], targets, row0 + row + m * 64, n, y, bias, scratch);
+                store(sums[m], targets, row0 + row + m * 64, n, y, biases, scratch);
         }
     }
 }

@@ -284,6 +284,7 @@ template <int Threads = 128>
 inline void producers_sync() { meet(self->block->named[1], Threads); }
 inline void producers_sync(int ring) { meet(self->block->named[ring + 1], 64); }
 inline void warpgroup_sync() { meet(self->block->named[self->index.x / 128 + 3], 128); }
+template <class T> inline void read_here(T&) {}
 inline void cluster_sync() { meet(cluster_meeting, static_cast<int>(fibers.size())); }
 inline void barrier_arrive_at(u32 barrier, u32 rank) {
     Barrier& b = blocks[rank].barrier(barrier);
