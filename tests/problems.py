@@ -27,11 +27,7 @@ ARITHMETIC = (
 BIG, SMALL = TARGETS["sm_90a"], TARGETS["sm_86"]  # 227 KiB and 99 KiB of shared memory
 # Everything that the Hopper family serves.
 HOPPER_KINDS = tuple(
-    (op, block, dtype)
-    for op in (Op.FPROP, Op.DGRAD)
-    for block in hopper.BLOCK_SIZES
-    for dtype in DType
-    if dtype is not DType.FLOAT32 or op is Op.DGRAD or block < 128
+    (op, block, dtype) for op in (Op.FPROP, Op.DGRAD) for block in hopper.BLOCK_SIZES for dtype in DType
 )
 # And those of its kernels for narrow blocks.
 NARROW_KINDS = tuple(

@@ -71,7 +71,7 @@ def test_whole_lines(op: Op) -> None:
         check(hopper.assemble(problem, BIG, draft), 75, seed=seed)
 
 
-@pytest.mark.parametrize("block", [32, 64])
+@pytest.mark.parametrize("block", [32, 64, 128])
 def test_fprop_in_tf32(block: int) -> None:
     """W^T as the left operand: of every form one draft, also of few rows, of split output blocks, and with all that follows."""
     for batch, rows in ((1000, 75), (24, 21)):

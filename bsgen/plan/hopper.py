@@ -169,13 +169,11 @@ class HopperPlan(ProductPlan):
 
 
 def serves(problem: Problem, target: Target) -> bool:
-    """Whether this family can do it: wgmma takes TF32 only where inputs are contiguous in activations; for fprop with W^T in
-    registers, of which a warpgroup has 64 outputs."""
+    """Whether this family can do it: wgmma takes TF32 only where inputs are contiguous in activations."""
     if target.arch != "sm_90a" or problem.block_size not in BLOCK_SIZES or not problem.layout.nnz:
         return False
     if problem.dtype is DType.FLOAT32:
-        fits = problem.op is Op.DGRAD or problem.block_size <= WARPGROUP_ROWS
-        return problem.precision is Precision.TENSOR and fits and not problem.feature_first
+        return problem.precision is Precision.TENSOR and problem.op is not Op.WGRAD and not problem.feature_first
     return True
 
 

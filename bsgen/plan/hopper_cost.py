@@ -143,15 +143,15 @@ def _demands(geo: WarpgroupGeometry, counts: Counts, residual: int) -> tuple[Flo
     copies = counts.copies * geo.panel_bytes / geo.panel_line_bytes + residual * shape.rows
     lines = copies + pieces * geo.piece_boxes * geo.box_rows / shape.cluster
     by_visit = geo.in_registers or geo.turned
-    reads = (counts.visits if by_visit else counts.pieces).sum(axis=1)  # of a panel by a row of warpgroups
+    reads = (counts.visits if by_visit else counts.pieces).sum(axis=1) * geo.halves  # of a panel by a row of warpgroups
     heights = shape.row_groups * (1 + (shape.m_tiles - 1) * (0 if geo.turned else AGAIN))
     shared = arriving + reads * geo.row_bytes * shape.multiplied_rows + pieces * geo.piece_bytes * heights
     visit = VISIT + PAIR * -(-shape.slots // 2) + PAIRED_VISIT * shape.paired
     chain = counts.visits * visit + counts.pieces * (geo.steps * (shape.m_tiles * geo.block / 2 + STEP))
     multiplies = pieces * (geo.steps * max(geo.block / 2, LEAST_STEP) * shape.multiplied_rows / WARPGROUP_ROWS)
     if geo.turned:
-        chain = counts.visits * (visit + geo.steps * (geo.multiply_columns / 2 + STEP))
-        multiplies = counts.visits.sum(axis=1) * (geo.steps * shape.multiplied_rows / 2)
+        chain = counts.visits * (visit + geo.halves * geo.steps * (geo.multiply_columns / 2 + STEP))
+        multiplies = counts.visits.sum(axis=1) * (geo.halves * geo.steps * shape.multiplied_rows / 2)
     return l2_bytes, {
         "L2": l2_bytes / L2_RATE[min(shape.thread_blocks, 2)],
         "lines of L2": lines / LINE_RATE,

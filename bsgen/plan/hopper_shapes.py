@@ -72,7 +72,7 @@ def shapes(problem: Problem, target: Target, across: Sequence[int], rings: Seque
     for (row_groups, columns, m_tiles, width), ringed in _forms(rings):
         slots = width // problem.block_size
         tall, turned = row_groups * m_tiles > 1, _turned(problem)
-        if turned and width != WARPGROUP_ROWS:
+        if turned and width != max(WARPGROUP_ROWS, problem.block_size):
             continue
         most = MAXIMUM_SLOTS if tall or problem.dtype is DType.FLOAT32 else LOW_SLOTS
         if width % problem.block_size or slots > most:

@@ -267,14 +267,19 @@ class WarpgroupGeometry:
         return 4 * self.steps * (self.shape.m_tiles if self.in_registers else self.turned)
 
     @cached_property
+    def halves(self) -> int:
+        """Parts of 64 outputs of a warpgroup whose products are turned, which one multiply step has; else one."""
+        return self.shape.slots * self.block // WARPGROUP_ROWS if self.turned else 1
+
+    @cached_property
     def multiply_columns(self) -> int:
         """Columns of a multiply step: outputs, or where products are turned rows."""
         return WARPGROUP_ROWS * self.shape.m_tiles if self.turned else self.block
 
     @cached_property
     def double_buffered(self) -> bool:
-        """Whether fragments of two visits fit the registers."""
-        return self.fragments > 0 and self.registers(2) <= self.shape.consumer_registers
+        """Whether fragments of two visits fit the registers; where a visit's pieces are several halves, they take turns."""
+        return self.fragments > 0 and self.halves == 1 and self.registers(2) <= self.shape.consumer_registers
 
     @cached_property
     def biases_ahead(self) -> bool:

@@ -4,7 +4,7 @@
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
-// blocks; for each panel that it visits, it loads its rows into registers and multiplies them by the pieces of its slots.
+// blocks; for each panel that it visits, it multiplies its rows by the pieces of its slots.
 
 using u32 = unsigned int;
 
@@ -30,7 +30,7 @@ __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
 
-// Has a value that a table gives read here, not where it is needed.
+// Has a value read from memory here, not where it is needed.
 template <class T>
 __device__ __forceinline__ void read_here(T& value) {
     asm volatile("" : "+r"(value));

@@ -4,7 +4,7 @@
 //
 // Persistent thread blocks, and in them kRings rings each, walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps the rings
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
-// blocks; for each panel that it visits, it loads its rows into registers and multiplies them by the pieces of its slots.
+// blocks; for each panel that it visits, it loads the pieces of its slots into registers and multiplies them by its rows.
 
 using u32 = unsigned int;
 
@@ -29,7 +29,7 @@ __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
 
-// Has a value that a table gives read here, not where it is needed.
+// Has a value read from memory here, not where it is needed.
 template <class T>
 __device__ __forceinline__ void read_here(T& value) {
     asm volatile("" : "+r"(value));
@@ -347,14 +347,14 @@ __device__ __forceinline__ void store(const Sums& sums, const int (&targets)[kSl
 #pragma unroll
     for (int j = 0; j < kGroupRows / 8; ++j) {
         const int row = row0 + j * 8 + line;
-        const u32 half = scratch + j % 2 * (kScratchBytes / 2);  // the other half is still being read
+        const u32 buffer = scratch + j % 2 * (kScratchBytes / 2);  // the other one is still being read; a tile has an even number of them
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const int mine = lane % 4 * 2 + i % 2, feature = place + i / 2 * kHalf;
-            store_shared(half + scratch_place(mine, feature / 4) + feature % 4 * 4, sums[j * 4 + i]);
+            store_shared(buffer + scratch_place(mine, feature / 4) + feature % 4 * 4, sums[j * 4 + i]);
         }
         warpgroup_sync();
-        const float4 four = load_shared_4(half + scratch_place(line, chunk));
+        const float4 four = load_shared_4(buffer + scratch_place(line, chunk));
         float2 low = make_float2(four.x, four.y), high = make_float2(four.z, four.w);
         low = finish(low), high = finish(high);
         if (target >= 0 && row < n)

@@ -15,7 +15,8 @@ from bsgen.runtime import driver
 NAMES = ("random1", "random10", "random50", "one", "holes", "hub", "full", "banded", "wide", "tall")
 BATCHES = (1, 3, 64, 129, 1000, 4097)
 KINDS = [(op, block, "bfloat16") for op in ("fprop", "dgrad") for block in hopper.BLOCK_SIZES]
-KINDS += [("fprop", 32, "float16"), ("dgrad", 64, "float16"), ("fprop", 32, "float32"), ("fprop", 64, "float32")]
+KINDS += [("fprop", 32, "float16"), ("dgrad", 64, "float16")]
+KINDS += [("fprop", block, "float32") for block in hopper.BLOCK_SIZES]
 KINDS += [("dgrad", 32, "float32"), ("dgrad", 128, "float32")]
 KINDS += [(op, block, "bfloat16") for op in ("fprop", "dgrad") for block in hopper_narrow.BLOCK_SIZES]
 KINDS += [("fprop", 8, "float16"), ("dgrad", 16, "float16")]
