@@ -74,14 +74,15 @@ def test_whole_lines(op: Op) -> None:
 @pytest.mark.parametrize("block", [32, 64, 128])
 def test_fprop_in_tf32(block: int) -> None:
     """W^T as the left operand: of every form one draft, also of few rows, of split output blocks, and with all that follows."""
+    layout = bernoulli(8, 20, 0.5) if block == 32 else bernoulli(3, 5, 0.6)
     for batch, rows in ((1000, 75), (24, 21)):
         finish = Epilogue(True, Activation.RELU, True) if batch == 1000 else Epilogue()
-        problem = Problem(Op.FPROP, bernoulli(8, 20, 0.5), block, DType.FLOAT32, epilogue=finish, batch=batch)
+        problem = Problem(Op.FPROP, layout, block, DType.FLOAT32, epilogue=finish, batch=batch)
         kinds: dict[object, hopper.Draft] = {}
         for draft in hopper.drafts(problem, BIG, rings=(1, 2)):
             shape, split = draft.geometry.shape, bool(draft.reductions)
             kinds.setdefault((shape.groups, shape.m_tiles, shape.thread_blocks, shape.few, shape.rings, split), draft)
-        for seed, draft in enumerate(sample(list(kinds.values()), 5)):
+        for seed, draft in enumerate(sample(list(kinds.values()), 3)):
             check(hopper.assemble(problem, BIG, draft), rows + seed, seed=seed)
 
 

@@ -135,6 +135,21 @@ def test_hopper_epilogues(block: int, epilogue: Epilogue) -> None:
         compiled_plan(hopper.assemble(problem, BIG, draft))
 
 
+@pytest.mark.parametrize("epilogue", [Epilogue(residual=True), Epilogue(True, Activation.RELU, True)], ids=named)
+@pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.BFLOAT16])
+def test_hopper_epilogues_of_split_outputs(dtype: DType, epilogue: Epilogue) -> None:
+    """Where a thread stores results or partial sums, with all that it holds beside them."""
+    problem = Problem(Op.FPROP, SKEWED, 32, dtype, epilogue=epilogue, batch=16384)
+    kinds: dict[object, hopper.Draft] = {}
+    for draft in hopper.drafts(problem, BIG, rings=(1, 2)):
+        shape = replace(draft.geometry.shape, stages=0, stage_bytes=0)
+        if draft.reductions and shape.groups * shape.rings == 4:
+            kinds.setdefault(shape, draft)
+    assert kinds
+    for draft in some_of(list(kinds.values()), 4):
+        compiled_plan(hopper.assemble(problem, BIG, draft))
+
+
 # What loads and what multiplies, as nvdisasm spells it.
 LOADS = {"hopper": "UTMALDG", "portable": "LDGSTS", "simt": "LDGSTS"}
 MULTIPLIES = {"hopper": "HGMMA", "portable": "HMMA", "simt": "FFMA"}
