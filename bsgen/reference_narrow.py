@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bsgen.plan import HopperNarrowPlan
-from bsgen.plan.narrow_stages import OPERATION_BYTES
+from bsgen.plan.narrow_records import lists, turned_blocks
 from bsgen.plan.tile import CHUNK_BYTES
 from bsgen.problem import Op
 
@@ -31,16 +32,20 @@ def narrow_terms(plan: HopperNarrowPlan, tile: int) -> list[Terms]:
 
 def _operations(plan: HopperNarrowPlan, stage: int) -> Iterator[tuple[int, int, int]]:
     """Slot, byte of the inputs and byte of the stored block of each operation of a stage."""
-    geo = plan.geometry
+    geo, size = plan.geometry, plan.operation_bytes
     begin, end = (4 * int(start) for start in plan.record_starts[stage : stage + 2])
     record = plan.records[begin:end].tolist()
     start = geo.shape.stage_bytes - 4 * len(record)
     bounds = record[len(record) - plan.bounds_bytes // 4 :]
-    for slot in range(geo.shape.tile_slots):
-        first = -(-bounds[slot] // CHUNK_BYTES) * CHUNK_BYTES if geo.paired else bounds[slot]
-        for at in range(first, bounds[slot + 1], OPERATION_BYTES):
-            word = (at - start) // 4
-            yield slot, record[word], record[word + 1]
+    for index, (first, past) in enumerate(pairwise(bounds[: lists(geo) + 1])):
+        aligned = -(-first // CHUNK_BYTES) * CHUNK_BYTES if geo.paired and not geo.turned else first
+        for at in range(aligned, past, size):
+            words = record[(at - start) // 4 : (at - start + size) // 4]
+            if geo.turned:
+                for output, inputs, weights in turned_blocks(words, geo):
+                    yield index * geo.shape.slots + output, inputs, weights
+            else:
+                yield index, words[0], words[1]
 
 
 class _Stage:

@@ -46,6 +46,12 @@ def narrow(problem: Problem, target: Target) -> Plan:
     return next(hopper_narrow.shortlist(problem, target))
 
 
+def warps_alone(problem: Problem, target: Target) -> Plan:
+    """Narrow blocks, warps that multiply by themselves, as the planner has them where fewer blocks are stored."""
+    drafts = (draft for draft in hopper_narrow.drafts(problem, target) if not draft.geometry.turned)
+    return hopper_narrow.assemble(problem, target, min(drafts, key=lambda draft: draft.cost.seconds))
+
+
 def in_lines(problem: Problem, target: Target) -> Plan:
     """Whole lines of L2 in copies of neighbouring panels, and in stores."""
     drafts = (draft for draft in hopper.drafts(problem, target) if draft.geometry.shape.paired)
@@ -235,6 +241,7 @@ SAMPLES = (
         DType.FLOAT16,
         batch=MANY,
         arch=HOPPER,
+        planner=warps_alone,
     ),
     Sample(
         "hopper_fprop_b8_bfloat16_streamed",
@@ -255,6 +262,26 @@ SAMPLES = (
         epilogue=Epilogue(bias=True, activation=Activation.GELU, residual=True),
         batch=MANY,
         arch=HOPPER,
+        planner=warps_alone,
+    ),
+    Sample(
+        "hopper_fprop_b16_bfloat16_bias_gelu_residual_turned",
+        Op.FPROP,
+        lambda: scattered(24, 20),
+        16,
+        DType.BFLOAT16,
+        epilogue=Epilogue(bias=True, activation=Activation.GELU, residual=True),
+        batch=MANY,
+        arch=HOPPER,
+    ),
+    Sample(
+        "hopper_dgrad_b8_float16_turned",
+        Op.DGRAD,
+        lambda: scattered(40, 32),
+        8,
+        DType.FLOAT16,
+        batch=MANY,
+        arch=HOPPER,
     ),
     Sample(
         "hopper_dgrad_b8_bfloat16",
@@ -264,6 +291,7 @@ SAMPLES = (
         DType.BFLOAT16,
         batch=MANY,
         arch=HOPPER,
+        planner=warps_alone,
     ),
     Sample(
         "hopper_fprop_b16_bfloat16_split",

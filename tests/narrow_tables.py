@@ -98,17 +98,40 @@ def _operations(plan: HopperNarrowPlan, stage: int) -> Iterator[tuple[int, int, 
     words = plan.records[4 * plan.record_starts[stage] : 4 * plan.record_starts[stage + 1]]
     start = shape.stage_bytes - words.nbytes
     bounds = words[len(words) - plan.bounds_bytes // 4 :]
-    assert plan.bounds_bytes >= 4 * (shape.tile_slots + 1)
-    assert (np.diff(bounds[: shape.tile_slots + 1]) >= 0).all()
-    for slot in range(shape.tile_slots):
-        first, end = int(bounds[slot]), int(bounds[slot + 1])
-        first = (first + 15) // 16 * 16 if geo.paired else first
-        assert (end - first) % 8 == 0
-        for at in range(first, end, 8):
-            yield slot, *words[(at - start) // 4 : (at - start) // 4 + 2].tolist()
-    last = (int(bounds[shape.tile_slots]) + 15) // 16 * 16 - start
+    lists, size = (shape.warps, 128 // geo.block) if geo.turned else (shape.tile_slots, 8)
+    assert plan.bounds_bytes >= 4 * (lists + 1)
+    assert plan.operation_bytes == size
+    assert (np.diff(bounds[: lists + 1]) >= 0).all()
+    counts = []
+    for index in range(lists):
+        first, end = int(bounds[index]), int(bounds[index + 1])
+        first = (first + 15) // 16 * 16 if geo.paired and not geo.turned else first
+        assert (end - first) % size == 0
+        counts.append((end - first) // size)
+        for at in range(first, end, size):
+            operation = words[(at - start) // 4 : (at - start + size) // 4].tolist()
+            yield from _turned(plan, index, operation) if geo.turned else [(index, operation[0], operation[1])]
+    assert not geo.turned or all(len(set(counts[i : i + 4])) == 1 for i in range(0, lists, 4)), (
+        "warps multiply by fours"
+    )
+    last = (int(bounds[lists]) + 15) // 16 * 16 - start
     assert not words[last // 4 : last // 4 + 2].any(), "past the last operation comes one of zeros"
     assert last + 16 <= words.nbytes, "warps read one round past the last operation"
+    assert not geo.turned or int(bounds[lists]) + 2 * size <= shape.stage_bytes - plan.bounds_bytes, (
+        "and two where turned"
+    )
+
+
+def _turned(plan: HopperNarrowPlan, warp: int, words: list[int]) -> Iterator[tuple[int, int, int]]:
+    """The same of a turned operation: its inputs are those of all four warps, and it has at most one block for each of its words'
+    halves; for b = 16 one."""
+    blocks = {16: 1, 8: 2}[plan.problem.block_size]
+    assert len(set(words[::2])) == 1, "16 inputs, wherever their blocks lie"
+    for k, word in enumerate(words[1::2]):
+        for output in range(blocks):
+            place = word >> 16 * output & 0xFFFF
+            if place:
+                yield warp * blocks + output, words[0] * 16 + k * 16, place * 16
 
 
 def _first_feature(plan: HopperNarrowPlan, memory: np.ndarray, place: int) -> int:

@@ -102,8 +102,8 @@ def hopper_plans() -> list[Plan]:
 
 
 def uncommon_plans() -> list[Plan]:
-    """Hopper's kernels for narrow blocks, whatever the planner would choose: with an epilogue, with features first and split; of
-    gradients; and weights of which L2 is to keep a part."""
+    """Hopper's kernels for narrow blocks, whatever the planner would choose: with an epilogue, turned, with features first and split;
+    of gradients; and weights of which L2 is to keep a part."""
     narrow = replace(BASE, dtype=DType.FLOAT16, block_size=16, epilogue=EVERYTHING)
     first = replace(narrow, layout=hub(150, 4), axis=0)
     split = next(plan for plan in hopper_narrow.candidates(first, BIG) if plan.reductions)
@@ -111,7 +111,10 @@ def uncommon_plans() -> list[Plan]:
     wgrad = [cheapest(hopper_narrow_wgrad, problem, BIG) for problem in gradients]
     few = replace(BASE, dtype=DType.BFLOAT16, batch=8)
     kept = [cheapest(family, replace(few, block_size=b), BIG) for family, b in ((hopper, 64), (hopper_narrow, 8))]
-    return [cheapest(hopper_narrow, narrow, BIG), split, *wgrad, *(replace(plan, streamed=Kept(5)) for plan in kept)]
+    many = replace(narrow, layout=bernoulli(20, 20, 0.6), batch=4096)
+    turned = next(plan for plan in hopper_narrow.candidates(many, BIG) if plan.geometry.turned)
+    streamed = [replace(plan, streamed=Kept(5)) for plan in kept]
+    return [cheapest(hopper_narrow, narrow, BIG), turned, split, *wgrad, *streamed]
 
 
 def gated_plans() -> list[Plan]:

@@ -22,15 +22,8 @@ from bsgen.plan.cost import Cost
 from bsgen.plan.grouping import Grouping, Tiles, groupings, similar
 from bsgen.plan.hopper import chosen
 from bsgen.plan.narrow_cost import Counts, narrow_cost, tile_counts
-from bsgen.plan.narrow_stages import (
-    NarrowStage,
-    bounds_bytes,
-    encode_loads,
-    encode_records,
-    pack,
-    record_starts,
-    tile_items,
-)
+from bsgen.plan.narrow_records import NarrowStage, bounds_bytes, encode_records, operation_bytes, record_starts
+from bsgen.plan.narrow_stages import encode_loads, pack, tile_items
 from bsgen.plan.narrow_tile import NarrowGeometry, NarrowShape, narrow_geometry
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
 from bsgen.plan.registers import WARP
@@ -39,7 +32,7 @@ from bsgen.problem import DType, Op, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
 BLOCK_SIZES = (8, 16)
-BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
+BARRIER_BYTES = 1024  # two of 8 bytes a stage, 16 bytes of zeros, and room to align
 STAGES = (3, 4)
 PANELS = (32, 64)
 FEATURE_FIRST_PANELS = (8, 16, 32)
@@ -84,8 +77,13 @@ class HopperNarrowPlan(ProductPlan):
 
     @property
     def bounds_bytes(self) -> int:
-        """Bytes of the bounds of the slots' operations, at the end of a stage."""
+        """Bytes of the bounds of the lists of operations, at the end of a stage."""
         return bounds_bytes(self.geometry)
+
+    @property
+    def operation_bytes(self) -> int:
+        """Bytes of an operation in a stage's record."""
+        return operation_bytes(self.geometry)
 
     @property
     def shared_memory(self) -> int:
@@ -119,8 +117,9 @@ class HopperNarrowPlan(ProductPlan):
     def summary(self) -> str:
         """One line: the tile, the pipeline and how the outputs are grouped."""
         geo, shape = self.geometry, self.geometry.shape
+        math = f"wgmma_{geo.math.ptx} turned" if geo.turned else geo.math.name
         return (
-            f"{geo.math.name}, tile {shape.rows} x {shape.tile_slots * geo.block}, {shape.warps} warps, "
+            f"{math}, tile {shape.rows} x {shape.tile_slots * geo.block}, {shape.warps} warps, "
             f"{f'{shape.loaders // WARP} that load, ' * (shape.loading_groups > 1)}panels of {shape.panel}, "
             f"{shape.stages} stages of {shape.stage_bytes // 1024} KiB, {self.grouping} groups"
             f"{self.streamed.text if self.streamed else ''}{self.split_text}{self.gate_text}"
@@ -138,6 +137,10 @@ def serves(problem: Problem, target: Target) -> bool:
     )
 
 
+Form = tuple[
+    tuple[int, int, int], int, int, bool
+]  # of SHAPES, features of a panel, stages, whether products are turned
+
 # 16-row tiles of a warp, warps side by side, and columns of each.
 SHAPES = (
     (4, 16, 32),
@@ -151,17 +154,30 @@ SHAPES = (
     (1, 8, 16),
 )
 
+# The same where products are turned: as many rows as wgmma has columns, two warpgroups with 64 outputs each. More accumulators than
+# registers at launch, whatever setmaxnreg hands out later, ptxas would refuse or serialise (C7602, C7512).
+TURNED_SHAPE, TURNED_PANEL, TURNED_STAGES = (16, 8, 16), 32, 3
+TURNED_DENSITY = 0.15  # the least share of blocks for which it is considered
+
 
 def shapes(problem: Problem, target: Target) -> Iterator[NarrowShape]:
     """Every shape with every ring; no taller than the hint for N asks."""
     n, block = problem.batch or DEFAULT_ROWS, problem.block_size
-    least = min(m_tiles * 16 for m_tiles, _, _ in SHAPES)
     loading = FEW_LOADING_GROUPS if n <= FEW_ROWS else 1
-    for m_tiles, warps, columns in SHAPES:
-        for panel, stages in product(panels(problem), STAGES):
-            shape = _with_ring(NarrowShape(m_tiles, warps, columns // block, panel, loading, stages), target)
-            if shape.rows < max(2 * n, 2 * least) and shape.stage_bytes > 0:
-                yield shape
+    least = min(m_tiles * 16 for m_tiles, _, _ in SHAPES)
+    for (m_tiles, warps, columns), panel, stages, turned in forms(problem):
+        shape = _with_ring(NarrowShape(m_tiles, warps, columns // block, panel, loading, turned, stages), target)
+        if shape.rows < max(2 * n, 2 * least) and shape.stage_bytes > 0:
+            yield shape
+
+
+def forms(problem: Problem) -> Iterator[Form]:
+    """Every form with every panel and number of stages; turned ones where many blocks are stored and rows are many."""
+    for form, panel, stages in product(SHAPES, panels(problem), STAGES):
+        yield form, panel, stages, False
+    many = (problem.batch or DEFAULT_ROWS) > FEW_ROWS and problem.layout.density >= TURNED_DENSITY
+    if many and not problem.feature_first:
+        yield TURNED_SHAPE, TURNED_PANEL, TURNED_STAGES, True
 
 
 def panels(problem: Problem) -> tuple[int, ...]:
@@ -193,17 +209,18 @@ def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
         return
     view, n = output_blocks(problem), problem.batch or DEFAULT_ROWS
     ways: dict[tuple[int, int], list[Grouping]] = {}
-    counted: dict[tuple[int, int, int, int], Counts] = {}
+    counted: dict[tuple[int, ...], Counts] = {}
     for shape in shapes(problem, target):
         geo, key = narrow_geometry(problem, shape), (shape.warps, shape.slots)
         if key not in ways:
             ways[key] = [*groupings(view, *key, target), *similar(view, shape.tile_slots)]
             ways[key] += spread(view, shape.tile_slots, target) if n <= FEW_ROWS else ()
         for index, (grouping, tiles, reductions) in enumerate(ways[key]):
-            if (*key, shape.panel, index) not in counted:
-                counted[(*key, shape.panel, index)] = tile_counts(tiles, problem, geo)
+            case = *key, shape.panel, shape.turned, index
+            if case not in counted:
+                counted[case] = tile_counts(tiles, problem, geo)
             partials = sum(reduction.count for reduction in reductions)
-            cost = narrow_cost(problem, target, geo, counted[(*key, shape.panel, index)], partials)
+            cost = narrow_cost(problem, target, geo, counted[case], partials)
             yield Draft(geo, grouping, tiles, reductions, cost)
 
 

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bsgen.plan.blocks import IntArray
 from bsgen.plan.cost import DEPENDENT_LAUNCH_SECONDS, Cost, gate_seconds, memory_bytes, overlapped, partial_seconds
 from bsgen.plan.grouping import Tiles
 from bsgen.plan.hopper_cost import makespan
 from bsgen.plan.narrow_tile import NarrowGeometry
+from bsgen.plan.registers import WARPGROUP_WARPS
 from bsgen.plan.streamed import kept_bytes, kept_runs
 from bsgen.plan.tile import MMA_ROWS
 from bsgen.problem import Problem, Target
@@ -28,6 +30,10 @@ SHARED_RATE = 150.0  # bytes a clock of shared memory
 STEP = 9.0  # clocks of a multiply step on one of an SM's four schedulers
 ISSUE = 3.0  # clocks of an instruction
 OPERATION = 8.9  # instructions of a multiply beside fragments and steps: loop, words, addresses
+TURNED_STEP, TURNED_LATENCY = (
+    0.54,
+    60.0,
+)  # clocks of a turned multiply step for each row; and of what lies between two of them
 LATENCY = 184.0  # clocks of a multiply alone: words, fragments, first step
 CONFLICT = 2  # times that weights pass through shared memory
 # Clocks of a copy, by warpgroups that load: of a box of a panel, or of stored blocks that follow one another in W.
@@ -43,25 +49,45 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """What tiles ask for: panels, operations [tiles, slots], runs of stored blocks that follow one another in W, and the share of
-    output blocks whose sectors are stored in parts."""
+    """What tiles ask for: panels, operations [tiles, slots], multiply steps of turned products [tiles, warpgroups], runs of stored
+    blocks that follow one another in W, and the share of output blocks whose sectors are stored in parts."""
 
     panels: Floats
     operations: Floats
+    steps: Floats
     runs: Floats
     apart: float
 
 
 def tile_counts(tiles: Tiles, problem: Problem, geo: NarrowGeometry) -> Counts:
     """Count from the parts in the slots of tiles."""
-    panels = [
-        len(np.unique(np.concatenate([np.zeros(0, int), *(part.inputs // geo.panel_blocks for part in tile if part)])))
-        for tile in tiles
-    ]
+    panels = [_distinct([part.inputs // geo.panel_blocks for part in tile if part]) for tile in tiles]
     operations = [[part.work if part else 0 for part in tile] for tile in tiles]
     stored = [np.sort(np.concatenate([np.zeros(0, int), *(part.blocks for part in tile if part)])) for tile in tiles]
     runs = [np.count_nonzero(np.diff(blocks) != 1) + (len(blocks) > 0) for blocks in stored]
-    return Counts(np.array(panels, float), np.array(operations, float), np.array(runs, float), _apart(tiles, geo))
+    steps = _turned_steps(tiles, geo) if geo.turned else np.zeros((len(tiles), 0))
+    return Counts(
+        np.array(panels, float), np.array(operations, float), steps, np.array(runs, float), _apart(tiles, geo)
+    )
+
+
+def _turned_steps(tiles: Tiles, geo: NarrowGeometry) -> Floats:
+    """Multiply steps of each warpgroup of each tile: a warp's inputs are those of the others."""
+    width = geo.shape.slots * WARPGROUP_WARPS
+    return np.array(
+        [
+            [
+                _distinct([part.inputs // geo.step_blocks for part in tile[i : i + width] if part])
+                for i in range(0, len(tile), width)
+            ]
+            for tile in tiles
+        ],
+        float,
+    )
+
+
+def _distinct(arrays: list[IntArray]) -> int:
+    return len(np.unique(np.concatenate(arrays))) if arrays else 0
 
 
 def _apart(tiles: Tiles, geo: NarrowGeometry) -> float:
@@ -94,22 +120,41 @@ def _demands(geo: NarrowGeometry, counts: Counts) -> tuple[Floats, dict[str, Flo
     """Bytes from L2, and clocks by demand, of each tile."""
     shape, blocks = geo.shape, counts.operations.sum(axis=1)
     arriving = counts.panels * geo.panel_bytes + blocks * geo.piece_bytes
+    rate = L2_RATE / (NARROW if geo.line_bytes < LINE_BYTES else 1)
+    multiplies = _turned_multiplies if geo.turned else _multiplies
+    return arriving, {
+        "L2": counts.panels * geo.panel_bytes / rate + blocks * geo.piece_bytes / L2_RATE,
+        **multiplies(geo, counts, arriving),
+        "copies": (counts.panels * geo.panel_boxes + counts.runs) * COPY[shape.loading_groups],
+    }
+
+
+def _multiplies(geo: NarrowGeometry, counts: Counts, arriving: Floats) -> dict[str, Floats]:
+    """The demands of warps that multiply by themselves."""
+    shape = geo.shape
     stages = np.maximum(1.0, arriving / shape.stage_bytes)
     odd = 0.5 * np.minimum(counts.operations, stages[:, None]) if geo.paired else 0.0  # operations without a partner
     steps = (counts.operations + odd) / (2 if geo.paired else 1)
     warps = steps.reshape(len(steps), shape.warps, shape.slots).sum(axis=2)
     total, busiest = warps.sum(axis=1), warps.max(axis=1)
-    rate = L2_RATE / (NARROW if geo.line_bytes < LINE_BYTES else 1)
-    l2_bytes = counts.panels * geo.panel_bytes + blocks * geo.piece_bytes
     fragments = 512 * shape.m_tiles + CONFLICT * geo.piece_bytes
     multiplies = shape.m_tiles * geo.n_tiles
     turns = 0 if geo.axis else geo.box_rows // MMA_ROWS - 1  # addresses along a swizzled line of rows
     instructions = OPERATION + shape.m_tiles + 1 + turns + multiplies
-    return l2_bytes, {
-        "L2": counts.panels * geo.panel_bytes / rate + blocks * geo.piece_bytes / L2_RATE,
+    return {
         "shared memory": (arriving + total * fragments) / SHARED_RATE,
         "math": total * multiplies * STEP / 4,
         "issue": total * instructions * ISSUE / 4,
         "latency": busiest * (LATENCY + multiplies * STEP),
-        "copies": (counts.panels * geo.panel_boxes + counts.runs) * COPY[shape.loading_groups],
+    }
+
+
+def _turned_multiplies(geo: NarrowGeometry, counts: Counts, arriving: Floats) -> dict[str, Floats]:
+    """The demands of turned products: a warpgroup's step reads the inputs of all rows, and a block's worth for each warp."""
+    shape, total = geo.shape, counts.steps.sum(axis=1)
+    fragments = WARPGROUP_WARPS * CONFLICT * geo.step**2 * geo.itemsize
+    return {
+        "shared memory": (arriving + total * (shape.rows * geo.step * geo.itemsize + fragments)) / SHARED_RATE,
+        "math": total * shape.rows * TURNED_STEP,
+        "latency": counts.steps.max(axis=1) * (TURNED_LATENCY + shape.rows * TURNED_STEP),
     }

@@ -1,55 +1,26 @@
-"""Cuts a tile of the Hopper kernels for narrow blocks into the stages of its ring: what is loaded, and each slot's operations.
+"""Cuts a tile of the Hopper kernels for narrow blocks into the stages of its ring, and says what each loads.
 
-A stage lies in shared memory as its panels, the stored blocks that they are multiplied by in the order of W, a gap, and its
-record: the operations slot by slot, and where each slot's end.
+A stage lies in shared memory as its panels, the stored blocks that they are multiplied by in the order of W, a gap, and its record
+(plan/narrow_records.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 
 import numpy as np
 
 from bsgen.plan.blocks import IntArray, Part
+from bsgen.plan.narrow_records import OPERATION_BYTES, NarrowStage, record_bytes, record_starts
 from bsgen.plan.narrow_tile import NarrowGeometry
 from bsgen.plan.tile import CHUNK_BYTES
 
-OPERATION_BYTES, PAST_LAST = 8, 2  # operations that are read, but not followed, after the last
 WINDOW = 16  # panels that are looked at to fill a stage
 NO_LOAD = -1
 
 Item = tuple[int, int, int, int]  # panel, input block inside it, slot, stored block
-
-
-@dataclass
-class NarrowStage:
-    """One stage: `panels`, and as (position of the panel, input block inside it, slot, stored block) what is multiplied."""
-
-    panels: list[int] = field(default_factory=list)
-    operations: list[tuple[int, int, int, int]] = field(default_factory=list)
-
-    @property
-    def stored(self) -> list[int]:
-        """The stored blocks, in the order of W."""
-        return sorted(operation[3] for operation in self.operations)
-
-
-def bounds_bytes(geo: NarrowGeometry) -> int:
-    """Bytes of the bounds at the end of a record."""
-    return _whole_chunks(4 * (geo.shape.tile_slots + 1))
-
-
-def record_bytes(operations: int, geo: NarrowGeometry) -> int:
-    """Bytes of the record of a stage of so many operations, with a gap after each slot where they go in pairs."""
-    gaps = geo.shape.tile_slots if geo.paired else 0
-    return _whole_chunks(OPERATION_BYTES * (operations + gaps + PAST_LAST)) + bounds_bytes(geo)
-
-
-def _whole_chunks(size: int) -> int:
-    return -(-size // CHUNK_BYTES) * CHUNK_BYTES
 
 
 def tile_items(parts: Sequence[Part | None], geo: NarrowGeometry) -> list[Item]:
@@ -90,7 +61,7 @@ def pack(items: Sequence[Item], geo: NarrowGeometry) -> Iterator[NarrowStage]:
 
 def _fitting(group: list[Item], geo: NarrowGeometry) -> list[list[Item]]:
     """A panel's blocks, in lists that fit a stage of their own."""
-    room = geo.shape.stage_bytes - geo.panel_bytes - record_bytes(0, geo) - CHUNK_BYTES
+    room = geo.shape.stage_bytes - geo.panel_bytes - record_bytes(1, 0, geo) - CHUNK_BYTES
     most = min(room // (geo.piece_bytes + OPERATION_BYTES), most_loads(geo) - 1)
     if _loads(group) > most_loads(geo) or len(group) > most:
         return [*_fitting(group[:most], geo), *_fitting(group[most:], geo)]
@@ -109,7 +80,7 @@ def _next_that_fits(
 
 def stage_bytes(panels: int, operations: int, geo: NarrowGeometry) -> int:
     """What a stage of so many panels and operations takes."""
-    return panels * geo.panel_bytes + operations * geo.piece_bytes + record_bytes(operations, geo)
+    return panels * geo.panel_bytes + operations * geo.piece_bytes + record_bytes(panels, operations, geo)
 
 
 def most_loads(geo: NarrowGeometry) -> int:
@@ -138,7 +109,7 @@ def encode_loads(stages: Sequence[NarrowStage], geo: NarrowGeometry) -> IntArray
     table[:, :, 0] = NO_LOAD
     starts = record_starts(stages, geo)[:-1].tolist()
     for row, loads, stage, start in zip(table, found, stages, starts, strict=True):
-        record = record_bytes(len(stage.operations), geo) // CHUNK_BYTES
+        record = record_bytes(len(stage.panels), len(stage.operations), geo) // CHUNK_BYTES
         whole = stage_bytes(len(stage.panels), len(stage.operations), geo) // CHUNK_BYTES
         row[0] = start, record | whole << 16
         row[1 : 1 + len(loads)] = loads
@@ -152,39 +123,3 @@ def _stage_loads(stage: NarrowStage, geo: NarrowGeometry) -> list[tuple[int, int
         loads.append((first * size, place | count * size << 16))
         place += count * size
     return loads
-
-
-def record_starts(stages: Sequence[NarrowStage], geo: NarrowGeometry) -> IntArray:
-    """Where each stage's record begins in the table, in chunks, and where the last one ends."""
-    sizes = [record_bytes(len(stage.operations), geo) // CHUNK_BYTES for stage in stages]
-    return np.cumsum([0, *sizes]).astype(np.int32)
-
-
-def encode_records(stages: Sequence[NarrowStage], geo: NarrowGeometry) -> IntArray:
-    """The records of all stages, one after the other.
-
-    An operation is two words, bytes from the start of the stage: of its inputs, in row 0 of their panel and not swizzled, and
-    of its stored block. Slot s has those from bound s, rounded up to 16 where they go in pairs, up to bound s + 1; bounds are
-    bytes from the start of the stage, too.
-    """
-    records = [_record(stage, geo) for stage in stages]
-    return np.concatenate(records).astype(np.int32) if records else np.zeros(0, np.int32)
-
-
-def _record(stage: NarrowStage, geo: NarrowGeometry) -> IntArray:
-    record = np.zeros(record_bytes(len(stage.operations), geo) // 4, np.int32)
-    start = geo.shape.stage_bytes - 4 * len(record)
-    weights = len(stage.panels) * geo.panel_bytes
-    place = {block: weights + i * geo.piece_bytes for i, block in enumerate(stage.stored)}
-    work: list[list[int]] = [[] for _ in range(geo.shape.tile_slots)]
-    for position, inside, slot, block in stage.operations:
-        work[slot] += position * geo.panel_bytes + inside * geo.block * geo.feature_bytes, place[block]
-    word, bounds = 0, [start]
-    for words in work:
-        word = -(-word // 4) * 4 if geo.paired else word
-        record[word : word + len(words)] = words
-        word += len(words)
-        bounds.append(start + 4 * word)
-    first = len(record) - bounds_bytes(geo) // 4
-    record[first : first + len(bounds)] = bounds
-    return record

@@ -1,5 +1,8 @@
 """Shapes of the Hopper kernels for narrow blocks: warps side by side, each with all rows of a tile and a few output blocks.
 
+Warps multiply by themselves (mma.sync), or *turned*, four by four (wgmma): y^T = W^T x^T, where each has 16 outputs as rows of a
+product of 64, the rows of x are its columns, and zeros stand for blocks that are not stored. It is the faster way where most are.
+
 A panel of activations arrives by TMA in boxes, a swizzle line a row of the box. A line is a row of the panel's features, or where
 features come first up to 64 rows of one feature; taller tiles then have several boxes, one after the other.
 """
@@ -14,6 +17,7 @@ from bsgen.plan.tile import CHUNK_BYTES, MMA_COLUMNS, MMA_ROWS, Math, math_of
 from bsgen.problem import Op, Problem
 
 LINE_BYTES = 128  # of the widest swizzle
+ATOM_ROWS = 8
 MOST_AHEAD = 4  # 16-row tiles of a warp that has registers for the residual of all
 SCRATCH_BYTES = 512  # of a warp that stores: 16 rows of 16 outputs, or 32 of 8
 
@@ -21,13 +25,14 @@ SCRATCH_BYTES = 512  # of a warp that stores: 16 rows of 16 outputs, or 32 of 8
 @dataclass(frozen=True)
 class NarrowShape(SharedRegisters):
     """What a candidate decides: 16-row tiles of a warp, warps and output blocks of each, features of a panel,
-    warpgroups that load, and the ring."""
+    warpgroups that load, whether products are turned, and the ring."""
 
     m_tiles: int
     warps: int
     slots: int
     panel: int
     loading_groups: int = 1
+    turned: bool = False
     stages: int = 0
     stage_bytes: int = 0
 
@@ -79,6 +84,36 @@ class NarrowGeometry:
     def paired(self) -> bool:
         """Whether a multiply step takes two operations."""
         return self.block < self.math.depth
+
+    @property
+    def turned(self) -> bool:
+        """Whether products are turned."""
+        return self.shape.turned
+
+    @property
+    def step(self) -> int:
+        """Inputs of a multiply step."""
+        return self.math.depth
+
+    @property
+    def step_blocks(self) -> int:
+        """Input blocks of a multiply step, and where products are turned output blocks of a warp."""
+        return self.step // self.block
+
+    @property
+    def multiply_columns(self) -> int:
+        """Columns of a turned product: rows of the tile."""
+        return self.shape.rows
+
+    @property
+    def panel_transposed(self) -> int:
+        """Whether rows, not inputs, are contiguous in a panel (MN-major), as wgmma's immediate."""
+        return 1 - self.axis
+
+    @property
+    def panel_high(self) -> int:
+        """High word of a panel's matrix descriptor: bytes between groups of 8 rows, and the swizzle."""
+        return ATOM_ROWS * self.line_bytes >> 4 | (1 if self.line_bytes == LINE_BYTES else 2) << 30
 
     @property
     def itemsize(self) -> int:

@@ -149,7 +149,11 @@ __device__ __forceinline__ void wgmma(float (&sums)[32], u32 a, u32 b) {
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
         "}, a, b, 1, 1, 1, 0, 1; }"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),           "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15]),           "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]), "+f"(sums[22]), "+f"(sums[23]),           "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31])        : "r"(a), "r"(b), "n"(kWeightsHigh), "n"(kPanelHigh));
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
+          "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15]),
+          "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]), "+f"(sums[22]), "+f"(sums[23]),
+          "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31])
+        : "r"(a), "r"(b), "n"(kWeightsHigh), "n"(kPanelHigh));
 }
 
 // Elements are float16, kept as bits.
@@ -316,7 +320,9 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
 }
 
 // A value that all threads of a warp read alike: keeps what depends on it in uniform registers.
-__device__ __forceinline__ u32 uniform(u32 value) { return __shfl_sync(~0u, value, 0); }
+__device__ __forceinline__ u32 uniform(u32 value) {
+    return __shfl_sync(~0u, value, 0);
+}
 
 using Sums = float[kMTiles][kSlots][kBlock / 2];
 // The low word of the descriptor of the warpgroup's rows of a panel; step k and 64-row tile m lie further on.

@@ -2,7 +2,8 @@
 
     PYTHONPATH=. python3 tests/gpu/bench_variants.py [SUITE ...] [--json FILE]
 
-*narrow*, *wgrad*: the Hopper kernels for blocks of 8 and 16. *axis*: features first, for which the cost model has not been fitted.
+*narrow*, *turned*, *wgrad*: the Hopper kernels for blocks of 8 and 16. *axis*: features first, for which the cost model is not
+fitted.
 *lines*, *small*: b = 32, many rows and few: panels, pieces and results in lines of 64 bytes and of 128.
 *forms*: warpgroups of every form, alone and in clusters, b = 32, 64 and 128.
 *rings*: two rings a thread block, each with warpgroups and tiles of its own. *four*: b = 32, four output blocks a warpgroup.
@@ -55,6 +56,14 @@ def narrow(op: Op, b: int, density: float, n: int = 16384, size: int = SIZE) -> 
     best = _cheapest(hopper_narrow.drafts(problem, TARGET), lambda draft: (_shape(draft), draft.grouping))
     plans = [partial(hopper_narrow.assemble, problem, TARGET, draft) for draft in best[:MOST]]
     return f"{op} b{b} {density:.0%} N={n} {size}", problem, plans
+
+
+def turned(op: Op, b: int, density: float, n: int = 16384) -> Case:
+    """Blocks of 8 and 16, products turned and not: for each grouping the cheapest plan by the model."""
+    problem = _problem(op, b, density, n)
+    best = _cheapest(hopper_narrow.drafts(problem, TARGET), lambda draft: (draft.geometry.turned, draft.grouping))
+    plans = [partial(hopper_narrow.assemble, problem, TARGET, draft) for draft in best]
+    return f"{op} b{b} {density:.0%} N={n} {SIZE} turned", problem, plans
 
 
 def wgrad(b: int, density: float) -> Case:
@@ -158,6 +167,11 @@ SUITES: dict[str, list[Callable[[], Case]]] = {
         *(partial(narrow, Op.FPROP, b, density) for b in (16, 8) for density in (*DENSITIES, 0.5)),
         *(partial(narrow, Op.DGRAD, b, 0.1) for b in (16, 8)),
         *(partial(narrow, Op.FPROP, b, 0.05, 64, 3 * SIZE) for b in (16, 8)),
+    ],
+    "turned": [
+        *(partial(turned, Op.FPROP, b, density) for b in (16, 8) for density in (0.2, 0.3, 0.4, 0.5, 1.0)),
+        *(partial(turned, Op.DGRAD, b, 0.5) for b in (16, 8)),
+        *(partial(turned, Op.FPROP, b, 0.5, n) for b in (16, 8) for n in (576, 1024, 2048, 4096)),
     ],
     "wgrad": [partial(wgrad, b, density) for b, density in ((16, 0.1), (16, 0.01), (16, 0.5), (8, 0.1), (8, 0.02))],
     "axis": [
