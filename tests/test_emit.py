@@ -102,7 +102,7 @@ def hopper_plans() -> list[Plan]:
 
 
 def uncommon_plans() -> list[Plan]:
-    """Hopper's kernels for narrow blocks, whatever the planner would choose: with an epilogue, turned, with features first and split;
+    """Hopper's kernels for narrow blocks, whatever the planner would choose: with an epilogue, turned, features first, split;
     of gradients; and weights of which L2 is to keep a part."""
     narrow = replace(BASE, dtype=DType.FLOAT16, block_size=16, epilogue=EVERYTHING)
     first = replace(narrow, layout=hub(150, 4), axis=0)
