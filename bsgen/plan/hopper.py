@@ -104,6 +104,12 @@ class HopperPlan(ProductPlan):
         return self.across == 1 and bool((self.loads[:, 0] >> 16).any())
 
     @property
+    def early_biases(self) -> bool:
+        """Whether warps read a tile's biases at its begin, where that leaves them registers enough for split outputs, too."""
+        bias = self.problem.epilogue.bias and self.geometry.biases_ahead
+        return bias and not (self.reductions and self.pairs)
+
+    @property
     def load_words(self) -> str:
         """What a stage's row of `loads` begins with, for readers of the kernel."""
         if self.across > 1:

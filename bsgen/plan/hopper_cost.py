@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bsgen.plan.cost import Cost, gate_seconds, memory_bytes, overlapped, partial_seconds
 from bsgen.plan.grouping import Tiles
 from bsgen.plan.streamed import kept_bytes
-from bsgen.plan.warpgroup import LINE_BYTES, WARPGROUP_ROWS, WarpgroupGeometry, residual_panels, streamed
+from bsgen.plan.warpgroup import LINE_BYTES, WarpgroupGeometry, residual_panels, streamed
 from bsgen.problem import Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
@@ -142,21 +142,19 @@ def _demands(geo: WarpgroupGeometry, counts: Counts, residual: int) -> tuple[Flo
     l2_bytes = counts.fetched * geo.panel_bytes + pieces * geo.piece_bytes / shape.cluster + beside
     copies = counts.copies * geo.panel_bytes / geo.panel_line_bytes + residual * shape.rows
     lines = copies + pieces * geo.piece_boxes * geo.box_rows / shape.cluster
-    by_visit = geo.in_registers or geo.turned
-    reads = (counts.visits if by_visit else counts.pieces).sum(axis=1) * geo.halves  # of a panel by a row of warpgroups
-    heights = shape.row_groups * (1 + (shape.m_tiles - 1) * (0 if geo.turned else AGAIN))
+    units = counts.visits * geo.halves if geo.turned else counts.pieces  # what takes its own multiply steps
+    reads = (counts.visits if geo.in_registers else units).sum(axis=1)  # of a panel by a row of warpgroups
+    heights = shape.row_groups * (1 + (geo.step_products - 1) * AGAIN)
     shared = arriving + reads * geo.row_bytes * shape.multiplied_rows + pieces * geo.piece_bytes * heights
     visit = VISIT + PAIR * -(-shape.slots // 2) + PAIRED_VISIT * shape.paired
-    chain = counts.visits * visit + counts.pieces * (geo.steps * (shape.m_tiles * geo.block / 2 + STEP))
-    multiplies = pieces * (geo.steps * max(geo.block / 2, LEAST_STEP) * shape.multiplied_rows / WARPGROUP_ROWS)
-    if geo.turned:
-        chain = counts.visits * (visit + geo.halves * geo.steps * (geo.multiply_columns / 2 + STEP))
-        multiplies = counts.visits.sum(axis=1) * (geo.halves * geo.steps * shape.multiplied_rows / 2)
+    columns = geo.multiply_columns / 2
+    chain = counts.visits * visit + units * (geo.steps * (geo.step_products * columns + STEP))
+    products = geo.steps * geo.step_products * shape.row_groups
     return l2_bytes, {
         "L2": l2_bytes / L2_RATE[min(shape.thread_blocks, 2)],
         "lines of L2": lines / LINE_RATE,
         "shared memory": shared / SHARED_RATE,
-        "math": multiplies,
+        "math": units.sum(axis=1) * (products * max(columns, LEAST_STEP)),
         "latency": chain.max(axis=1),
         "copies": (counts.copies + residual + pieces * geo.piece_boxes / shape.cluster) * COPY,
     }

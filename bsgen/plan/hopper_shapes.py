@@ -9,12 +9,14 @@ from typing import NamedTuple
 
 from bsgen.plan.rings import MAXIMUM_LOADS, room
 from bsgen.plan.shared_rings import MOST_PANELS
+from bsgen.plan.tile import math_of
 from bsgen.plan.warpgroup import (
     ATOM_ROWS,
     HALF_LINE,
     LINE_BYTES,
     WARPGROUP_ROWS,
     WarpgroupShape,
+    is_turned,
     residual_panels,
     warpgroup_geometry,
 )
@@ -71,7 +73,7 @@ def shapes(problem: Problem, target: Target, across: Sequence[int], rings: Seque
     """Every shape whose accumulators fit the registers, alone and in clusters, with every ring."""
     for (row_groups, columns, m_tiles, width), ringed in _forms(rings):
         slots = width // problem.block_size
-        tall, turned = row_groups * m_tiles > 1, _turned(problem)
+        tall, turned = row_groups * m_tiles > 1, is_turned(problem.op, math_of(problem))
         if turned and width != max(WARPGROUP_ROWS, problem.block_size):
             continue
         most = MAXIMUM_SLOTS if tall or problem.dtype is DType.FLOAT32 else LOW_SLOTS
@@ -152,7 +154,7 @@ def _row_bytes(problem: Problem) -> int:
 def _stored(problem: Problem, slots: int) -> tuple[int, ...]:
     """Bytes of a row that may be stored together: an output block's, or also two neighbours'."""
     if problem.feature_first or problem.dtype is DType.FLOAT32:
-        return (LINE_BYTES if _turned(problem) else HALF_LINE,)
+        return (LINE_BYTES if is_turned(problem.op, math_of(problem)) else HALF_LINE,)
     row, outputs = _row_bytes(problem), _sides(problem)[1]
     return (row, LINE_BYTES) if row < LINE_BYTES and slots % 2 == outputs % 2 == 0 else (row,)
 
@@ -161,11 +163,6 @@ def _paired(problem: Problem) -> tuple[bool, ...]:
     """Whether two panels may lie in a line: where their rows have half of one, and rows of activations are whole lines."""
     lines = 2 * _row_bytes(problem) == LINE_BYTES and _sides(problem)[0] % 2 == 0
     return (False, True) if lines and not problem.feature_first else (False,)
-
-
-def _turned(problem: Problem) -> bool:
-    """Whether warpgroups have outputs as rows, as plan/warpgroup.py says."""
-    return problem.dtype is DType.FLOAT32 and problem.op is Op.FPROP
 
 
 def _with_ring(shape: WarpgroupShape, target: Target) -> WarpgroupShape:

@@ -256,15 +256,18 @@ class WarpgroupGeometry:
 
     @cached_property
     def turned(self) -> bool:
-        """Whether products are y^T = W^T x^T: a warpgroup's outputs are what wgmma has as rows, its rows of x are columns. TF32 has
-        no operand in shared memory whose outputs are contiguous, as those of fprop are; W^T passes through registers, zeros for
-        slots that a visit does not use, and x is as wgmma wants it."""
-        return self.math.chunk == 4 and self.op is Op.FPROP
+        """Whether products are turned."""
+        return is_turned(self.op, self.math)
+
+    @cached_property
+    def step_products(self) -> int:
+        """Products of a multiply step: one for each 64-row tile, or where they are turned one for all rows."""
+        return 1 if self.turned else self.shape.m_tiles
 
     @cached_property
     def fragments(self) -> int:
         """Registers of a visit's fragments: of the panel's rows, or where products are turned of its pieces."""
-        return 4 * self.steps * (self.shape.m_tiles if self.in_registers else self.turned)
+        return 4 * self.steps * self.step_products if self.in_registers or self.turned else 0
 
     @cached_property
     def halves(self) -> int:
@@ -290,6 +293,13 @@ class WarpgroupGeometry:
     def registers(self, buffers: int) -> int:
         """Registers of a multiplying thread with fragments of so many visits."""
         return self.accumulators + buffers * self.fragments + OTHER_REGISTERS
+
+
+def is_turned(op: Op, math: Math) -> bool:
+    """Whether products are y^T = W^T x^T: a warpgroup's outputs are what wgmma has as rows, its rows of x are columns. TF32 has no
+    operand in shared memory whose outputs are contiguous, as those of fprop are; W^T passes through registers, zeros for slots
+    that a visit does not use, and x is as wgmma wants it."""
+    return math.chunk == 4 and op is Op.FPROP
 
 
 def warpgroup_geometry(problem: Problem, shape: WarpgroupShape) -> WarpgroupGeometry:

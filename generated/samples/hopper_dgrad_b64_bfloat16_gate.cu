@@ -143,6 +143,11 @@ __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 }
 
+// The address in the low word of a matrix descriptor, in 16 bytes; that of shared memory has the rank in its cluster in the bits above.
+__device__ __forceinline__ u32 matrix_address(u32 shared) {
+    return (shared & 0x3ffff) / 16;
+}
+
 // sums += A * B; A [64, 16] and B [16, 64] where the low words of their descriptors say.
 __device__ __forceinline__ void wgmma(float (&sums)[32], u32 a, u32 b) {
     asm volatile(
@@ -309,11 +314,6 @@ __device__ __forceinline__ void multiply_panel(Sums& sums, const Fragments& a, u
     }
 }
 
-// The low word of the matrix descriptor of pieces at `shared`; an address has the rank in its cluster in bits above these.
-__device__ __forceinline__ u32 descriptor_low(u32 shared) { return (shared & 0x3ffff) / 16 + kWeightsLow; }
-
-__device__ __forceinline__ u32 panel_low(u32 shared) { return (shared & 0x3ffff) / 16; }
-
 // All visits of a stage. A visit is two words: where its panel is, in bytes; and the mask of the slots that use it, with the place of
 // their first piece in 16 bytes << 16. Past the last visit lies one that is safe to follow.
 __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows, u32 b, int column) {
@@ -423,7 +423,7 @@ bsgen_dgrad_b64_bfloat16_hopper_0dd315799237382c(const __grid_constant__ TensorM
             for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
-                multiply_stage(sums, stage + kRecord, panel_low(stage) + group / kColumns * (kGroupRows * kRowBytes / 16), descriptor_low(stage), column);
+                multiply_stage(sums, stage + kRecord, matrix_address(stage) + group / kColumns * (kGroupRows * kRowBytes / 16), matrix_address(stage) + kWeightsLow, column);
                 give_back(empty, slot, parity);
             }
 #pragma unroll

@@ -387,6 +387,11 @@ __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 }
 
+// The address in the low word of a matrix descriptor, in 16 bytes; that of shared memory has the rank in its cluster in the bits above.
+__device__ __forceinline__ u32 matrix_address(u32 shared) {
+    return (shared & 0x3ffff) / 16;
+}
+
 // sums += a * B; a in registers, B [16, 256] where the low word of its descriptor, b, says.
 __device__ __forceinline__ void wgmma(float (&sums)[128], const u32 (&a)[4], u32 b) {
     asm volatile(
@@ -447,6 +452,7 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, const Lane& lane, u32
         give_back(before);
         return;
     }
+    const u32 panels = matrix_address(stage);
     u32 at = stage + first + lane.inputs;
     const auto load_fragments = [&](u32 (&w)[4], u32 block) {
         block = block >> lane.output & 0xffff;
@@ -461,7 +467,7 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, const Lane& lane, u32
         now = next, at += kOperationBytes;
         next = load_shared_pair(at + kOperationBytes);
         wgmma_fence();
-        wgmma(sums, w, stage / 16 + inputs);
+        wgmma(sums, w, panels + inputs);
         wgmma_commit();
         wgmma_wait<1>();
         load_fragments(then, now.y);

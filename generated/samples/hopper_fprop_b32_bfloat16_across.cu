@@ -171,6 +171,11 @@ __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 }
 
+// The address in the low word of a matrix descriptor, in 16 bytes; that of shared memory has the rank in its cluster in the bits above.
+__device__ __forceinline__ u32 matrix_address(u32 shared) {
+    return (shared & 0x3ffff) / 16;
+}
+
 // sums += a * B; a in registers, B [16, 32] where the low word of its descriptor, b, says.
 __device__ __forceinline__ void wgmma(float (&sums)[16], const u32 (&a)[4], u32 b) {
     asm volatile(
@@ -387,9 +392,6 @@ __device__ __forceinline__ void multiply_panel(Sums& sums, const Fragments& a, u
     }
 }
 
-// The low word of the matrix descriptor of pieces at `shared`; an address has the rank in its cluster in bits above these.
-__device__ __forceinline__ u32 descriptor_low(u32 shared) { return (shared & 0x3ffff) / 16 + kWeightsLow; }
-
 // All visits of a stage. A visit is two words: where its panel is, in bytes; and the mask of the slots that use it, with the place of
 // their first piece in 16 bytes << 16. Past the last visit lies one that is safe to follow.
 __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows, u32 b, int column) {
@@ -515,7 +517,7 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
             for (int s = 0; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
-                multiply_stage(sums, stage + kRecord, stage + place, descriptor_low(stage), column);
+                multiply_stage(sums, stage + kRecord, stage + place, matrix_address(stage) + kWeightsLow, column);
                 give_back(empty, slot, parity);
             }
 #pragma unroll

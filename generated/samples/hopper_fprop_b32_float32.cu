@@ -109,7 +109,7 @@ __device__ __forceinline__ u32 load_shared_if(u32 address, u32 used) {
     return word;
 }
 
-// A word into shared memory, and 16 bytes out of it.
+// A word into shared memory.
 __device__ __forceinline__ void store_shared(u32 address, float value) {
     asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
 }
@@ -141,6 +141,11 @@ __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_grou
 template <int Pending>
 __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+}
+
+// The address in the low word of a matrix descriptor, in 16 bytes; that of shared memory has the rank in its cluster in the bits above.
+__device__ __forceinline__ u32 matrix_address(u32 shared) {
+    return (shared & 0x3ffff) / 16;
 }
 
 // sums += a * B; a in registers, B [8, 128] where the low word of its descriptor, b, says.
@@ -296,9 +301,9 @@ __device__ __forceinline__ u32 uniform(u32 value) {
 using Sums = float[kGroupRows / 2];
 using Fragments = u32[kSteps][4];
 
-// The outputs of a warpgroup, of which a warp has 16: lane l's rows of fragments and sums are output(l) and the one kHalf behind it. So
+// The kOutputs of a warpgroup, of which a warp has 16: lane l's rows of fragments and sums are output(l) and the one kSecond behind it. So
 // spread, a warp's words of a piece lie in different banks.
-constexpr int kHalf = 4;
+constexpr int kOutputs = 64, kSecond = 4;
 __device__ __forceinline__ int output(int warp, int lane) { return warp / 2 * 32 + warp % 2 * 8 + lane / 16 * 16 + lane / 4 % 4; }
 
 // Where this lane's first word of a fragment of W^T lies in the pieces of a visit, swizzled as TMA wrote them.
@@ -313,7 +318,7 @@ __device__ __forceinline__ void load_fragments(Fragments& w, u32 pieces, u32 wor
 #pragma unroll
     for (int k = 0; k < kSteps; ++k)
 #pragma unroll
-        for (int i = 0; i < 4; ++i)  // an output and the one kHalf behind it, then both of inputs 4 further
+        for (int i = 0; i < 4; ++i)  // an output and the one kSecond behind it, then both of inputs 4 further
             w[k][i] = tf32(load_shared_if((from ^ (i % 2 * 16 + i / 2 * 64)) + (k * kWeightsStep * 16 + i / 2 * (4 * kRowBytes)), used));
 }
 
@@ -342,14 +347,15 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows,
     } while (--count);
 }
 
-// Where a chunk of 16 bytes lies in scratch, rows of 16 of them, so swizzled that a warp's sums lie in different banks.
-__device__ __forceinline__ u32 scratch_place(int row, int chunk) { return row * 256 + (chunk ^ row / 2 % 4) * 16; }
+// Where a chunk of four outputs lies in scratch, rows of kChunks of them, so swizzled that a warp's sums lie in different banks.
+constexpr int kChunks = kOutputs / 4;
+__device__ __forceinline__ u32 scratch_place(int row, int chunk) { return (row * kChunks + (chunk ^ row / 2 % 4)) * 16; }
 
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums. A warp holds 16 of the warpgroup's outputs of all
 // its rows; through shared memory all outputs of 8 rows come together.
 __device__ __forceinline__ void store(const Sums& sums, const int (&targets)[kSlots], int row0, int n,
                                       Element* __restrict__ y, u32 scratch) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, line = threadIdx.x / 16 % 8, chunk = threadIdx.x % 16;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, line = threadIdx.x / kChunks % 8, chunk = threadIdx.x % kChunks;
     const int target = chunk * 4 < kBlock ? targets[0] : targets[1];  // the output block of which this thread stores 16 bytes of a row
     if (targets[0] == kNoOutput && targets[1] == kNoOutput) return;
     const int within = chunk * 4 % kBlock, column = target * kBlock + within;
@@ -360,7 +366,7 @@ __device__ __forceinline__ void store(const Sums& sums, const int (&targets)[kSl
         const u32 buffer = scratch + j % 2 * (kScratchBytes / 2);  // the other one is still being read; a tile has an even number of them
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const int mine = lane % 4 * 2 + i % 2, feature = place + i / 2 * kHalf;
+            const int mine = lane % 4 * 2 + i % 2, feature = place + i / 2 * kSecond;
             store_shared(buffer + scratch_place(mine, feature / 4) + feature % 4 * 4, sums[j * 4 + i]);
         }
         warpgroup_sync();
@@ -426,7 +432,7 @@ bsgen_fprop_b32_float32_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
             for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
-                multiply_stage(sums, stage + kRecord, (stage & 0x3ffff) / 16 + row * (kRowBytes / 16), stage + place, column, warp / 2);  // without the rank in its cluster, in the bits above
+                multiply_stage(sums, stage + kRecord, matrix_address(stage) + row * (kRowBytes / 16), stage + place, column, warp / 2);
                 give_back(empty, slot, parity);
             }
             store(sums, targets, row0 + row, n, y, scratch);

@@ -95,6 +95,11 @@ __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 }
 
+// The address in the low word of a matrix descriptor, in 16 bytes; that of shared memory has the rank in its cluster in the bits above.
+__device__ __forceinline__ u32 matrix_address(u32 shared) {
+    return (shared & 0x3ffff) / 16;
+}
+
 // sums += a * B; a in registers, B [16, 32] where the low word of its descriptor, b, says.
 __device__ __forceinline__ void wgmma(float (&sums)[16], const u32 (&a)[4], u32 b) {
     asm volatile(
@@ -319,7 +324,7 @@ using Sums = float[kUnits][kBlock / 2];
 
 // One stage of one unit. A warp's 16 features of x pass through registers, half of which the step before still reads.
 __device__ __forceinline__ void multiply(float (&sums)[kBlock / 2], u32 (&a)[2][4], u32 stage, u32 place) {
-    const u32 from = stage + (place & 0xffff) * 16, right = (stage & 0x3ffff) / 16 + (place >> 16);
+    const u32 from = stage + (place & 0xffff) * 16, right = matrix_address(stage) + (place >> 16);
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
         wgmma_wait<1>();

@@ -88,6 +88,11 @@ __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 }
 
+// The address in the low word of a matrix descriptor, in 16 bytes; that of shared memory has the rank in its cluster in the bits above.
+__device__ __forceinline__ u32 matrix_address(u32 shared) {
+    return (shared & 0x3ffff) / 16;
+}
+
 // sums += A * B; A [64, 16] and B [16, 64] where the low words of their descriptors say.
 __device__ __forceinline__ void wgmma(float (&sums)[32], u32 a, u32 b) {
     asm volatile(
@@ -280,7 +285,7 @@ bsgen_wgrad_b64_bfloat16_hopper_0dd315799237382c(const __grid_constant__ TensorM
     asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
     const int lane = threadIdx.x % 32, mine = tile * kGroups + group, count = __shfl_sync(~0u, kUnitCounts[mine], 0);
     const int* units = kUnitTable + mine * (kUnits * 4);
-    const u32 base = (stages_base & 0x3ffff) / 16;
+    const u32 base = matrix_address(stages_base);
     u32 left[kUnits], right[kUnits];
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {

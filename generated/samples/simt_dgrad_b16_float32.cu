@@ -167,10 +167,9 @@ __device__ __forceinline__ float2 load_shared_2(u32 address) {
 }
 
 __device__ __forceinline__ float4 load_shared_4(u32 address) {
-    float4 value;
-    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w) : "r"(address) : "memory");
-    return value;
+    float4 v;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address) : "memory");
+    return v;
 }
 
 // One operation on CUDA cores, its sums spread over the lanes as mma.sync spreads them: a lane owns rows g and g + 8 and

@@ -142,13 +142,6 @@ __device__ __forceinline__ float2 load_shared_2(u32 address) {
     return value;
 }
 
-__device__ __forceinline__ float4 load_shared_4(u32 address) {
-    float4 value;
-    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w) : "r"(address) : "memory");
-    return value;
-}
-
 constexpr int kRowBytes = kPanelChunks * 16;
 
 // One stage of one unit on CUDA cores, its sums spread over the lanes as mma.sync spreads them: a lane owns x features g and
