@@ -131,7 +131,11 @@ def _turned(plan: HopperNarrowPlan, warp: int, words: list[int]) -> Iterator[tup
         for output in range(blocks):
             place = word >> 16 * output & 0xFFFF
             if place:
-                yield warp * blocks + output, words[0] * 16 + k * 16, place * 16
+                yield (
+                    warp * blocks + output,
+                    words[0] * 16 + k * (1024 if plan.problem.feature_first else 16),
+                    place * 16,
+                )
 
 
 def _first_feature(plan: HopperNarrowPlan, memory: np.ndarray, place: int) -> int:

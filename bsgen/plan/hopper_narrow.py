@@ -176,7 +176,7 @@ def forms(problem: Problem) -> Iterator[Form]:
     for form, panel, stages in product(SHAPES, panels(problem), STAGES):
         yield form, panel, stages, False
     many = (problem.batch or DEFAULT_ROWS) > FEW_ROWS and problem.layout.density >= TURNED_DENSITY
-    if many and not problem.feature_first:
+    if many:
         yield TURNED_SHAPE, TURNED_PANEL, TURNED_STAGES, True
 
 

@@ -116,6 +116,11 @@ class NarrowGeometry:
         return ATOM_ROWS * self.line_bytes >> 4 | (1 if self.line_bytes == LINE_BYTES else 2) << 30
 
     @property
+    def panel_low(self) -> int:
+        """Low word of the descriptor without the address: bytes between boxes of rows, where those are contiguous."""
+        return 0 if self.axis else self.box_bytes >> 4 << 16
+
+    @property
     def itemsize(self) -> int:
         """Bytes of an element."""
         return CHUNK_BYTES // self.math.chunk

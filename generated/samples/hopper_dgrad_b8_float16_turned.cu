@@ -489,7 +489,7 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, const Lane& lane, u32
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums. A warp holds 16 outputs of all rows; 16 rows at a time.
 __device__ __forceinline__ void store(const Sums& sums, const int (&targets)[kSlots], int row0, int n, Element* __restrict__ dx, u32 scratch) {
     const int lane = threadIdx.x % 32;
-    // Which 8 outputs of which of 16 rows this lane stores, and where the row lies in scratch that it points at of matrix l / 8.
+    // Which 8 outputs this lane stores, of which of 16 rows, and where the row lies in scratch that it points at of matrix l / 8.
     const int mine = lane % 2 ? targets[kSlots - 1] : targets[0], row = row0 + lane / 2;
     const u32 matrices = scratch + swizzled<2>(lane / 16 * 8 + lane % 8, lane / 8 % 2), chunks = scratch + swizzled<2>(lane / 2, lane % 2);
     const long long place = static_cast<long long>(row) * kFeaturesOut + max(mine, 0) * kBlock;
