@@ -311,6 +311,18 @@ SAMPLES = (
         DType.BFLOAT16,
         batch=MANY,
         arch=HOPPER,
+        planner=warps_alone,
+        axis=0,
+    ),
+    Sample(
+        "hopper_fprop_b8_float16_bias_relu_residual_axis0_turned",
+        Op.FPROP,
+        lambda: scattered(40, 32),
+        8,
+        DType.FLOAT16,
+        epilogue=Epilogue(bias=True, activation=Activation.RELU, residual=True),
+        batch=MANY,
+        arch=HOPPER,
         axis=0,
     ),
     Sample(
@@ -322,6 +334,7 @@ SAMPLES = (
         epilogue=Epilogue(bias=True, activation=Activation.GELU, residual=True),
         batch=MANY,
         arch=HOPPER,
+        planner=warps_alone,
         axis=0,
     ),
     Sample(

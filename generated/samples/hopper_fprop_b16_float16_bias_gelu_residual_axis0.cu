@@ -1,22 +1,24 @@
 // y = W.T @ x for one block-sparse W [384, 320] and its epilogue, float16.
 // Layout 97ba793baadd2629: 180 of 480 blocks of 16 x 16 (37.50 %).
-// Plan: hopper, wgmma_f16 turned, tile 256 x 128, 8 warps, panels of 32, 3 stages of 74 KiB, similar groups.
+// Plan: hopper, mma_f16, tile 64 x 512, 16 warps, panels of 32, 3 stages of 72 KiB, contiguous groups.
 //
 // Persistent thread blocks walk tiles of kTileRows rows x kWarps * kSlots output blocks, groups of output blocks fastest. Warps of their own keep a
 // ring of stages full: panels of activations, stored blocks, and a record of what to multiply. Each other warp owns all rows of kSlots
-// output blocks; four multiply together, their 64 outputs the rows of a product and the rows of x its columns.
+// output blocks; it follows the operations of its slots and gives the stage back, as fast as it can for itself.
 
 using u32 = unsigned int;
 
-constexpr int kBlock = 16;  // a block's side
-constexpr int kWarps = 8, kSlots = 1, kLoaders = 128, kThreads = 32 * kWarps + kLoaders;  // warps that multiply, output blocks of each; threads that load
-constexpr int kTileRows = 256;
-constexpr int kTiles = 3;
-constexpr int kStages = 3, kStageBytes = 75776, kBounds = kStageBytes - 48;  // a stage ends with its record, and that with bounds
-constexpr int kPanelBytes = 16384;  // of a panel
-constexpr int kPanelBoxes = 4, kBoxRows = 64, kBoxBytes = 4096;  // a panel is loaded in boxes of kBoxRows rows
-constexpr int kScratchBytes = 512;  // of a warp, for 16 rows of 16 outputs
-constexpr int kLoads = 18;  // entries of a stage in kLoadTable
+constexpr int kBlock = 16, kMTiles = 4, kNTiles = 2;  // a block's side; 16-row and 8-column steps
+constexpr int kWarps = 16, kSlots = 2, kLoaders = 128, kThreads = 32 * kWarps + kLoaders;  // warps that multiply, output blocks of each; threads that load
+constexpr int kTileRows = 64;
+constexpr int kTiles = 1;
+constexpr int kStages = 3, kStageBytes = 73728, kBounds = kStageBytes - 144;  // a stage ends with its record, and that with bounds
+constexpr int kLineBytes = 128, kPanelBytes = 4096;  // of a feature in a box, of a panel
+constexpr int kPanelBoxes = 1, kBoxRows = 64, kBoxBytes = 4096;  // a panel is loaded in boxes of kBoxRows rows
+constexpr int kStoreTiles = 2, kStoreSteps = 2 / kStoreTiles;  // 16-row tiles and 8-column steps that a warp stores at once
+constexpr int kScratchBytes = 512;  // of a warp, for those
+constexpr int kResidualsAhead = 2;  // chunks of the residual that a lane has on their way together
+constexpr int kLoads = 9;  // entries of a stage in kLoadTable
 
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -59,6 +61,12 @@ __device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
 // 16 bytes to device memory.
 __device__ __forceinline__ void store_global_chunk(void* global, uint4 v) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
+// The same, each matrix transposed: lane l gives what becomes of column l % 8 of matrix l / 8.
+__device__ __forceinline__ void stmatrix_x4_trans(u32 address, const u32 (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]),
+                 "r"(r[3]) : "memory");
 }
 
 // 16 bytes into shared memory.
@@ -177,113 +185,52 @@ __device__ __forceinline__ float2 finish(float2 v, float2 bias, float2 residual)
     return v;
 }
 
-__device__ const int __align__(16) kTileStages[] = {
-    0,4,7,10,
-};
-
+constexpr int kTileStages = 3;  // of each tile
 __device__ const int __align__(16) kTargets[] = {
-    0,4,8,12,16,2,10,18,1,9,17,3,6,14,7,11,
-    5,13,15,19,-2147483647,-2147483647,-2147483647,-2147483647,
+    0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,
+    16,17,18,19,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,
 };  // [kTiles, kWarps, kSlots]: output block, ~p for partial sum p, or -2147483647 for none
 // [stages, kLoads, 2], in chunks of 16 bytes but for features: place of the record, its size | the stage's size << 16; of each panel its
 // first feature, 0; of each run of W its place, where it goes in the stage | its size << 16; of no load -1, 0
 __device__ const int __align__(16) kLoadTable[] = {
-    0,253493276,0,0,32,0,64,0,0,10488832,192,2100384,256,2100416,320,4197600,
-    416,2100512,480,2100544,608,2100576,672,2100608,736,2100640,864,2100672,928,2100704,1120,12586496,
-    1344,2100928,1408,2100960,28,253493276,96,0,128,0,160,0,1440,6294528,1568,6294624,
-    1696,4197568,1920,10489088,2112,2100640,2176,2100672,2240,4197856,2336,2100768,2400,2100800,2528,2100832,
-    2592,2100864,2656,2100896,2784,2100928,2848,2100960,56,253493276,192,0,224,0,256,0,
-    3040,12585984,3264,2100416,3328,8391904,3488,6294880,3616,4197824,3840,10489344,4032,2100896,4096,2100928,
-    4160,2100960,-1,0,-1,0,-1,0,-1,0,-1,0,84,253493276,288,0,
-    320,0,352,0,4192,2100224,4256,2100256,4320,2100288,4448,2100320,4512,2100352,4576,2100384,
-    4704,2100416,4768,2100448,4960,12586240,5184,2100672,5248,8392160,5408,6295136,5536,4198080,-1,0,
-    112,245104668,0,0,32,0,96,0,160,2100224,224,2100256,288,2100288,384,2100320,
-    448,2100352,544,4197536,640,2100448,704,2100480,800,2100512,896,2100544,992,6294880,1536,2100672,
-    1664,2100704,1760,8392192,140,245104668,128,0,160,0,224,0,2080,2100224,2144,2100256,
-    2208,2100288,2304,2100320,2368,2100352,2464,4197536,2560,2100448,2624,2100480,2720,2100512,2816,2100544,
-    2912,6294880,3456,2100672,3584,2100704,3680,8392192,168,245104668,256,0,288,0,352,0,
-    4000,2100224,4064,2100256,4128,2100288,4224,2100320,4288,2100352,4384,4197536,4480,2100448,4544,2100480,
-    4640,2100512,4736,2100544,4832,6294880,5376,2100672,5504,2100704,5600,8392192,196,298057764,32,0,
-    64,0,96,0,160,0,512,2101248,768,2101280,832,2101312,960,2101344,1088,2101376,
-    1312,2101408,1376,2101440,1888,2101472,2432,2101504,2688,2101536,2752,2101568,2880,2101600,3008,2101632,
-    232,291766308,192,0,224,0,288,0,320,0,3232,2101248,3296,2101280,3808,2101312,
-    4352,2101344,4608,2101376,4672,2101408,4800,2101440,4928,2101472,5152,2101504,5216,2101536,-1,0,
-    -1,0,-1,0,268,69992460,352,0,5728,2098176,-1,0,-1,0,-1,0,
-    -1,0,-1,0,-1,0,-1,0,-1,0,-1,0,-1,0,-1,0,
-    -1,0,-1,0,-1,0,-1,0,
+    0,273874995,0,0,32,0,64,0,96,0,128,0,192,0,0,148899328,
+    3040,20975328,51,263454772,160,0,224,0,256,0,288,0,320,0,2272,50332928,
+    3360,125831168,-1,0,103,49414162,352,0,5280,31457536,-1,0,-1,0,-1,0,
+    -1,0,-1,0,-1,0,
 };
 
 __device__ const int __align__(16) kRecords[] = {
-    0,3072,1024,3328,2048,3584,0,3104,1024,3392,2048,3616,0,3136,1024,3424,
-    2048,3648,0,3168,1024,3488,2048,3680,0,3200,128,0,1024,3520,2048,3712,
-    2176,0,0,0,128,3232,1024,3360,2048,0,2176,3744,0,0,128,3264,
-    1024,3456,2048,0,2176,3776,0,0,128,3296,1024,3552,2048,0,2176,3808,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,75328,75352,75376,75400,75424,75464,75504,75544,75584,0,0,0,
-    0,3072,1024,3328,2048,3584,0,3136,1024,3360,2048,3648,0,3168,1024,3392,
-    2048,3680,0,3232,1024,3424,2048,3744,0,3264,1024,3456,1152,0,2048,3776,
-    0,3104,1024,0,1152,3488,2048,3616,0,3200,1024,0,1152,3520,2048,3712,
-    0,3296,1024,0,1152,3552,2048,3808,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,75328,75352,75376,75400,75424,75456,75488,75520,75552,0,0,0,
-    0,3072,1024,3328,2048,3584,0,3104,1024,3392,2048,3616,0,3136,1024,3424,
-    2048,3648,0,3168,1024,3488,2048,3680,0,3200,128,0,1024,3520,2048,3712,
-    2176,0,0,0,128,3232,1024,3360,2048,0,2176,3744,0,0,128,3264,
-    1024,3456,2048,0,2176,3776,0,0,128,3296,1024,3552,2048,0,2176,3808,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,75328,75352,75376,75400,75424,75464,75504,75544,75584,0,0,0,
-    0,3072,1024,3328,2048,3584,0,3136,1024,3360,2048,3648,0,3168,1024,3392,
-    2048,3680,0,3232,1024,3424,2048,3744,0,3264,1024,3456,1152,0,2048,3776,
-    0,3104,1024,0,1152,3488,2048,3616,0,3200,1024,0,1152,3520,2048,3712,
-    0,3296,1024,0,1152,3552,2048,3808,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,75328,75352,75376,75400,75424,75456,75488,75520,75552,0,0,0,
-    128,3072,1024,3168,2176,0,128,3104,1024,3296,2176,0,128,3136,1024,3392,
-    2176,0,128,0,1024,3200,2176,3584,1024,3232,1152,3424,2048,3520,2176,3616,
-    1024,3360,1152,3488,2048,3552,2176,3680,1024,3264,1152,3456,2048,0,2176,0,
-    1024,3328,1152,0,2048,0,2176,3648,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,75328,75352,75376,75400,75424,75456,75488,75520,75552,0,0,0,
-    128,3072,1024,3168,2176,0,128,3104,1024,3296,2176,0,128,3136,1024,3392,
-    2176,0,128,0,1024,3200,2176,3584,1024,3232,1152,3424,2048,3520,2176,3616,
-    1024,3360,1152,3488,2048,3552,2176,3680,1024,3264,1152,3456,2048,0,2176,0,
-    1024,3328,1152,0,2048,0,2176,3648,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,75328,75352,75376,75400,75424,75456,75488,75520,75552,0,0,0,
-    128,3072,1024,3168,2176,0,128,3104,1024,3296,2176,0,128,3136,1024,3392,
-    2176,0,128,0,1024,3200,2176,3584,1024,3232,1152,3424,2048,3520,2176,3616,
-    1024,3360,1152,3488,2048,3552,2176,3680,1024,3264,1152,3456,2048,0,2176,0,
-    1024,3328,1152,0,2048,0,2176,3648,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,75328,75352,75376,75400,75424,75456,75488,75520,75552,0,0,0,
-    0,4096,128,0,1152,4256,2176,0,3072,4352,3200,0,0,4128,128,0,
-    1152,4288,2176,0,3072,4384,3200,0,0,4160,128,4224,1152,0,2176,0,
-    3072,4416,3200,4480,0,4192,128,0,1152,0,2176,4320,3072,4448,3200,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,75200,75248,75296,75344,75392,75392,75392,75392,75392,0,0,0,
-    128,4096,1152,0,2048,4192,2176,0,3200,4352,128,4128,1152,0,2048,4224,
-    2176,0,3200,4384,128,0,1152,0,2048,4256,2176,4320,3200,0,128,0,
-    1152,4160,2048,4288,2176,0,3200,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,75200,75240,75280,75320,75360,75360,75360,75360,75360,0,0,0,
-    128,0,128,0,128,0,128,1024,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,75584,75592,75600,75608,75616,75616,75616,75616,75616,0,0,0,
+    0,24576,4096,30208,8192,42496,12288,47616,16384,55296,20480,60928,2048,27136,4096,30720,
+    18432,57856,2048,27648,4096,31232,10240,45056,12288,48128,18432,58368,22528,63488,4096,31744,
+    14336,52736,0,25088,4096,32256,8192,43008,12288,48640,16384,55808,20480,61440,4096,32768,
+    10240,45568,22528,64000,4096,33280,6144,40448,12288,49152,14336,53248,4096,33792,6144,40960,
+    0,25600,4096,34304,8192,43520,12288,49664,16384,56320,20480,61952,2048,28160,4096,34816,
+    18432,58880,2048,28672,4096,35328,10240,46080,12288,50176,18432,59392,22528,64512,4096,35840,
+    14336,53760,0,26112,4096,36352,8192,44032,12288,50688,16384,56832,20480,62464,4096,36864,
+    10240,46592,22528,65024,4096,37376,6144,41472,12288,51200,14336,54272,4096,37888,6144,41984,
+    0,26624,4096,38400,8192,44544,12288,51712,16384,57344,20480,62976,2048,29184,4096,38912,
+    18432,59904,2048,29696,4096,39424,10240,47104,12288,52224,18432,60416,22528,65536,4096,39936,
+    14336,54784,0,0,0,0,0,0,72912,72960,72984,73032,73048,73096,73120,73152,
+    73168,73216,73240,73288,73304,73352,73376,73408,73424,73472,73496,73544,73560,73560,73560,73560,
+    73560,73560,73560,73560,73560,73560,73560,73560,73560,0,0,0,0,20480,4096,32768,
+    8192,40448,12288,46080,16384,58368,0,20992,10240,43008,12288,46592,0,21504,4096,33280,
+    10240,43520,12288,47104,18432,60928,0,22016,6144,37888,12288,47616,0,22528,4096,33792,
+    8192,40960,12288,48128,16384,58880,0,23040,12288,48640,18432,61440,0,23552,2048,30720,
+    4096,34304,6144,38400,12288,49152,14336,56320,0,24064,2048,31232,12288,49664,14336,56832,
+    0,24576,4096,34816,8192,41472,12288,50176,16384,59392,0,25088,10240,44032,12288,50688,
+    0,25600,4096,35328,10240,44544,12288,51200,18432,61952,0,26112,6144,38912,12288,51712,
+    0,26624,4096,35840,8192,41984,12288,52224,16384,59904,0,27136,12288,52736,18432,62464,
+    0,27648,2048,31744,4096,36352,6144,39424,12288,53248,14336,57344,0,28160,2048,32256,
+    12288,53760,14336,57856,0,28672,4096,36864,8192,42496,12288,54272,16384,60416,0,29184,
+    10240,45056,12288,54784,0,29696,4096,37376,10240,45568,12288,55296,18432,62976,0,30208,
+    6144,39936,12288,55808,0,0,0,0,72896,72936,72960,73000,73024,73064,73088,73136,
+    73168,73208,73232,73272,73296,73336,73360,73408,73440,73480,73504,73544,73568,73568,73568,73568,
+    73568,73568,73568,73568,73568,73568,73568,73568,73568,0,0,0,0,4096,0,4608,
+    2048,9216,0,5120,0,5632,2048,9728,0,6144,0,6656,2048,10240,0,7168,
+    0,7680,2048,10752,0,8192,0,8704,2048,11264,0,0,0,0,0,0,
+    73440,73448,73448,73456,73464,73472,73472,73488,73488,73496,73496,73504,73512,73520,73520,73536,
+    73536,73544,73544,73552,73560,73560,73560,73560,73560,73560,73560,73560,73560,73560,73560,73560,
+    73560,0,0,0,
 };  // see multiply_stage
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
@@ -308,7 +255,7 @@ struct Walk {
     __device__ __forceinline__ bool more() const { return tile < tiles.count; }
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
-        next_stage = kTileStages[group], next_last = kTileStages[group + 1];
+        next_stage = group * kTileStages, next_last = next_stage + kTileStages;
     }
     __device__ __forceinline__ void skip() {
         while (stage == last && more()) {
@@ -353,9 +300,11 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Elem
     }
 }
 
-// A value that all threads of a warp read alike: keeps what depends on it in uniform registers.
-__device__ __forceinline__ u32 uniform(u32 value) {
-    return __shfl_sync(~0u, value, 0);
+// d += a * b on tensor cores, 16 x 8 x 16, float16 in, float32 sums (PTX: mma.sync.m16n8k16).
+__device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
@@ -363,163 +312,100 @@ __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
 
-// 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
-__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
-}
+using Sums = float[kSlots][kMTiles][kNTiles][4];
 
-constexpr u32 kPanelHigh = 1073741888u, kPanelLow = 16777216u;  // words of the matrix descriptor of a panel (PTX: wgmma)
-constexpr int kOperationBytes = 8;
+constexpr int kBoxTiles = kBoxRows / 16;
 
-using Sums = float[kTileRows / 2];
-
-// The multiply step of a warpgroup, 64 rows x 256 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
-// the first, commit after the last, wait before its registers or shared memory change.
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Wait until at most `Pending` of the newest groups are still at work.
-template <int Pending>
-__device__ __forceinline__ void wgmma_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
-}
-
-// The address in the low word of a matrix descriptor, in 16 bytes; that of shared memory has the rank in its cluster in the bits above.
-__device__ __forceinline__ u32 matrix_address(u32 shared) {
-    return (shared & 0x3ffff) / 16;
-}
-
-// sums += a * B; a in registers, B [16, 256] where the low word of its descriptor, b, says.
-__device__ __forceinline__ void wgmma(float (&sums)[128], const u32 (&a)[4], u32 b) {
-    asm volatile(
-        "{ .reg .b64 b; mov.b64 b, {%132, %133};\n"
-        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-        "}, {%128, %129, %130, %131}, b, 1, 1, 1, 1; }"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
-          "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15]),
-          "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]), "+f"(sums[22]), "+f"(sums[23]),
-          "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31]),
-          "+f"(sums[32]), "+f"(sums[33]), "+f"(sums[34]), "+f"(sums[35]), "+f"(sums[36]), "+f"(sums[37]), "+f"(sums[38]), "+f"(sums[39]),
-          "+f"(sums[40]), "+f"(sums[41]), "+f"(sums[42]), "+f"(sums[43]), "+f"(sums[44]), "+f"(sums[45]), "+f"(sums[46]), "+f"(sums[47]),
-          "+f"(sums[48]), "+f"(sums[49]), "+f"(sums[50]), "+f"(sums[51]), "+f"(sums[52]), "+f"(sums[53]), "+f"(sums[54]), "+f"(sums[55]),
-          "+f"(sums[56]), "+f"(sums[57]), "+f"(sums[58]), "+f"(sums[59]), "+f"(sums[60]), "+f"(sums[61]), "+f"(sums[62]), "+f"(sums[63]),
-          "+f"(sums[64]), "+f"(sums[65]), "+f"(sums[66]), "+f"(sums[67]), "+f"(sums[68]), "+f"(sums[69]), "+f"(sums[70]), "+f"(sums[71]),
-          "+f"(sums[72]), "+f"(sums[73]), "+f"(sums[74]), "+f"(sums[75]), "+f"(sums[76]), "+f"(sums[77]), "+f"(sums[78]), "+f"(sums[79]),
-          "+f"(sums[80]), "+f"(sums[81]), "+f"(sums[82]), "+f"(sums[83]), "+f"(sums[84]), "+f"(sums[85]), "+f"(sums[86]), "+f"(sums[87]),
-          "+f"(sums[88]), "+f"(sums[89]), "+f"(sums[90]), "+f"(sums[91]), "+f"(sums[92]), "+f"(sums[93]), "+f"(sums[94]), "+f"(sums[95]),
-          "+f"(sums[96]), "+f"(sums[97]), "+f"(sums[98]), "+f"(sums[99]), "+f"(sums[100]), "+f"(sums[101]), "+f"(sums[102]), "+f"(sums[103]),
-          "+f"(sums[104]), "+f"(sums[105]), "+f"(sums[106]), "+f"(sums[107]), "+f"(sums[108]), "+f"(sums[109]), "+f"(sums[110]), "+f"(sums[111]),
-          "+f"(sums[112]), "+f"(sums[113]), "+f"(sums[114]), "+f"(sums[115]), "+f"(sums[116]), "+f"(sums[117]), "+f"(sums[118]), "+f"(sums[119]),
-          "+f"(sums[120]), "+f"(sums[121]), "+f"(sums[122]), "+f"(sums[123]), "+f"(sums[124]), "+f"(sums[125]), "+f"(sums[126]), "+f"(sums[127])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(kPanelHigh));
-}
-
-// A warp's part of W^T for a multiply step, 16 outputs x 16 inputs, is four matrices of 8 x 8 (PTX: ldmatrix): of the first 8 inputs for 8
-// outputs and 8 more, then of the other inputs.
+// Where the 16 bytes lie that a lane points at (PTX: ldmatrix): lanes 0-7 at 8 inputs of 8 rows, 8-15 at the same inputs of the next 8 rows, 16-31 at the next 8 inputs.
 struct Lane {
-    u32 weights;  // from a stored block's start to the 16 bytes that this lane points at, a row of matrix lane / 8
-    __device__ __forceinline__ explicit Lane(int lane) : weights((lane / 16 * 8 + lane % 8) * 32 + lane / 8 % 2 * 16) {}
+    u32 row;      // from row 0 of a block's inputs; swizzled as TMA wrote it
+    u32 weights;  // from a stored block's start
+    __device__ __forceinline__ explicit Lane(int lane) {
+        row = swizzled<kLineBytes / 16>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+        weights = lane % 16 * 32 + lane / 16 * 16;
+    }
 };
 
-// A warp's part of giving a stage back, whose barrier may be none.
-__device__ __forceinline__ void give_back(u32 barrier) {
-    __syncwarp();  // every lane has read its last
-    if (barrier != 0 && threadIdx.x % 32 == 0) barrier_arrive(barrier);
-}
-
-// The operations of this warp, of which each other of its warpgroup has as many. One is a multiply step's inputs in row 0 of their panel,
-// and the warp's stored block, in 16 bytes from the start of the stage; 0, where the panels begin, for none. At `bounds` lie the first
-// and where the last ends, in bytes of the stage. Beside the last come some that are safe to load. The last is still at work in the end:
-// the stage `before` is given back when its own is done, as this one's first is at work.
-__device__ __forceinline__ void multiply_stage(Sums& sums, const Lane& lane, u32 stage, u32 bounds, u32 zeros, u32 before) {
-    const u32 first = load_shared(bounds), weights = stage + lane.weights;
-    u32 count = uniform(load_shared(bounds + 4) - first) / kOperationBytes;
-    if (count == 0) {
-        wgmma_wait<0>();
-        give_back(before);
-        return;
-    }
-    const u32 panels = matrix_address(stage) + kPanelLow;
-    u32 at = stage + first;
-    const auto load_fragments = [&](u32 (&w)[4], u32 block) {
-        ldmatrix_x4_trans(w, block ? weights + block * 16 : zeros);
-    };
-    // An operation's fragments load while the one before is multiplied, into registers that the one before that has left.
-    uint2 now = load_shared_pair(at), next = load_shared_pair(at + kOperationBytes);
-    u32 begin[4], even[4], odd[4];
-    load_fragments(begin, now.y);
-    const auto turn = [&](const u32 (&w)[4], u32 (&then)[4]) {
-        const u32 inputs = uniform(now.x);
-        now = next, at += kOperationBytes;
-        next = load_shared_pair(at + kOperationBytes);
-        wgmma_fence();
-        wgmma(sums, w, panels + inputs);
-        wgmma_commit();
-        wgmma_wait<1>();
-        load_fragments(then, now.y);
-    };
-    turn(begin, even);
-    give_back(before);
-    if (--count == 0) {
-        wgmma_wait<0>();  // its registers are those of the next stage's first
-        return;
-    }
-    while (true) {
-        turn(even, odd);
-        if (--count == 0) break;
-        turn(odd, even);
-        if (--count == 0) break;
-    }
-}
-
-// Accumulators -> global: the epilogue for finished outputs, float32 for partial sums. A warp holds 16 outputs of all rows; 16 rows at a time. A line of either is a feature; N is a multiple of 8.
-__device__ __forceinline__ void store(const Sums& sums, const int (&targets)[kSlots], int row0, int n, Element* __restrict__ y, const Element* __restrict__ bias, const Element* __restrict__ residual, u32 scratch) {
-    const int lane = threadIdx.x % 32;
-    const int held[2] = {lane / 4, lane / 4 + 8};  // the outputs that this lane has sums of, in their blocks
-    float biases[2];
+// The same of 16-row tile m: two chunks further along a swizzled line, or in another box.
+__device__ __forceinline__ u32 tile_at(u32 a, int m) { return (a ^ m % kBoxTiles * 32) + m / kBoxTiles * kBoxBytes; }
+// The operations of this warp's slots. An operation is two words, bytes from the start of the stage: its inputs in row 0 of their panel,
+// and its stored block. At `bounds` lie the first operation of the first slot, and where those of each slot end, likewise.
+__device__ __forceinline__ void multiply_stage(Sums& sums, const Lane& lane, u32 stage, u32 bounds) {
+    const u32 rows = stage + lane.row, weights = stage + lane.weights;
+    u32 at = stage + load_shared(bounds);
+    uint2 ahead = load_shared_pair(at);  // read one round ahead, to keep its latency out of the chain
 #pragma unroll
-    for (int half = 0; half < 2; ++half) biases[half] = unpack(bias[max(targets[half * (kSlots - 1)], 0) * kBlock + held[half]]).x;
-    // Which 8 of 16 rows this lane stores, of which output, and where the output's line lies in scratch that it points at of matrix l / 8.
-    const int mine = lane / 16 ? targets[kSlots - 1] : targets[0], row = row0 + lane % 2 * 8;
-    const u32 matrices = scratch + swizzled<2>(lane % 16, lane / 16), chunks = scratch + swizzled<2>(lane / 2, lane % 2);
-    const long long place = static_cast<long long>(max(mine, 0) * kBlock + lane / 2 % kBlock) * n + row;
-    const auto load_residual = [&](int rows) {
-        uint4 chunk = {};
-        if (row + rows < n && mine >= 0) chunk = *reinterpret_cast<const uint4*>(residual + place + rows);
-        return chunk;
-    };
-    uint4 ahead = load_residual(0);
+    for (int s = 0; s < kSlots; ++s) {
+        const u32 end = stage + load_shared(bounds + (s + 1) * 4);
+#pragma unroll 1
+        while (at != end) {
+            const u32 a = rows + ahead.x, b = weights + ahead.y;
+            ahead = load_shared_pair(at += 8);
+            u32 inputs[kMTiles][4], block[4];
+            ldmatrix_x4_trans(block, b);
 #pragma unroll
-    for (int rows = 0; rows < kTileRows; rows += 16) {
-        // Through shared memory, so that each lane has what belongs to its sums.
-        u32 residuals[4];
-        store_chunk(chunks, ahead);
-        if (rows + 16 < kTileRows) ahead = load_residual(rows + 16);
-        __syncwarp();
-        ldmatrix_x4(residuals, matrices);
-        __syncwarp();
-        u32 words[4];
+            for (int m = 0; m < kMTiles; ++m) ldmatrix_x4_trans(inputs[m], tile_at(a, m));
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {  // 8 outputs, then 8 more, of 8 rows; then of the next 8
-            const int half = i % 2;
-            const float* two = sums + (rows / 8 + i / 2) * 4 + half * 2;
-            const float2 v = finish(make_float2(two[0], two[1]), make_float2(biases[half], biases[half]), unpack(residuals[i]));
-            words[i] = pack(v.x, v.y);
+            for (int m = 0; m < kMTiles; ++m) {
+                mma(sums[s][m][0], inputs[m], block[0], block[1]);
+                mma(sums[s][m][1], inputs[m], block[2], block[3]);
+            }
         }
-        // Through shared memory, so that each lane stores 16 bytes of a feature.
-        stmatrix_x4(matrices, words);
-        __syncwarp();
-        const uint4 chunk = load_shared_chunk(chunks);
-        __syncwarp();
-        if (row + rows < n && mine >= 0) store_global_chunk(y + place + rows, chunk);
+    }
+}
+
+// Accumulators -> global: the epilogue for finished outputs, float32 for partial sums. A line of either is a feature; N is a multiple of 8.
+// 32 rows of 8 outputs at a time.
+__device__ __forceinline__ void store(const Sums& sums, const int (&targets)[kSlots], int row0, int n, Element* __restrict__ y, const Element* __restrict__ bias, const Element* __restrict__ residual, u32 scratch) {
+    constexpr int kChunks = 2 * kStoreTiles;  // of a feature
+    // Where the line lies that this lane points at of matrix l / 8, and which chunk it stores of which feature.
+    const int lane = threadIdx.x % 32, feature = lane / kChunks, chunk = lane % kChunks;
+    const u32 matrices = scratch + swizzled<kChunks>(lane / 8 / kChunks * 8 + lane % 8, lane / 8 % kChunks);
+    const u32 chunks = scratch + swizzled<kChunks>(feature, chunk);
+#pragma unroll
+    for (int u = 0; u < kSlots * kNTiles; u += kStoreSteps) {
+        int target[kStoreSteps];
+        float2 biases[kStoreSteps];
+#pragma unroll
+        for (int i = 0; i < kStoreSteps; ++i) {
+            target[i] = targets[(u + i) / kNTiles];
+            biases[i] = load_pair(bias + max(target[i], 0) * kBlock + (u + i) % kNTiles * 8 + lane % 4 * 2);
+        }
+        if (target[0] < 0 && target[kStoreSteps - 1] < 0) continue;
+        const int mine = feature / 8 ? target[kStoreSteps - 1] : target[0];
+        const long long line = static_cast<long long>(max(mine, 0) * kBlock + (u + feature / 8) % kNTiles * 8 + feature % 8) * n;
+        uint4 ahead[kResidualsAhead];
+#pragma unroll
+        for (int m = 0; m < kMTiles; m += kStoreTiles) {
+            const int row = row0 + m * 16 + chunk * 8;
+            if (m / kStoreTiles % kResidualsAhead == 0)
+#pragma unroll
+                for (int i = 0; i < kResidualsAhead; ++i) {
+                    const int r = row + i * kStoreTiles * 16;
+                    ahead[i] = uint4{};
+                    if (r < n && mine >= 0) ahead[i] = *reinterpret_cast<const uint4*>(residual + line + r);
+                }
+            // Through shared memory, so that each lane has what belongs to its sums.
+            u32 residuals[4];
+            store_chunk(chunks, ahead[m / kStoreTiles % kResidualsAhead]);
+            __syncwarp();
+            ldmatrix_x4_trans(residuals, matrices);
+            __syncwarp();
+            u32 words[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {  // 8 rows, then 8 more, of each 16-row tile
+                const int step = u + i / 2 / kStoreTiles, tile = m + i / 2 % kStoreTiles, half = i % 2;
+                const float* two = sums[step / kNTiles][tile][step % kNTiles] + half * 2;
+                const float2 v = finish(make_float2(two[0], two[1]), biases[step - u], unpack(residuals[i]));
+                words[i] = pack(v.x, v.y);
+            }
+            // Through shared memory, so that each lane stores 16 bytes of a feature.
+            stmatrix_x4_trans(matrices, words);
+            __syncwarp();
+            const uint4 v = load_shared_chunk(chunks);
+            __syncwarp();
+            if (row < n && mine >= 0) store_global_chunk(y + line + row, v);
+        }
     }
 }
 
@@ -527,7 +413,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
 bsgen_fprop_b16_float16_hopper_97ba793baadd2629(const __grid_constant__ TensorMap x_map, const Element* __restrict__ w, Element* __restrict__ y, const Element* __restrict__ bias, const Element* __restrict__ residual, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
-    const u32 zeros = empty + kStages * 8 + kWarps * kScratchBytes;  // 16 bytes, in the place of blocks that are not stored
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     const int first_tile = blockIdx.x, stride = gridDim.x;
     const Tiles tiles(n);
@@ -537,7 +422,6 @@ bsgen_fprop_b16_float16_hopper_97ba793baadd2629(const __grid_constant__ TensorMa
         tma_prefetch(x_map);
         for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kWarps);
         barrier_init_fence();
-        store_chunk(zeros, uint4{});
     }
     __syncthreads();
 
@@ -545,7 +429,7 @@ bsgen_fprop_b16_float16_hopper_97ba793baadd2629(const __grid_constant__ TensorMa
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
         produce(x_map, w, stages_base, full, empty, tiles, first_tile, stride);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 176;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         wait_for_kernel_ahead();
         const int lane = threadIdx.x % 32;
         const u32 scratch = empty + kStages * 8 + warp * kScratchBytes;
@@ -561,16 +445,16 @@ bsgen_fprop_b16_float16_hopper_97ba793baadd2629(const __grid_constant__ TensorMa
                 asm volatile("" : "+r"(targets[s]));
             }
             Sums sums = {};
-            u32 before = 0;  // the barrier of the stage that is to be given back next
-            for (int s = kTileStages[group], last = kTileStages[group + 1]; s < last; ++s) {
+            int last = kTileStages;
+            asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
+            for (int s = 0; s < last; ++s) {
                 const u32 stage = stages_base + slot * kStageBytes;
                 barrier_wait(full + slot * 8, parity);
-                multiply_stage(sums, places, stage, stage + kBounds + warp * 4, zeros, before);
-                before = empty + slot * 8;
+                multiply_stage(sums, places, stage, stage + kBounds + warp * (kSlots * 4));
+                __syncwarp();  // every lane has read its last
+                if (lane == 0) barrier_arrive(empty + slot * 8);
                 if (++slot == kStages) slot = 0, parity ^= 1;
             }
-            wgmma_wait<0>();
-            give_back(before);
             store(sums, targets, row0, n, y, bias, residual, scratch);
         }
     }

@@ -1,22 +1,23 @@
 // y = W.T @ x for one block-sparse W [128, 512], bfloat16.
 // Layout 35c0a61d52f85996: 384 of 1024 blocks of 8 x 8 (37.50 %).
-// Plan: hopper, wgmma_bf16 turned, tile 256 x 128, 8 warps, panels of 32, 3 stages of 74 KiB, contiguous groups.
+// Plan: hopper, mma_bf16, tile 128 x 256, 16 warps, panels of 32, 3 stages of 72 KiB, contiguous groups.
 //
 // Persistent thread blocks walk tiles of kTileRows rows x kWarps * kSlots output blocks, groups of output blocks fastest. Warps of their own keep a
 // ring of stages full: panels of activations, stored blocks, and a record of what to multiply. Each other warp owns all rows of kSlots
-// output blocks; four multiply together, their 64 outputs the rows of a product and the rows of x its columns.
+// output blocks; it follows the operations of its slots and gives the stage back, as fast as it can for itself.
 
 using u32 = unsigned int;
 
-constexpr int kBlock = 8;  // a block's side
-constexpr int kWarps = 8, kSlots = 2, kLoaders = 128, kThreads = 32 * kWarps + kLoaders;  // warps that multiply, output blocks of each; threads that load
-constexpr int kTileRows = 256;
-constexpr int kTiles = 4;
-constexpr int kStages = 3, kStageBytes = 75776, kBounds = kStageBytes - 48;  // a stage ends with its record, and that with bounds
-constexpr int kPanelBytes = 16384;  // of a panel
-constexpr int kPanelBoxes = 4, kBoxRows = 64, kBoxBytes = 4096;  // a panel is loaded in boxes of kBoxRows rows
-constexpr int kScratchBytes = 512;  // of a warp, for 16 rows of 16 outputs
-constexpr int kLoads = 16;  // entries of a stage in kLoadTable
+constexpr int kBlock = 8, kMTiles = 8, kNTiles = 1;  // a block's side; 16-row and 8-column steps
+constexpr int kWarps = 16, kSlots = 2, kLoaders = 128, kThreads = 32 * kWarps + kLoaders;  // warps that multiply, output blocks of each; threads that load
+constexpr int kTileRows = 128;
+constexpr int kTiles = 2;
+constexpr int kStages = 3, kStageBytes = 73728, kBounds = kStageBytes - 144;  // a stage ends with its record, and that with bounds
+constexpr int kLineBytes = 128, kPanelBytes = 8192;  // of a feature in a box, of a panel
+constexpr int kPanelBoxes = 2, kBoxRows = 64, kBoxBytes = 4096;  // a panel is loaded in boxes of kBoxRows rows
+constexpr int kStoreTiles = 2, kStoreSteps = 2 / kStoreTiles;  // 16-row tiles and 8-column steps that a warp stores at once
+constexpr int kScratchBytes = 512;  // of a warp, for those
+constexpr int kLoads = 21;  // entries of a stage in kLoadTable
 
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -61,9 +62,10 @@ __device__ __forceinline__ void store_global_chunk(void* global, uint4 v) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
-// 16 bytes into shared memory.
-__device__ __forceinline__ void store_chunk(u32 address, uint4 v) {
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+// The same, each matrix transposed: lane l gives what becomes of column l % 8 of matrix l / 8.
+__device__ __forceinline__ void stmatrix_x4_trans(u32 address, const u32 (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]),
+                 "r"(r[3]) : "memory");
 }
 
 // Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
@@ -143,7 +145,7 @@ __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
 
-constexpr int kTileStages = 2;  // of each tile
+constexpr int kTileStages = 1;  // of each tile
 __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,
     16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31,
@@ -153,99 +155,76 @@ __device__ const int __align__(16) kTargets[] = {
 // [stages, kLoads, 2], in chunks of 16 bytes but for features: place of the record, its size | the stage's size << 16; of each panel its
 // first feature, 0; of each run of W its place, where it goes in the stage | its size << 16; of no load -1, 0
 __device__ const int __align__(16) kLoadTable[] = {
-    0,244645941,0,0,32,0,64,0,0,2100224,128,2100256,256,8391744,768,2100416,
-    896,2100448,1024,2100480,1152,4197664,1408,2100576,1536,2100608,1664,2100640,1792,8392128,2304,2100800,
-    53,78970901,96,0,2432,2098176,2560,2098208,2688,4195392,2944,2098304,-1,0,-1,0,
-    -1,0,-1,0,-1,0,-1,0,-1,0,-1,0,-1,0,-1,0,
-    74,244645941,0,0,32,0,64,0,32,2100224,160,2100256,384,8391744,800,2100416,
-    928,2100448,1056,2100480,1216,4197664,1440,2100576,1568,2100608,1696,2100640,1920,8392128,2336,2100800,
-    127,78970901,96,0,2464,2098176,2592,2098208,2752,4195392,2976,2098304,-1,0,-1,0,
-    -1,0,-1,0,-1,0,-1,0,-1,0,-1,0,-1,0,-1,0,
-    148,244645941,0,0,32,0,64,0,64,2100224,192,2100256,512,8391744,832,2100416,
-    960,2100448,1088,2100480,1280,4197664,1472,2100576,1600,2100608,1728,2100640,2048,8392128,2368,2100800,
-    201,78970901,96,0,2496,2098176,2624,2098208,2816,4195392,3008,2098304,-1,0,-1,0,
-    -1,0,-1,0,-1,0,-1,0,-1,0,-1,0,-1,0,-1,0,
-    222,244645941,0,0,32,0,64,0,96,2100224,224,2100256,640,8391744,864,2100416,
-    992,2100448,1120,2100480,1344,4197664,1504,2100576,1632,2100608,1760,2100640,2176,8392128,2400,2100800,
-    275,78970901,96,0,2528,2098176,2656,2098208,2880,4195392,3040,2098304,-1,0,-1,0,
-    -1,0,-1,0,-1,0,-1,0,-1,0,-1,0,-1,0,-1,0,
+    0,242876538,0,0,32,0,64,0,96,0,0,4196352,128,4196416,256,16779392,
+    768,4196736,896,4196800,1024,4196864,1152,8391232,1408,4197056,1536,4197120,1664,4197184,1792,16780160,
+    2304,4197504,2432,4197568,2560,4197632,2688,8392000,2944,4197824,122,242876538,0,0,32,0,
+    64,0,96,0,64,4196352,192,4196416,512,16779392,832,4196736,960,4196800,1088,4196864,
+    1280,8391232,1472,4197056,1600,4197120,1728,4197184,2048,16780160,2368,4197504,2496,4197568,2624,4197632,
+    2816,8392000,3008,4197824,
 };
 
 __device__ const int __align__(16) kRecords[] = {
-    0,3072,0,203423744,128,206048320,128,0,1024,3296,1024,0,1152,3360,1152,0,
-    2048,3456,2048,228589568,2176,231214528,2176,0,0,0,0,3112,128,207096912,128,0,
-    1024,0,1024,3328,1152,3368,1152,224395264,2048,0,2048,3496,2176,232263120,2176,0,
-    0,3080,0,0,128,208145504,128,0,1024,3304,1024,218628096,1152,3376,1152,0,
-    2048,3464,2048,0,2176,233311712,2176,0,0,0,0,0,128,209194096,128,214437056,
-    1024,0,1024,0,1152,3384,1152,3432,2048,0,2048,0,2176,234360304,2176,239603264,
-    0,3088,0,204472320,128,210242688,128,0,1024,3312,1024,0,1152,3392,1152,0,
-    2048,3472,2048,229638144,2176,235408896,2176,0,0,0,0,3128,128,211291280,128,0,
-    1024,0,1024,3344,1152,3400,1152,225443840,2048,0,2048,3512,2176,236457488,2176,0,
-    0,3096,0,0,128,212339872,128,0,1024,3320,1024,219676672,1152,3408,1152,0,
-    2048,3480,2048,0,2176,237506080,2176,0,0,0,0,0,128,213388464,128,215485648,
-    1024,0,1024,0,1152,3416,1152,3448,2048,0,2048,0,2176,238554672,2176,240651856,
-    0,0,0,0,0,0,0,0,74928,75024,75120,75216,75312,75408,75504,75600,
-    75696,0,0,0,0,1024,0,0,128,1088,128,0,0,0,0,1056,
-    128,1096,128,75497472,0,1032,0,69730304,128,1104,128,0,0,0,0,0,
-    128,1112,128,1160,0,1040,0,0,128,1120,128,0,0,0,0,1072,
-    128,1128,128,76546048,0,1048,0,70778880,128,1136,128,0,0,0,0,0,
-    128,1144,128,1176,0,0,0,0,0,0,0,0,75440,75472,75504,75536,
-    75568,75600,75632,75664,75696,0,0,0,0,3072,0,203423744,128,206048320,128,0,
-    1024,3296,1024,0,1152,3360,1152,0,2048,3456,2048,228589568,2176,231214528,2176,0,
-    0,0,0,3112,128,207096912,128,0,1024,0,1024,3328,1152,3368,1152,224395264,
-    2048,0,2048,3496,2176,232263120,2176,0,0,3080,0,0,128,208145504,128,0,
-    1024,3304,1024,218628096,1152,3376,1152,0,2048,3464,2048,0,2176,233311712,2176,0,
-    0,0,0,0,128,209194096,128,214437056,1024,0,1024,0,1152,3384,1152,3432,
-    2048,0,2048,0,2176,234360304,2176,239603264,0,3088,0,204472320,128,210242688,128,0,
-    1024,3312,1024,0,1152,3392,1152,0,2048,3472,2048,229638144,2176,235408896,2176,0,
-    0,0,0,3128,128,211291280,128,0,1024,0,1024,3344,1152,3400,1152,225443840,
-    2048,0,2048,3512,2176,236457488,2176,0,0,3096,0,0,128,212339872,128,0,
-    1024,3320,1024,219676672,1152,3408,1152,0,2048,3480,2048,0,2176,237506080,2176,0,
-    0,0,0,0,128,213388464,128,215485648,1024,0,1024,0,1152,3416,1152,3448,
-    2048,0,2048,0,2176,238554672,2176,240651856,0,0,0,0,0,0,0,0,
-    74928,75024,75120,75216,75312,75408,75504,75600,75696,0,0,0,0,1024,0,0,
-    128,1088,128,0,0,0,0,1056,128,1096,128,75497472,0,1032,0,69730304,
-    128,1104,128,0,0,0,0,0,128,1112,128,1160,0,1040,0,0,
-    128,1120,128,0,0,0,0,1072,128,1128,128,76546048,0,1048,0,70778880,
-    128,1136,128,0,0,0,0,0,128,1144,128,1176,0,0,0,0,
-    0,0,0,0,75440,75472,75504,75536,75568,75600,75632,75664,75696,0,0,0,
-    0,3072,0,203423744,128,206048320,128,0,1024,3296,1024,0,1152,3360,1152,0,
-    2048,3456,2048,228589568,2176,231214528,2176,0,0,0,0,3112,128,207096912,128,0,
-    1024,0,1024,3328,1152,3368,1152,224395264,2048,0,2048,3496,2176,232263120,2176,0,
-    0,3080,0,0,128,208145504,128,0,1024,3304,1024,218628096,1152,3376,1152,0,
-    2048,3464,2048,0,2176,233311712,2176,0,0,0,0,0,128,209194096,128,214437056,
-    1024,0,1024,0,1152,3384,1152,3432,2048,0,2048,0,2176,234360304,2176,239603264,
-    0,3088,0,204472320,128,210242688,128,0,1024,3312,1024,0,1152,3392,1152,0,
-    2048,3472,2048,229638144,2176,235408896,2176,0,0,0,0,3128,128,211291280,128,0,
-    1024,0,1024,3344,1152,3400,1152,225443840,2048,0,2048,3512,2176,236457488,2176,0,
-    0,3096,0,0,128,212339872,128,0,1024,3320,1024,219676672,1152,3408,1152,0,
-    2048,3480,2048,0,2176,237506080,2176,0,0,0,0,0,128,213388464,128,215485648,
-    1024,0,1024,0,1152,3416,1152,3448,2048,0,2048,0,2176,238554672,2176,240651856,
-    0,0,0,0,0,0,0,0,74928,75024,75120,75216,75312,75408,75504,75600,
-    75696,0,0,0,0,1024,0,0,128,1088,128,0,0,0,0,1056,
-    128,1096,128,75497472,0,1032,0,69730304,128,1104,128,0,0,0,0,0,
-    128,1112,128,1160,0,1040,0,0,128,1120,128,0,0,0,0,1072,
-    128,1128,128,76546048,0,1048,0,70778880,128,1136,128,0,0,0,0,0,
-    128,1144,128,1176,0,0,0,0,0,0,0,0,75440,75472,75504,75536,
-    75568,75600,75632,75664,75696,0,0,0,0,3072,0,203423744,128,206048320,128,0,
-    1024,3296,1024,0,1152,3360,1152,0,2048,3456,2048,228589568,2176,231214528,2176,0,
-    0,0,0,3112,128,207096912,128,0,1024,0,1024,3328,1152,3368,1152,224395264,
-    2048,0,2048,3496,2176,232263120,2176,0,0,3080,0,0,128,208145504,128,0,
-    1024,3304,1024,218628096,1152,3376,1152,0,2048,3464,2048,0,2176,233311712,2176,0,
-    0,0,0,0,128,209194096,128,214437056,1024,0,1024,0,1152,3384,1152,3432,
-    2048,0,2048,0,2176,234360304,2176,239603264,0,3088,0,204472320,128,210242688,128,0,
-    1024,3312,1024,0,1152,3392,1152,0,2048,3472,2048,229638144,2176,235408896,2176,0,
-    0,0,0,3128,128,211291280,128,0,1024,0,1024,3344,1152,3400,1152,225443840,
-    2048,0,2048,3512,2176,236457488,2176,0,0,3096,0,0,128,212339872,128,0,
-    1024,3320,1024,219676672,1152,3408,1152,0,2048,3480,2048,0,2176,237506080,2176,0,
-    0,0,0,0,128,213388464,128,215485648,1024,0,1024,0,1152,3416,1152,3448,
-    2048,0,2048,0,2176,238554672,2176,240651856,0,0,0,0,0,0,0,0,
-    74928,75024,75120,75216,75312,75408,75504,75600,75696,0,0,0,0,1024,0,0,
-    128,1088,128,0,0,0,0,1056,128,1096,128,75497472,0,1032,0,69730304,
-    128,1104,128,0,0,0,0,0,128,1112,128,1160,0,1040,0,0,
-    128,1120,128,0,0,0,0,1072,128,1128,128,76546048,0,1048,0,70778880,
-    128,1136,128,0,0,0,0,0,128,1144,128,1176,0,0,0,0,
-    0,0,0,0,75440,75472,75504,75536,75568,75600,75632,75664,75696,0,0,0,
+    0,32768,2048,34816,8192,39936,10240,41984,16384,45056,18432,47104,24576,52224,26624,54272,
+    1024,33792,2048,34944,17408,46080,18432,47232,1024,33920,2048,35072,9216,40960,10240,42112,
+    17408,46208,18432,47360,25600,53248,26624,54400,2048,35200,11264,44032,18432,47488,27648,56320,
+    0,32896,2048,35328,8192,40064,10240,42240,16384,45184,18432,47616,24576,52352,26624,54528,
+    2048,35456,9216,41088,18432,47744,25600,53376,2048,35584,3072,38912,10240,42368,11264,44160,
+    18432,47872,19456,51200,26624,54656,27648,56448,2048,35712,3072,39040,18432,48000,19456,51328,
+    0,33024,2048,35840,8192,40192,10240,42496,16384,45312,18432,48128,24576,52480,26624,54784,
+    1024,34048,2048,35968,17408,46336,18432,48256,1024,34176,2048,36096,9216,41216,10240,42624,
+    17408,46464,18432,48384,25600,53504,26624,54912,2048,36224,11264,44288,18432,48512,27648,56576,
+    0,33152,2048,36352,8192,40320,10240,42752,16384,45440,18432,48640,24576,52608,26624,55040,
+    2048,36480,9216,41344,18432,48768,25600,53632,2048,36608,3072,39168,10240,42880,11264,44416,
+    18432,48896,19456,51456,26624,55168,27648,56704,2048,36736,3072,39296,18432,49024,19456,51584,
+    0,33280,2048,36864,8192,40448,10240,43008,16384,45568,18432,49152,24576,52736,26624,55296,
+    1024,34304,2048,36992,17408,46592,18432,49280,1024,34432,2048,37120,9216,41472,10240,43136,
+    17408,46720,18432,49408,25600,53760,26624,55424,2048,37248,11264,44544,18432,49536,27648,56832,
+    0,33408,2048,37376,8192,40576,10240,43264,16384,45696,18432,49664,24576,52864,26624,55552,
+    2048,37504,9216,41600,18432,49792,25600,53888,2048,37632,3072,39424,10240,43392,11264,44672,
+    18432,49920,19456,51712,26624,55680,27648,56960,2048,37760,3072,39552,18432,50048,19456,51840,
+    0,33536,2048,37888,8192,40704,10240,43520,16384,45824,18432,50176,24576,52992,26624,55808,
+    1024,34560,2048,38016,17408,46848,18432,50304,1024,34688,2048,38144,9216,41728,10240,43648,
+    17408,46976,18432,50432,25600,54016,26624,55936,2048,38272,11264,44800,18432,50560,27648,57088,
+    0,33664,2048,38400,8192,40832,10240,43776,16384,45952,18432,50688,24576,53120,26624,56064,
+    2048,38528,9216,41856,18432,50816,25600,54144,2048,38656,3072,39680,10240,43904,11264,44928,
+    18432,50944,19456,51968,26624,56192,27648,57216,2048,38784,3072,39808,18432,51072,19456,52096,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,71776,71840,71872,71936,71968,72032,72064,72128,72160,72224,72256,72320,
+    72352,72416,72448,72512,72544,72608,72640,72704,72736,72800,72832,72896,72928,72992,73024,73088,
+    73120,73184,73216,73280,73312,0,0,0,0,32768,2048,34816,8192,39936,10240,41984,
+    16384,45056,18432,47104,24576,52224,26624,54272,1024,33792,2048,34944,17408,46080,18432,47232,
+    1024,33920,2048,35072,9216,40960,10240,42112,17408,46208,18432,47360,25600,53248,26624,54400,
+    2048,35200,11264,44032,18432,47488,27648,56320,0,32896,2048,35328,8192,40064,10240,42240,
+    16384,45184,18432,47616,24576,52352,26624,54528,2048,35456,9216,41088,18432,47744,25600,53376,
+    2048,35584,3072,38912,10240,42368,11264,44160,18432,47872,19456,51200,26624,54656,27648,56448,
+    2048,35712,3072,39040,18432,48000,19456,51328,0,33024,2048,35840,8192,40192,10240,42496,
+    16384,45312,18432,48128,24576,52480,26624,54784,1024,34048,2048,35968,17408,46336,18432,48256,
+    1024,34176,2048,36096,9216,41216,10240,42624,17408,46464,18432,48384,25600,53504,26624,54912,
+    2048,36224,11264,44288,18432,48512,27648,56576,0,33152,2048,36352,8192,40320,10240,42752,
+    16384,45440,18432,48640,24576,52608,26624,55040,2048,36480,9216,41344,18432,48768,25600,53632,
+    2048,36608,3072,39168,10240,42880,11264,44416,18432,48896,19456,51456,26624,55168,27648,56704,
+    2048,36736,3072,39296,18432,49024,19456,51584,0,33280,2048,36864,8192,40448,10240,43008,
+    16384,45568,18432,49152,24576,52736,26624,55296,1024,34304,2048,36992,17408,46592,18432,49280,
+    1024,34432,2048,37120,9216,41472,10240,43136,17408,46720,18432,49408,25600,53760,26624,55424,
+    2048,37248,11264,44544,18432,49536,27648,56832,0,33408,2048,37376,8192,40576,10240,43264,
+    16384,45696,18432,49664,24576,52864,26624,55552,2048,37504,9216,41600,18432,49792,25600,53888,
+    2048,37632,3072,39424,10240,43392,11264,44672,18432,49920,19456,51712,26624,55680,27648,56960,
+    2048,37760,3072,39552,18432,50048,19456,51840,0,33536,2048,37888,8192,40704,10240,43520,
+    16384,45824,18432,50176,24576,52992,26624,55808,1024,34560,2048,38016,17408,46848,18432,50304,
+    1024,34688,2048,38144,9216,41728,10240,43648,17408,46976,18432,50432,25600,54016,26624,55936,
+    2048,38272,11264,44800,18432,50560,27648,57088,0,33664,2048,38400,8192,40832,10240,43776,
+    16384,45952,18432,50688,24576,53120,26624,56064,2048,38528,9216,41856,18432,50816,25600,54144,
+    2048,38656,3072,39680,10240,43904,11264,44928,18432,50944,19456,51968,26624,56192,27648,57216,
+    2048,38784,3072,39808,18432,51072,19456,52096,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,71776,71840,71872,71936,
+    71968,72032,72064,72128,72160,72224,72256,72320,72352,72416,72448,72512,72544,72608,72640,72704,
+    72736,72800,72832,72896,72928,72992,73024,73088,73120,73184,73216,73280,73312,0,0,0,
 };  // see multiply_stage
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
@@ -315,9 +294,17 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Elem
     }
 }
 
-// A value that all threads of a warp read alike: keeps what depends on it in uniform registers.
-__device__ __forceinline__ u32 uniform(u32 value) {
-    return __shfl_sync(~0u, value, 0);
+// d += a * b on tensor cores, 16 x 8 x 16, bfloat16 in, float32 sums (PTX: mma.sync.m16n8k16).
+__device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The same, 16 x 8 x 8 (PTX: mma.sync.m16n8k8).
+__device__ __forceinline__ void mma_half(float (&d)[4], const u32 (&a)[2], u32 b) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(b));
 }
 
 __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
@@ -325,143 +312,107 @@ __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
 
-constexpr u32 kPanelHigh = 1073741888u, kPanelLow = 16777216u;  // words of the matrix descriptor of a panel (PTX: wgmma)
-constexpr int kOperationBytes = 16;
-
-using Sums = float[kTileRows / 2];
-
-// The multiply step of a warpgroup, 64 rows x 256 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
-// the first, commit after the last, wait before its registers or shared memory change.
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Wait until at most `Pending` of the newest groups are still at work.
-template <int Pending>
-__device__ __forceinline__ void wgmma_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+__device__ __forceinline__ void ldmatrix_x2_trans(u32 (&r)[2], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1]) : "r"(address) : "memory");
 }
 
-// The address in the low word of a matrix descriptor, in 16 bytes; that of shared memory has the rank in its cluster in the bits above.
-__device__ __forceinline__ u32 matrix_address(u32 shared) {
-    return (shared & 0x3ffff) / 16;
+__device__ __forceinline__ u32 ldmatrix_x1_trans(u32 address) {
+    u32 r;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(r) : "r"(address) : "memory");
+    return r;
 }
 
-// sums += a * B; a in registers, B [16, 256] where the low word of its descriptor, b, says.
-__device__ __forceinline__ void wgmma(float (&sums)[128], const u32 (&a)[4], u32 b) {
-    asm volatile(
-        "{ .reg .b64 b; mov.b64 b, {%132, %133};\n"
-        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-        "}, {%128, %129, %130, %131}, b, 1, 1, 1, 1; }"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
-          "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15]),
-          "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]), "+f"(sums[22]), "+f"(sums[23]),
-          "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31]),
-          "+f"(sums[32]), "+f"(sums[33]), "+f"(sums[34]), "+f"(sums[35]), "+f"(sums[36]), "+f"(sums[37]), "+f"(sums[38]), "+f"(sums[39]),
-          "+f"(sums[40]), "+f"(sums[41]), "+f"(sums[42]), "+f"(sums[43]), "+f"(sums[44]), "+f"(sums[45]), "+f"(sums[46]), "+f"(sums[47]),
-          "+f"(sums[48]), "+f"(sums[49]), "+f"(sums[50]), "+f"(sums[51]), "+f"(sums[52]), "+f"(sums[53]), "+f"(sums[54]), "+f"(sums[55]),
-          "+f"(sums[56]), "+f"(sums[57]), "+f"(sums[58]), "+f"(sums[59]), "+f"(sums[60]), "+f"(sums[61]), "+f"(sums[62]), "+f"(sums[63]),
-          "+f"(sums[64]), "+f"(sums[65]), "+f"(sums[66]), "+f"(sums[67]), "+f"(sums[68]), "+f"(sums[69]), "+f"(sums[70]), "+f"(sums[71]),
-          "+f"(sums[72]), "+f"(sums[73]), "+f"(sums[74]), "+f"(sums[75]), "+f"(sums[76]), "+f"(sums[77]), "+f"(sums[78]), "+f"(sums[79]),
-          "+f"(sums[80]), "+f"(sums[81]), "+f"(sums[82]), "+f"(sums[83]), "+f"(sums[84]), "+f"(sums[85]), "+f"(sums[86]), "+f"(sums[87]),
-          "+f"(sums[88]), "+f"(sums[89]), "+f"(sums[90]), "+f"(sums[91]), "+f"(sums[92]), "+f"(sums[93]), "+f"(sums[94]), "+f"(sums[95]),
-          "+f"(sums[96]), "+f"(sums[97]), "+f"(sums[98]), "+f"(sums[99]), "+f"(sums[100]), "+f"(sums[101]), "+f"(sums[102]), "+f"(sums[103]),
-          "+f"(sums[104]), "+f"(sums[105]), "+f"(sums[106]), "+f"(sums[107]), "+f"(sums[108]), "+f"(sums[109]), "+f"(sums[110]), "+f"(sums[111]),
-          "+f"(sums[112]), "+f"(sums[113]), "+f"(sums[114]), "+f"(sums[115]), "+f"(sums[116]), "+f"(sums[117]), "+f"(sums[118]), "+f"(sums[119]),
-          "+f"(sums[120]), "+f"(sums[121]), "+f"(sums[122]), "+f"(sums[123]), "+f"(sums[124]), "+f"(sums[125]), "+f"(sums[126]), "+f"(sums[127])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(kPanelHigh));
-}
+using Sums = float[kSlots][kMTiles][kNTiles][4];
 
-// A warp's part of W^T for a multiply step, 16 outputs x 16 inputs, is four matrices of 8 x 8 (PTX: ldmatrix): of the first 8 inputs for 8
-// outputs and 8 more, then of the other inputs.
+constexpr int kBoxTiles = kBoxRows / 16;
+
+// Where the 16 bytes lie that a lane points at (PTX: ldmatrix): lanes 0-7 at 8 inputs of 8 rows, 8-15 at the same inputs of the next 8 rows, 16-31 at those of another block.
 struct Lane {
-    u32 weights;  // from a stored block's start to the 16 bytes that this lane points at, a row of matrix lane / 8
-    u32 inputs, output;  // from an operation's start to the words for that matrix's inputs; the bits that its stored block is shifted by
-
-    __device__ __forceinline__ explicit Lane(int lane) : weights(lane % 8 * 16), inputs(lane / 16 * 8), output(lane / 8 % 2 * 16) {}
+    u32 row;      // from row 0 of a block's inputs; swizzled as TMA wrote it
+    u32 weights;  // from a stored block's start
+    bool second_inputs, second_weights;  // of the two blocks of a multiply step
+    __device__ __forceinline__ explicit Lane(int lane) {
+        row = swizzled<kLineBytes / 16>(lane % 8, lane / 8 % 2);
+        weights = lane % 8 * 16;
+        second_inputs = lane >= 16, second_weights = lane / 8 % 2;
+    }
 };
 
-// A warp's part of giving a stage back, whose barrier may be none.
-__device__ __forceinline__ void give_back(u32 barrier) {
-    __syncwarp();  // every lane has read its last
-    if (barrier != 0 && threadIdx.x % 32 == 0) barrier_arrive(barrier);
-}
-
-// The operations of this warp, of which each other of its warpgroup has as many. One is a multiply step's inputs in row 0 of their panel,
-// and the warp's stored blocks, in 16 bytes from the start of the stage; 0, where the panels begin, for none. At `bounds` lie the first
-// and where the last ends, in bytes of the stage. Beside the last come some that are safe to load. The last is still at work in the end:
-// the stage `before` is given back when its own is done, as this one's first is at work.
-__device__ __forceinline__ void multiply_stage(Sums& sums, const Lane& lane, u32 stage, u32 bounds, u32 zeros, u32 before) {
-    const u32 first = load_shared(bounds), weights = stage + lane.weights;
-    u32 count = uniform(load_shared(bounds + 4) - first) / kOperationBytes;
-    if (count == 0) {
-        wgmma_wait<0>();
-        give_back(before);
-        return;
-    }
-    const u32 panels = matrix_address(stage) + kPanelLow;
-    u32 at = stage + first + lane.inputs;
-    const auto load_fragments = [&](u32 (&w)[4], u32 block) {
-        block = block >> lane.output & 0xffff;
-        ldmatrix_x4_trans(w, block ? weights + block * 16 : zeros);
-    };
-    // An operation's fragments load while the one before is multiplied, into registers that the one before that has left.
-    uint2 now = load_shared_pair(at), next = load_shared_pair(at + kOperationBytes);
-    u32 begin[4], even[4], odd[4];
-    load_fragments(begin, now.y);
-    const auto turn = [&](const u32 (&w)[4], u32 (&then)[4]) {
-        const u32 inputs = uniform(now.x);
-        now = next, at += kOperationBytes;
-        next = load_shared_pair(at + kOperationBytes);
-        wgmma_fence();
-        wgmma(sums, w, panels + inputs);
-        wgmma_commit();
-        wgmma_wait<1>();
-        load_fragments(then, now.y);
-    };
-    turn(begin, even);
-    give_back(before);
-    if (--count == 0) {
-        wgmma_wait<0>();  // its registers are those of the next stage's first
-        return;
-    }
-    while (true) {
-        turn(even, odd);
-        if (--count == 0) break;
-        turn(odd, even);
-        if (--count == 0) break;
-    }
-}
-
-// Accumulators -> global: the epilogue for finished outputs, float32 for partial sums. A warp holds 16 outputs of all rows; 16 rows at a time. A line of either is a feature; N is a multiple of 8.
-__device__ __forceinline__ void store(const Sums& sums, const int (&targets)[kSlots], int row0, int n, Element* __restrict__ y, u32 scratch) {
-    const int lane = threadIdx.x % 32;
-    // Which 8 of 16 rows this lane stores, of which output, and where the output's line lies in scratch that it points at of matrix l / 8.
-    const int mine = lane / 16 ? targets[kSlots - 1] : targets[0], row = row0 + lane % 2 * 8;
-    const u32 matrices = scratch + swizzled<2>(lane % 16, lane / 16), chunks = scratch + swizzled<2>(lane / 2, lane % 2);
-    const long long place = static_cast<long long>(max(mine, 0) * kBlock + lane / 2 % kBlock) * n + row;
+// The same of 16-row tile m: two chunks further along a swizzled line, or in another box.
+__device__ __forceinline__ u32 tile_at(u32 a, int m) { return (a ^ m % kBoxTiles * 32) + m / kBoxTiles * kBoxBytes; }
+// The operations of this warp's slots. An operation is two words, bytes from the start of the stage: its inputs in row 0 of their panel,
+// and its stored block. At `bounds` lie the first operation of the first slot, and where those of each slot end, likewise. A slot's
+// first is the next multiple of 16.
+__device__ __forceinline__ void multiply_stage(Sums& sums, const Lane& lane, u32 stage, u32 bounds) {
+    const u32 rows = stage + lane.row, weights = stage + lane.weights;
+    u32 at = stage + (load_shared(bounds) + 15 & ~15u);
+    uint4 ahead = load_shared_chunk(at);  // read one round ahead, to keep its latency out of the chain
 #pragma unroll
-    for (int rows = 0; rows < kTileRows; rows += 16) {
-        u32 words[4];
+    for (int s = 0; s < kSlots; ++s) {
+        const u32 end = stage + load_shared(bounds + (s + 1) * 4);
+        // Two operations, any two blocks of one block column: their 8 inputs each make one multiply step.
+#pragma unroll 1
+        while (at + 8 < end) {
+            const u32 a = rows + (lane.second_inputs ? ahead.z : ahead.x);
+            const u32 b = weights + (lane.second_weights ? ahead.w : ahead.y);
+            ahead = load_shared_chunk(at += 16);
+            u32 inputs[kMTiles][4], block[2];
+            ldmatrix_x2_trans(block, b);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {  // 8 outputs, then 8 more, of 8 rows; then of the next 8
-            const int half = i % 2;
-            const float* two = sums + (rows / 8 + i / 2) * 4 + half * 2;
-            const float2 v = finish(make_float2(two[0], two[1]));
-            words[i] = pack(v.x, v.y);
+            for (int m = 0; m < kMTiles; ++m) ldmatrix_x4_trans(inputs[m], tile_at(a, m));
+#pragma unroll
+            for (int m = 0; m < kMTiles; ++m) mma(sums[s][m][0], inputs[m], block[0], block[1]);
         }
-        // Through shared memory, so that each lane stores 16 bytes of a feature.
-        stmatrix_x4(matrices, words);
-        __syncwarp();
-        const uint4 chunk = load_shared_chunk(chunks);
-        __syncwarp();
-        if (row + rows < n && mine >= 0) store_global_chunk(y + place + rows, chunk);
+        if (at < end) {  // one is left over
+            const u32 a = rows + ahead.x, b = weights + ahead.y;
+            ahead = load_shared_chunk(at += 16);
+            const u32 block = ldmatrix_x1_trans(b);
+            u32 inputs[kMTiles][2];
+#pragma unroll
+            for (int m = 0; m < kMTiles; ++m) ldmatrix_x2_trans(inputs[m], tile_at(a, m));
+#pragma unroll
+            for (int m = 0; m < kMTiles; ++m) mma_half(sums[s][m][0], inputs[m], block);
+        }
+    }
+}
+
+// Accumulators -> global: the epilogue for finished outputs, float32 for partial sums. A line of either is a feature; N is a multiple of 8.
+// 32 rows of 8 outputs at a time.
+__device__ __forceinline__ void store(const Sums& sums, const int (&targets)[kSlots], int row0, int n, Element* __restrict__ y, u32 scratch) {
+    constexpr int kChunks = 2 * kStoreTiles;  // of a feature
+    // Where the line lies that this lane points at of matrix l / 8, and which chunk it stores of which feature.
+    const int lane = threadIdx.x % 32, feature = lane / kChunks, chunk = lane % kChunks;
+    const u32 matrices = scratch + swizzled<kChunks>(lane / 8 / kChunks * 8 + lane % 8, lane / 8 % kChunks);
+    const u32 chunks = scratch + swizzled<kChunks>(feature, chunk);
+#pragma unroll
+    for (int u = 0; u < kSlots * kNTiles; u += kStoreSteps) {
+        int target[kStoreSteps];
+#pragma unroll
+        for (int i = 0; i < kStoreSteps; ++i) {
+            target[i] = targets[(u + i) / kNTiles];
+        }
+        if (target[0] < 0 && target[kStoreSteps - 1] < 0) continue;
+        const int mine = feature / 8 ? target[kStoreSteps - 1] : target[0];
+        const long long line = static_cast<long long>(max(mine, 0) * kBlock + (u + feature / 8) % kNTiles * 8 + feature % 8) * n;
+#pragma unroll
+        for (int m = 0; m < kMTiles; m += kStoreTiles) {
+            const int row = row0 + m * 16 + chunk * 8;
+            u32 words[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {  // 8 rows, then 8 more, of each 16-row tile
+                const int step = u + i / 2 / kStoreTiles, tile = m + i / 2 % kStoreTiles, half = i % 2;
+                const float* two = sums[step / kNTiles][tile][step % kNTiles] + half * 2;
+                const float2 v = finish(make_float2(two[0], two[1]));
+                words[i] = pack(v.x, v.y);
+            }
+            // Through shared memory, so that each lane stores 16 bytes of a feature.
+            stmatrix_x4_trans(matrices, words);
+            __syncwarp();
+            const uint4 v = load_shared_chunk(chunks);
+            __syncwarp();
+            if (row < n && mine >= 0) store_global_chunk(y + line + row, v);
+        }
     }
 }
 
@@ -469,7 +420,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
 bsgen_fprop_b8_bfloat16_hopper_35c0a61d52f85996(const __grid_constant__ TensorMap x_map, const Element* __restrict__ w, Element* __restrict__ y, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
-    const u32 zeros = empty + kStages * 8 + kWarps * kScratchBytes;  // 16 bytes, in the place of blocks that are not stored
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     const int first_tile = blockIdx.x, stride = gridDim.x;
     const Tiles tiles(n);
@@ -479,7 +429,6 @@ bsgen_fprop_b8_bfloat16_hopper_35c0a61d52f85996(const __grid_constant__ TensorMa
         tma_prefetch(x_map);
         for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kWarps);
         barrier_init_fence();
-        store_chunk(zeros, uint4{});
     }
     __syncthreads();
 
@@ -487,7 +436,7 @@ bsgen_fprop_b8_bfloat16_hopper_35c0a61d52f85996(const __grid_constant__ TensorMa
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
         produce(x_map, w, stages_base, full, empty, tiles, first_tile, stride);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 176;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         wait_for_kernel_ahead();
         const int lane = threadIdx.x % 32;
         const u32 scratch = empty + kStages * 8 + warp * kScratchBytes;
@@ -503,18 +452,16 @@ bsgen_fprop_b8_bfloat16_hopper_35c0a61d52f85996(const __grid_constant__ TensorMa
                 asm volatile("" : "+r"(targets[s]));
             }
             Sums sums = {};
-            u32 before = 0;  // the barrier of the stage that is to be given back next
             int last = kTileStages;
             asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
             for (int s = 0; s < last; ++s) {
                 const u32 stage = stages_base + slot * kStageBytes;
                 barrier_wait(full + slot * 8, parity);
-                multiply_stage(sums, places, stage, stage + kBounds + warp * 4, zeros, before);
-                before = empty + slot * 8;
+                multiply_stage(sums, places, stage, stage + kBounds + warp * (kSlots * 4));
+                __syncwarp();  // every lane has read its last
+                if (lane == 0) barrier_arrive(empty + slot * 8);
                 if (++slot == kStages) slot = 0, parity ^= 1;
             }
-            wgmma_wait<0>();
-            give_back(before);
             store(sums, targets, row0, n, y, scratch);
         }
     }
