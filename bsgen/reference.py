@@ -172,7 +172,7 @@ def _wgrad(plan: WGradPlan, operands: Mapping[str, Array]) -> Array:
 
 
 def _hopper_wgrad(plan: HopperWGradPlan, operands: Mapping[str, Array]) -> Array:
-    x, dy, block = operands["x"], operands["dy"], plan.geometry.block
+    x, dy, block = operands["x"], operands["dy"], plan.problem.block_size
     out = np.zeros(plan.elements, np.float32)
     cuts = row_cuts(plan, len(x))
     for tile in range(plan.tiles):

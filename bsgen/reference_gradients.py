@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from bsgen.plan import HopperWGradPlan
+from bsgen.plan import HopperCoarseWGradPlan, HopperWGradPlan
 from bsgen.plan.gradient_tiles import NOTHING
 from bsgen.plan.tile import CHUNK_BYTES
 
@@ -19,11 +19,21 @@ def gradient_terms(plan: HopperWGradPlan, tile: int) -> Iterator[tuple[Indices, 
     """Features of x, features of dy and first element of dW of what each unit of a tile sums; dW's rows lie a block apart."""
     geo = plan.geometry
     for group, count in enumerate(plan.unit_counts[tile].tolist()):
-        for left, right, *places in plan.units[tile, group, :count].tolist():
+        for unit, (left, right, *places) in enumerate(plan.units[tile, group, :count].tolist()):
             y = np.concatenate([_features(plan, tile, right, part, gradient=True) for part in range(geo.parts)])
+            if isinstance(plan, HopperCoarseWGradPlan):
+                x = _features(plan, tile, left, 0, gradient=False)
+                yield from _kept_terms(x, y, plan.kept[tile, group, unit], plan.problem.block_size)
+                continue
             for stacked, place in enumerate(places[: geo.stacked]):
                 if place != NOTHING:
                     yield _features(plan, tile, left, stacked, gradient=False), y, place * geo.math.chunk
+
+
+def _kept_terms(x: Indices, y: Indices, kept: NDArray[np.int32], block: int) -> Iterator[tuple[Indices, Indices, int]]:
+    for row, column in np.argwhere(kept != NOTHING).tolist():
+        rows, columns = (slice(at * block, (at + 1) * block) for at in (row, column))
+        yield x[rows], y[columns], int(kept[row, column]) * block**2
 
 
 def _features(plan: HopperWGradPlan, tile: int, descriptor: int, further: int, gradient: bool) -> Indices:

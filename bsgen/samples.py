@@ -17,7 +17,7 @@ import numpy as np
 from bsgen.emit import render
 from bsgen.files import write_together
 from bsgen.layout import Layout
-from bsgen.plan import Plan, choose, hopper, hopper_narrow, hopper_narrow_wgrad
+from bsgen.plan import Plan, choose, hopper, hopper_coarse_wgrad, hopper_narrow, hopper_narrow_wgrad
 from bsgen.plan.streamed import RUN_PARTS, Kept
 from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Precision, Problem, Target
 from bsgen.topology import banded
@@ -50,6 +50,11 @@ def warps_alone(problem: Problem, target: Target) -> Plan:
     """Narrow blocks, warps that multiply by themselves, as the planner has them where fewer blocks are stored."""
     drafts = (draft for draft in hopper_narrow.drafts(problem, target) if not draft.geometry.turned)
     return hopper_narrow.assemble(problem, target, min(drafts, key=lambda draft: draft.cost.seconds))
+
+
+def coarse(problem: Problem, target: Target) -> Plan:
+    """Gradients of narrow weights as whole sums, as the planner has them for large layouts with many blocks."""
+    return next(hopper_coarse_wgrad.shortlist(problem, target))
 
 
 def in_lines(problem: Problem, target: Target) -> Plan:
@@ -385,6 +390,16 @@ SAMPLES = (
         DType.FLOAT16,
         batch=MANY,
         arch=HOPPER,
+    ),
+    Sample(
+        "hopper_wgrad_b16_bfloat16_coarse",
+        Op.WGRAD,
+        lambda: scattered(24, 20),
+        16,
+        DType.BFLOAT16,
+        batch=FEW,
+        arch=HOPPER,
+        planner=coarse,
     ),
     Sample(
         "hopper_wgrad_b8_float16_split_axis0",

@@ -135,7 +135,8 @@ def test_hopper_kernels(op: Op, block: int) -> None:
 
 @pytest.mark.parametrize("block", hopper_wgrad.BLOCK_SIZES)
 def test_hopper_gradients(block: int) -> None:
-    """Every ring with splits of N and without: tables, no spills, no multiplies in series, and on the host the exact result."""
+    """Every ring with splits of N and without: tables, no spills, no multiplies in series, and of half of them on the host the exact
+    result."""
     layout = bernoulli(16, 30, 0.9) if block == 32 else bernoulli(640 // block, 576 // block, 0.7)
     problem = Problem(Op.WGRAD, layout, block, DType.BFLOAT16 if block == 64 else DType.FLOAT16, batch=1024, axis=0)
     few = replace(BIG, sms=16)  # full tiles of a small layout
@@ -144,11 +145,11 @@ def test_hopper_gradients(block: int) -> None:
         plans.setdefault((plan.geometry.rows, plan.splits > 1), plan)
     assert len(plans) == 2 * len(hopper_wgrad.RINGS)
     assert any((plan.unit_counts == plan.geometry.units).any() for plan in plans.values())
-    for n, plan in zip((8, 40, 200, 72), plans.values(), strict=True):
+    for turn, (n, plan) in enumerate(zip((8, 40, 200, 72), plans.values(), strict=True)):
         check_gradients(plan)
         check_instructions(plan, compiled_plan(plan))
         check_tables(plan, n)
-        if COMPILER:
+        if COMPILER and turn in ((0, 3) if block == 64 else (1, 2)):
             check_kernels(plan, n, seed=n)
 
 
@@ -201,7 +202,8 @@ def test_panels_of_every_width_and_tiles_of_every_height_on_the_host(block: int)
     found: dict[object, hopper_narrow.Draft] = {}
     for draft in hopper_narrow.drafts(problem, BIG):
         shape = draft.geometry.shape
-        found.setdefault((shape.m_tiles, shape.panel), draft)
+        if not shape.turned:
+            found.setdefault((shape.m_tiles, shape.panel), draft)
     assert len(found) == 4 * len(hopper_narrow.panels(problem))
     for turn, draft in enumerate(some_of(list(found.values()), 2 + block // 16)):
         plan = hopper_narrow.assemble(problem, BIG, draft)

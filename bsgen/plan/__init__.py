@@ -8,8 +8,9 @@ from types import ModuleType
 
 from bsgen.errors import PlanError
 from bsgen.outline import Outline
-from bsgen.plan import hopper, hopper_narrow, hopper_narrow_wgrad, hopper_wgrad, matmul, wgrad
+from bsgen.plan import hopper, hopper_coarse_wgrad, hopper_narrow, hopper_narrow_wgrad, hopper_wgrad, matmul, wgrad
 from bsgen.plan.hopper import HopperPlan
+from bsgen.plan.hopper_coarse_wgrad import HopperCoarseWGradPlan
 from bsgen.plan.hopper_narrow import HopperNarrowPlan
 from bsgen.plan.hopper_narrow_wgrad import HopperNarrowWGradPlan
 from bsgen.plan.hopper_wgrad import HopperWGradPlan
@@ -23,11 +24,12 @@ Plan = HopperPlan | HopperNarrowPlan | HopperWGradPlan | MatMulPlan | WGradPlan
 FAMILIES: dict[Op, tuple[ModuleType, ...]] = {
     Op.FPROP: (hopper, hopper_narrow, matmul),
     Op.DGRAD: (hopper, hopper_narrow, matmul),
-    Op.WGRAD: (hopper_wgrad, hopper_narrow_wgrad, wgrad),
+    Op.WGRAD: (hopper_wgrad, hopper_coarse_wgrad, hopper_narrow_wgrad, wgrad),
 }
 
 __all__ = [
     "FAMILIES",
+    "HopperCoarseWGradPlan",
     "HopperNarrowPlan",
     "HopperNarrowWGradPlan",
     "HopperPlan",

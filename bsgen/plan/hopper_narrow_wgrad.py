@@ -37,6 +37,7 @@ MOST_PANELS = 128  # one for each thread of the loading warps
 BANDS = (1, 2, 4, 6, 8, 10, 12, 16, 24)  # times 64 features of dy that the blocks of a tile are drawn from
 SPLITS = (1, 2, 3, 5, 7, 11, 16)  # of the rows; 4 took 8 to 15 % longer than the model has it
 LEAST_STAGES = 8  # of a split
+ASTRAY = 1.3  # times what a whole plan is predicted to take, which its estimate may be
 SAMPLE, SAMPLE_TILES, SHORTLIST = 2, 2, 3  # bands, and tiles of each, that a shape is estimated from; bands worked out
 
 # The cost model, in clocks and bytes a clock of an SM: fits to the timings of 50 plans on an H200 (bfloat16, features last,
@@ -147,13 +148,14 @@ def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iter
     for geo in shapes:
         if geo.shape.band not in found:
             found[geo.shape.band] = list(bands(problem, geo.shape.band))
-    ranked = sorted(shapes, key=lambda geo: estimate(problem, target, geo, found[geo.shape.band]))
+    estimates = [(estimate(problem, target, geo, found[geo.shape.band]), geo) for geo in shapes]
     fittest: dict[int, WGradGeometry] = {}
-    for geo in ranked:
-        fittest.setdefault(geo.shape.band, geo)
+    for seconds, geo in sorted(estimates, key=lambda pair: pair[0]):
+        if seconds < ASTRAY * limit:
+            fittest.setdefault(geo.shape.band, geo)
     plans = [plan for geo in islice(fittest.values(), SHORTLIST) for plan in _plans(problem, target, geo)]
-    best = min(plans, key=lambda plan: plan.cost.seconds)
-    if best.cost.seconds < limit:
+    best = min(plans, key=lambda plan: plan.cost.seconds, default=None)
+    if best is not None and best.cost.seconds < limit:
         yield best
 
 

@@ -118,6 +118,11 @@ class HopperWGradPlan:
         return self.problem.gate
 
     @property
+    def coarse(self) -> bool:
+        """Whether units sum more than is stored: those of wide blocks do not."""
+        return False
+
+    @property
     def summed_later(self) -> bool:
         """Whether sums pass through the workspace to a second kernel: those of splits, and those that gates multiply."""
         return self.splits > 1 or self.gated

@@ -221,15 +221,16 @@ __device__ __forceinline__ void store(const Sums& sums, int count, const int* un
         for (int half = 0; half < 2; ++half) {
             const int row = top + half * 8, place = units[u * 4 + 2];
             if (place < 0) continue;
-            Element* to = dw + static_cast<long long>(place) * 8 + row % kUnitRows * kBlock + left;
+            Element* first = dw + static_cast<long long>(place) * 8 + row % kUnitRows * kBlock + left;
 #pragma unroll
             for (int j = 0; j < kBlock / 8; ++j) {
+                Element* to = first + j * 8;
                 float2 v = make_float2(sums[u][j * 4 + half * 2], sums[u][j * 4 + half * 2 + 1]);
                 if (accumulate) {
-                    const float2 old = load_pair(to + j * 8);
+                    const float2 old = load_pair(to);
                     v.x += old.x, v.y += old.y;
                 }
-                store_pair(to + j * 8, v);
+                store_pair(to, v);
             }
         }
     }

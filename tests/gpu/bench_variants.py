@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python3 tests/gpu/bench_variants.py [SUITE ...] [--json FILE]
 
-*narrow*, *turned*, *wgrad*: the Hopper kernels for blocks of 8 and 16. *axis*: features first, for which the cost model is not
-fitted.
+*narrow*, *turned*, *wgrad*, *coarse*: the Hopper kernels for blocks of 8 and 16.
+*axis*: features first, for which the cost model has not been fitted.
 *lines*, *small*: b = 32, many rows and few: panels, pieces and results in lines of 64 bytes and of 128.
 *forms*: warpgroups of every form, alone and in clusters, b = 32, 64 and 128.
 *rings*: two rings a thread block, each with warpgroups and tiles of its own. *four*: b = 32, four output blocks a warpgroup.
@@ -31,7 +31,7 @@ from bsgen.bench.operands import Operands
 from bsgen.bench.timing import Clock
 from bsgen.compiled import Compiled, assemble
 from bsgen.layout import Layout
-from bsgen.plan import FAMILIES, Plan, choose, hopper, hopper_narrow, hopper_narrow_wgrad
+from bsgen.plan import FAMILIES, Plan, choose, hopper, hopper_coarse_wgrad, hopper_narrow, hopper_narrow_wgrad
 from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Problem
 
 TARGET, CLOCK, SIZE = TARGETS["sm_90a"], Clock(), 4096
@@ -71,6 +71,17 @@ def wgrad(b: int, density: float) -> Case:
     problem = _problem(Op.WGRAD, b, density)
     best = _cheapest(hopper_narrow_wgrad.candidates(problem, TARGET), lambda plan: plan.geometry)
     return f"wgrad b{b} {density:.0%} N=16384 {SIZE}", problem, [partial(_same, plan) for plan in best[:MOST]]
+
+
+def coarse(b: int, density: float, n: int = 16384, size: int = SIZE, first: int = 1) -> Case:
+    """Gradients of weights of 8 and 16 as coarse blocks: for each ring, split and number of tiles the cheapest plan by the model,
+    and the best that sums stored blocks alone."""
+    problem = replace(_problem(Op.WGRAD, b, density, n, size), axis=first)
+    drafts = hopper_coarse_wgrad.drafts(problem, TARGET)
+    best = _cheapest(drafts, lambda draft: (draft.geometry.rows, draft.splits, len(draft.tiles)))
+    plans = [partial(hopper_coarse_wgrad.assemble, problem, TARGET, draft) for draft in best[: MOST // 2]]
+    alone = [partial(_same, plan) for plan in hopper_narrow_wgrad.shortlist(problem, TARGET)]
+    return f"wgrad b{b} {density:.0%} N={n} {size} axis {first} coarse", problem, [*plans, *alone]
 
 
 def axis(op: Op, b: int, density: float) -> Case:
@@ -174,6 +185,11 @@ SUITES: dict[str, list[Callable[[], Case]]] = {
         *(partial(turned, Op.FPROP, b, 0.5, n) for b in (16, 8) for n in (576, 1024, 2048, 4096)),
     ],
     "wgrad": [partial(wgrad, b, density) for b, density in ((16, 0.1), (16, 0.01), (16, 0.5), (8, 0.1), (8, 0.02))],
+    "coarse": [
+        *(partial(coarse, b, density) for b in (16, 8) for density in (0.2, 0.3, 0.5, 1.0)),
+        *(partial(coarse, b, 0.5, 16384, SIZE, 0) for b in (16, 8)),
+        *(partial(coarse, b, 0.5, n, size) for b in (16, 8) for n, size in ((4096, SIZE), (16384, SIZE // 4))),
+    ],
     "axis": [
         *(partial(axis, Op.FPROP, b, density) for b in (8, 16, 32) for density in (0.01, 0.1)),
         *(partial(axis, op, b, 0.1) for op in (Op.DGRAD, Op.WGRAD) for b in (8, 32)),

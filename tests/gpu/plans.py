@@ -6,10 +6,19 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 from bsgen.build import build
 from bsgen.emit import render
-from bsgen.plan import HopperNarrowPlan, Plan, hopper, hopper_narrow, hopper_narrow_wgrad, hopper_wgrad
+from bsgen.plan import (
+    HopperNarrowPlan,
+    Plan,
+    hopper,
+    hopper_coarse_wgrad,
+    hopper_narrow,
+    hopper_narrow_wgrad,
+    hopper_wgrad,
+)
 from bsgen.plan.hopper import HopperPlan
 from bsgen.problem import Problem, Target
 from bsgen.runtime import driver
@@ -71,7 +80,11 @@ def gradients(problem: Problem, target: Target) -> list[Plan]:
             shape = plan.geometry.shape
             key = shape.warps, shape.units, shape.rows, shape.panel, shape.stages, plan.splits > 1
             found.setdefault(key, []).append(plan)
-        return [plans[turn % len(plans)] for turn, plans in enumerate(found.values())]
+        for draft in hopper_coarse_wgrad.drafts(problem, target):
+            plan = partial(hopper_coarse_wgrad.assemble, problem, target, draft)
+            found.setdefault((draft.geometry.rows, draft.splits > 1), []).append(plan)
+        chosen = [plans[turn % len(plans)] for turn, plans in enumerate(found.values())]
+        return [each() if callable(each) else each for each in chosen]
     for draft in hopper_wgrad.drafts(problem, target):
         found.setdefault((draft.geometry.rows, draft.splits), []).append(draft)
     chosen = [drafts[turn % len(drafts)] for turn, drafts in enumerate(found.values())]

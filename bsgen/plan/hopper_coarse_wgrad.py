@@ -1,0 +1,106 @@
+"""Plans for wgrad on Hopper with blocks of 8 and 16 of which many are stored: whole sums, of which stored blocks are kept.
+
+Tiles, rings and splits are those of plan/hopper_wgrad.py for the layout of *coarse* blocks, 128 wide, that hold a stored block or
+more. It costs what a dense product does, whatever the blocks are, so gates and layouts of few blocks are left to the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from bsgen.layout import Layout
+from bsgen.plan import hopper_wgrad
+from bsgen.plan.blocks import IntArray
+from bsgen.plan.gradient_tiles import NOTHING
+from bsgen.plan.hopper import chosen
+from bsgen.plan.hopper_wgrad import Draft, HopperWGradPlan
+from bsgen.plan.tile import math_of
+from bsgen.plan.warpgroup import WARPGROUP_ROWS
+from bsgen.problem import DType, Op, Problem, Target
+
+BLOCK_SIZES, COARSE = (8, 16), 128
+DENSITY = 0.15  # the least share of blocks for which it is considered
+# Of what the cost model says, which was fitted to less full tiles, and seconds beside it (`tests/gpu/results/coarse_h200.json`).
+FITTED, BESIDE = 0.875, 14e-6
+
+
+@dataclass(frozen=True, eq=False)
+class HopperCoarseWGradPlan(HopperWGradPlan):
+    """A plan whose units sum coarse blocks. `kept[t, g, u]` says of each block of a unit, [64 / b, 128 / b], which stored one it is
+    or NOTHING; the last two words of `units` say nothing.
+    """
+
+    kept: IntArray
+
+    @property
+    def coarse(self) -> bool:
+        """Whether units sum more than is stored."""
+        return True
+
+    @property
+    def summary(self) -> str:
+        """One line: as of plans for wider blocks."""
+        return f"{super().summary}, of which blocks of {self.problem.block_size} are kept"
+
+
+def serves(problem: Problem, target: Target) -> bool:
+    """Whether this family can do it."""
+    served = problem.op is Op.WGRAD and problem.block_size in BLOCK_SIZES and problem.dtype is not DType.FLOAT32
+    many = problem.layout.nnz > 0 and problem.layout.density >= DENSITY
+    return target.arch == "sm_90a" and served and many and not problem.gate
+
+
+def coarsened(problem: Problem) -> Problem:
+    """The problem for coarse blocks, of which those at the end may reach past the layout."""
+    width = COARSE // problem.block_size
+    rows, columns = (-(-size // width) for size in problem.layout.shape)
+    mask = np.zeros((rows * width, columns * width), bool)
+    mask[: problem.layout.shape[0], : problem.layout.shape[1]] = problem.layout.mask
+    used = mask.reshape(rows, width, columns, width).any(axis=(1, 3))
+    return replace(problem, layout=Layout(used), block_size=COARSE)
+
+
+def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
+    """Those of the problem for coarse blocks."""
+    for draft in hopper_wgrad.drafts(coarsened(problem), target) if serves(problem, target) else ():
+        yield replace(draft, cost=replace(draft.cost, seconds=FITTED * draft.cost.seconds + BESIDE))
+
+
+def candidates(problem: Problem, target: Target) -> Iterator[HopperCoarseWGradPlan]:
+    """Plans of all drafts, to measure."""
+    for draft in drafts(problem, target) if chosen(problem) else ():
+        yield assemble(problem, target, draft)
+
+
+def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iterator[HopperCoarseWGradPlan]:
+    """The plan of the cheapest draft, if below `limit` seconds."""
+    found = drafts(problem, target) if chosen(problem) else ()
+    best = min(found, key=lambda draft: draft.cost.seconds, default=None)
+    if best is not None and best.cost.seconds < limit:
+        yield assemble(problem, target, best)
+
+
+def assemble(problem: Problem, target: Target, draft: Draft) -> HopperCoarseWGradPlan:
+    """Encode the tables of a draft, and look up the stored blocks of its units."""
+    plan = hopper_wgrad.assemble(coarsened(problem), target, draft)
+    given = {field.name: getattr(plan, field.name) for field in fields(plan)}
+    return HopperCoarseWGradPlan(**{**given, "problem": problem}, kept=_kept(plan, problem))
+
+
+def _kept(plan: HopperWGradPlan, problem: Problem) -> IntArray:
+    down, across = WARPGROUP_ROWS // problem.block_size, COARSE // problem.block_size
+    coarse, chunks = plan.problem.layout, COARSE**2 // math_of(problem).chunk
+    stored = np.full((coarse.shape[0] * across, coarse.shape[1] * across), NOTHING, np.int32)
+    rows, columns = problem.layout.blocks.T
+    stored[rows, columns] = np.arange(problem.layout.nnz)
+    kept = np.full((*plan.units.shape[:3], down, across), NOTHING, np.int32)
+    for place in np.argwhere(plan.units[..., 2] != NOTHING):
+        block, inside = divmod(int(plan.units[(*place, 2)]), chunks)
+        row, column = (int(corner) * across for corner in coarse.blocks[block])
+        row += inside // (chunks * WARPGROUP_ROWS // COARSE) * down
+        kept[tuple(place)] = stored[row : row + down, column : column + across]
+    return kept
