@@ -135,7 +135,7 @@ def test_hopper_kernels(op: Op, block: int) -> None:
 
 @pytest.mark.parametrize("block", hopper_wgrad.BLOCK_SIZES)
 def test_hopper_gradients(block: int) -> None:
-    """Every ring with splits of N and without: tables, no spills, no multiplies in series, and of half of them on the host the exact
+    """Every ring with splits of N and without: tables, no spills, no multiplies in series; half of them on the host, the exact
     result."""
     layout = bernoulli(16, 30, 0.9) if block == 32 else bernoulli(640 // block, 576 // block, 0.7)
     problem = Problem(Op.WGRAD, layout, block, DType.BFLOAT16 if block == 64 else DType.FLOAT16, batch=1024, axis=0)

@@ -51,7 +51,7 @@ def test_narrow_blocks(op: Op, block: int, dtype: DType) -> None:
 @pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
 @pytest.mark.parametrize("block", hopper_narrow.BLOCK_SIZES)
 def test_turned_products_of_narrow_blocks(block: int, op: Op) -> None:
-    """Of split output blocks, beside which some stages have one operation and some none for a warpgroup; features last and first."""
+    """Of split output blocks, beside which some stages have one operation or none for a warpgroup; features last and first."""
     mask = hub(60, 12).mask | bernoulli(60, 12, 0.15).mask
     axis, layout = int((op is Op.FPROP) == (block == 16)), Layout(mask if op is Op.FPROP else mask.T)
     problem = Problem(op, layout, block, DType.BFLOAT16, batch=1000, axis=axis)
