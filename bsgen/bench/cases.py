@@ -145,7 +145,7 @@ def floors(block_sizes: Iterable[int]) -> Iterator[Case]:
 # The same for small blocks and small N (fprop), and for wgrad. The paper's figure of 2017 is 6.7 at about 10 %.
 SMALL_FLOORS: dict[tuple[int, int, int], Cell] = {
     (4096, 16384, 16): {0.01: (2.0, 5.0), 0.05: (2.2, 3.2), 0.1: (2.4, 2.0), 0.2: (2.4, 1.3), 0.5: (2.5, 0.7)},
-    (4096, 16384, 8): {0.01: (None, 4.5), 0.05: (None, 2.4), 0.1: (None, 1.5), 0.2: (None, 0.9)},
+    (4096, 16384, 8): {0.01: (None, 4.5), 0.05: (None, 2.4), 0.1: (None, 1.5), 0.2: (None, 0.9), 0.5: (None, None)},
     (4096, 64, 32): {0.01: (1.2, 3.0), 0.05: (1.5, 3.0), 0.1: (1.8, 2.6), 0.2: (2.0, 1.8)},
     (12288, 64, 32): {0.01: (1.7, 13.0), 0.05: (1.8, 8.5), 0.1: (1.9, 5.5), 0.2: (2.0, 3.4)},
     (12288, 64, 16): {0.05: (None, 5.0)},
@@ -156,8 +156,8 @@ SMALL_FLOORS: dict[tuple[int, int, int], Cell] = {
 }
 WGRAD_FLOORS: dict[tuple[int, int, int], Cell] = {
     (4096, 16384, 32): {0.05: (None, 4.0), 0.1: (None, 2.8), 0.2: (None, 1.6), 0.5: (None, 0.9)},
-    (4096, 16384, 16): {0.1: (None, 1.6)},
-    (4096, 16384, 8): {0.1: (None, 1.0)},
+    (4096, 16384, 16): {0.1: (None, 1.6), 0.5: (None, None)},
+    (4096, 16384, 8): {0.1: (None, 1.0), 0.5: (None, None)},
 }
 
 
