@@ -23,7 +23,7 @@ from bsgen.plan.registers import WARPGROUP_WARPS, SharedRegisters
 from bsgen.plan.tile import CHUNK_BYTES, LINE_CHUNKS, math_of
 from bsgen.plan.wgrad import WGradPlan
 from bsgen.plan.wgrad_geometry import WGradGeometry, WGradShape
-from bsgen.plan.wgrad_units import bands, encode, groups
+from bsgen.plan.wgrad_units import Bands, bands, bands_of, encode, groups
 from bsgen.problem import DType, Op, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
@@ -50,8 +50,6 @@ UNIT = 6.0  # instructions of a unit, each stage: addresses, branch
 UNIT_LATENCY = 46.0  # clocks of a unit alone, each step along N, before its multiplies
 STAGE, START, STORE = 11.0, 3000.0, 63.0  # clocks of a stage, of a thread block; bytes of sums a clock
 REDUCE = 0.56  # of the time that device memory would take for the splits' sums, which L2 holds in part
-
-Bands = list[list[tuple[int, int, int]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,11 +141,8 @@ def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iter
     """The cheapest of the plans of the bands that are predicted, from a sample, to be cheapest."""
     if not (serves(problem, target) and chosen(problem)):
         return
-    found: dict[int, Bands] = {}
     shapes = list(geometries(problem, target))
-    for geo in shapes:
-        if geo.shape.band not in found:
-            found[geo.shape.band] = list(bands(problem, geo.shape.band))
+    found = bands_of(problem, shapes)
     estimates = [(estimate(problem, target, geo, found[geo.shape.band]), geo) for geo in shapes]
     fittest: dict[int, WGradGeometry] = {}
     for seconds, geo in sorted(estimates, key=lambda pair: pair[0]):

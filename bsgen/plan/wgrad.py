@@ -15,7 +15,7 @@ from bsgen.plan.cost import Cost, wgrad_cost
 from bsgen.plan.gates import gradient_lanes, gradient_launch
 from bsgen.plan.tile import CHUNK_BYTES, math_of
 from bsgen.plan.wgrad_geometry import MAX_UNIT, WGradGeometry, WGradShape
-from bsgen.plan.wgrad_units import bands, encode, groups
+from bsgen.plan.wgrad_units import Bands, bands, bands_of, encode, groups
 from bsgen.problem import Problem, Target
 
 REDUCE_THREADS, REDUCE_ELEMENTS = 256, 4
@@ -189,14 +189,14 @@ def candidates(problem: Problem, target: Target) -> Iterator[WGradPlan]:
 def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iterator[WGradPlan]:
     """Plans of the shapes that are predicted, from a sample of their bands, to be cheapest; none that takes `limit` seconds."""
     geometries = [_geometry(problem, shape) for shape in shapes(problem, target)]
-    estimates = [(estimate(problem, target, geo), geo) for geo in geometries]
+    found = bands_of(problem, geometries)
+    estimates = [(estimate(problem, target, geo, found[geo.shape.band]), geo) for geo in geometries]
     ranked = sorted((pair for pair in estimates if pair[0] < limit), key=lambda pair: pair[0])
     yield from (assemble(problem, target, geo) for _, geo in ranked[:SHORTLIST])
 
 
-def estimate(problem: Problem, target: Target, geo: WGradGeometry) -> float:
+def estimate(problem: Problem, target: Target, geo: WGradGeometry, everything: Bands) -> float:
     """Predicted seconds from a few bands."""
-    everything = list(bands(problem, geo.shape.band))
     if not everything:
         return 0.0
     sample = everything[:: -(-len(everything) // max(SAMPLE, SAMPLE_COLUMNS // geo.shape.band))]

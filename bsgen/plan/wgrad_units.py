@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from bsgen.plan.wgrad_geometry import WGradGeometry, WGradShape
 from bsgen.problem import Problem
 
 NO_UNIT = -1
+Bands = list[list[tuple[int, int, int]]]  # (row, column, index) of the stored blocks of each
 
 
 @dataclass
@@ -51,6 +52,11 @@ def bands(problem: Problem, band: int) -> Iterator[list[tuple[int, int, int]]]:
     for run in np.split(fields, cuts):
         if len(run):
             yield [tuple(block) for block in run.tolist()]
+
+
+def bands_of(problem: Problem, geometries: Iterable[WGradGeometry]) -> dict[int, Bands]:
+    """Those of every width that geometries have, made once."""
+    return {band: list(bands(problem, band)) for band in {geo.shape.band for geo in geometries}}
 
 
 def groups(blocks: list[tuple[int, int, int]], geo: WGradGeometry) -> Iterator[Group]:
