@@ -73,7 +73,8 @@ def marked(text: str, address: int) -> str:
     waiting = r"(barrier_wait\(full \+ slot \* 8, parity\);)"
     text = changed(text, waiting, rf"mark(at, {WAITS}); \1 mark(at, {COMES});")
     narrow = r"(if \(lane == 0\) barrier_arrive\(empty \+ slot \* 8\);)"
-    wide = r"(    give_back\(empty, slot, parity\);)"
-    text = changed(text, narrow if re.search(narrow, text) else wide, rf"\1 mark(at++, {LEAVES});")
+    turned, wide = r"(before = empty \+ slot \* 8;)", r"(    give_back\(empty, slot, parity\);)"
+    leaving = next((each for each in (narrow, turned) if re.search(each, text)), wide)
+    text = changed(text, leaving, rf"\1 mark(at++, {LEAVES});")
     text = changed(text, r"(\n +)(store\(sums[^;]*;)", rf"\1{{ \2 mark(at - 1, {STORED}); }}")
     return text.replace(ALIAS, ALIAS + MARK.format(address=address, stages=STAGES, warps=WARPS, marks=MARKS), 1)
