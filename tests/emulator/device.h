@@ -1,6 +1,7 @@
 // A GPU's thread blocks on the host: every thread a fiber, what warps do together done together, copies and barriers as the PTX ISA says.
 // Kernels are emitted text with their inline assembly taken out; the functions here stand in for templates/device/*.cuh. Fibers run in
-// an order drawn anew from a seed, warp by warp, and copies land late: a kernel that waits for too little fails here, too.
+// an order drawn anew from a seed, warp by warp, copies land late and multiplies of warpgroups come late: a kernel that waits for too little
+// fails here, too.
 #include <ucontext.h>
 
 #include <algorithm>
@@ -91,6 +92,8 @@ struct Fiber {
     Block* block;
     dim3 index;
     bool done = false;
+    std::vector<std::function<void()>> issued;                // its multiplies that are in no group yet
+    std::deque<std::vector<std::function<void()>>> at_work;  // groups of them, the oldest first
 };
 
 inline std::vector<Fiber> fibers;
@@ -102,6 +105,10 @@ inline std::mt19937 chance;
 inline dim3 grid, block_size;
 inline Meeting cluster_meeting;
 inline long long idle;
+inline void end_of_thread() {
+    if (!self->issued.empty() || !self->at_work.empty()) fail("a thread ends while its multiplies are at work");
+    self->done = true, --self->block->threads, idle = 0;
+}
 
 constexpr int kLong = 200, kShort = 20, kVeryLong = 4000, kPatience = 60000;  // rounds: of what is late, and until nothing can come any more
 
@@ -195,7 +202,7 @@ inline void launch(unsigned count, unsigned threads, unsigned cluster, unsigned 
             getcontext(&fiber.context);
             fiber.context.uc_stack.ss_sp = fiber.stack.data(), fiber.context.uc_stack.ss_size = kStackBytes;
             fiber.context.uc_link = &scheduler;
-            makecontext(&fiber.context, +[] { (*body)(), self->done = true, --self->block->threads, idle = 0; }, 0);
+            makecontext(&fiber.context, +[] { (*body)(), end_of_thread(); }, 0);
         }
         std::vector<unsigned> order(fibers.size() / 32);
         for (unsigned i = 0; i < order.size(); ++i) order[i] = i;
@@ -330,7 +337,7 @@ inline void tma_load_at(Block* block, u32 shared, const TensorMap& map, int colu
     if (line != 32 && line != 64 && line != 128) fail("a row of a box is no swizzle line", line);
     if (shared % (8 * line)) fail("a box starts inside a swizzle atom", shared);
     std::memset(at(shared, 16, block), 0xff, line * map.box_rows);  // NaN until it lands: it may be written from now on
-    start(block, barrier, static_cast<long long>(line) * map.box_rows, [=, &map] { land_box(block, shared, map, column, row); });
+    start(block, barrier, static_cast<long long>(line) * map.box_rows, [=] { land_box(block, shared, map, column, row); });
 }
 inline void tma_load(u32 shared, const TensorMap& map, int column, int row, u32 barrier) {
     tma_load_at(self->block, shared, map, column, row, barrier);
@@ -449,9 +456,13 @@ inline void mma_half(float (&d)[4], const u32 (&a)[2], u32 b) { multiply_16bit<1
 // --- wgmma (PTX: asynchronous warpgroup level matrix multiply-accumulate) ---------------------------------------------------------------
 
 inline void wgmma_fence() {}
-inline void wgmma_commit() {}
+inline void wgmma_commit() { self->at_work.push_back(std::move(self->issued)), self->issued.clear(); }
+// Multiplies read shared memory, and registers that hold sums, as late as a kernel allows: when it waits for their group.
 template <int Pending>
-inline void wgmma_wait() {}
+inline void wgmma_wait() {
+    for (; self->at_work.size() > Pending; self->at_work.pop_front())
+        for (const auto& multiply : self->at_work.front()) multiply();
+}
 
 struct Matrix {  // what a descriptor says; `across` counts rows of A or columns of B
     u32 low, high;
@@ -480,13 +491,16 @@ inline void wgmma_sums(float (&sums)[Count], int depth, const A& a, const Matrix
 }
 template <int Count>
 inline void wgmma_registers(float (&sums)[Count], const u32 (&a)[4], Matrix b) {
-    const Operands* all = exchange(Operands{{a[0], a[1], a[2], a[3]}, {}});
+    const Operands* given = exchange(Operands{{a[0], a[1], a[2], a[3]}, {}});
     const unsigned g = lane_id() / 4;
-    if (b.item == 4) wgmma_sums(sums, 8, [&](int half, int k) { return __uint_as_float(all[g * 4 + k % 4].a[k / 4 * 2 + half]); }, b);
-    else wgmma_sums(sums, 16, [&](int half, int k) { return half_of(all[g * 4 + k % 8 / 2].a[k / 8 * 2 + half], k % 2); }, b);
+    const std::vector<Operands> quad(given + g * 4, given + g * 4 + 4);
+    self->issued.push_back([=, &sums] {
+        if (b.item == 4) wgmma_sums(sums, 8, [&](int half, int k) { return __uint_as_float(quad[k % 4].a[k / 4 * 2 + half]); }, b);
+        else wgmma_sums(sums, 16, [&](int half, int k) { return half_of(quad[k % 8 / 2].a[k / 8 * 2 + half], k % 2); }, b);
+    });
 }
 template <int Count>
 inline void wgmma_shared(float (&sums)[Count], Matrix a, Matrix b) {
     const unsigned row = self->index.x / 32 % 4 * 16 + lane_id() / 4;
-    wgmma_sums(sums, b.item == 4 ? 8 : 16, [&](int half, int k) { return a(row + half * 8, k); }, b);
+    self->issued.push_back([=, &sums] { wgmma_sums(sums, b.item == 4 ? 8 : 16, [&](int half, int k) { return a(row + half * 8, k); }, b); });
 }
