@@ -177,14 +177,15 @@ def test_hopper_gradients_accumulate() -> None:
 
 @pytest.mark.parametrize(("op", "block"), list(product((Op.FPROP, Op.DGRAD), hopper_narrow.BLOCK_SIZES)), ids=named)
 def test_hopper_kernels_for_narrow_blocks(op: Op, block: int) -> None:
-    """Tables, no spills, and on the host the exact result; with an epilogue where there is one."""
+    """Tables, no spills, and on the host the exact result; with an epilogue where there is one. Turned ones are elsewhere."""
     finish = EPILOGUES[0] if op is Op.FPROP else Epilogue()
     dtype = DType.FLOAT16 if block == 8 else DType.BFLOAT16
     for layout in (bernoulli(13, 11, 0.3), hub(150, 5) if op is Op.FPROP else hub(5, 150)):
         problem = Problem(op, layout, block, dtype, epilogue=finish, batch=1000, axis=0)
         found: dict[object, hopper_narrow.Draft] = {}
         for draft in hopper_narrow.drafts(problem, BIG):
-            found.setdefault((draft.geometry.shape.rows, bool(draft.reductions)), draft)
+            if not draft.geometry.turned:
+                found.setdefault((draft.geometry.shape.rows, bool(draft.reductions)), draft)
         for n, draft in zip((8, 200), sample(list(found.values()), 2), strict=True):
             plan = hopper_narrow.assemble(problem, BIG, draft)
             check_hopper_narrow(plan)

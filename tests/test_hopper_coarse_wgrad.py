@@ -71,7 +71,7 @@ def check(plan: HopperCoarseWGradPlan) -> None:
 @pytest.mark.parametrize("block", hopper_coarse_wgrad.BLOCK_SIZES)
 def test_kernels(block: int, axis: int) -> None:
     """Rows of N split and not: no spills, and on the host the exact result."""
-    layout = bernoulli(320 // block, 296 // block, 0.5)
+    layout = bernoulli(208 // block, 280 // block, 0.5)
     problem = Problem(Op.WGRAD, layout, block, DType.BFLOAT16, batch=1024, axis=axis)
     drafts = list(hopper_coarse_wgrad.drafts(problem, BIG))
     for split in (False, True):
