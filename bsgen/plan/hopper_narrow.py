@@ -157,7 +157,7 @@ SHAPES = (
 # The same where products are turned: as many rows as wgmma has columns, two warpgroups with 64 outputs each. More accumulators than
 # registers at launch, whatever setmaxnreg hands out later, ptxas would refuse or serialise (C7602, C7512).
 TURNED_SHAPE, TURNED_PANEL, TURNED_STAGES = (16, 8, 16), 32, 3
-TURNED_DENSITY = 0.15  # the least share of blocks for which it is considered
+TURNED_DENSITY = 0.15  # the least share of blocks for which it is considered. Zeros stand for the others: 0 times infinity is NaN
 
 
 def shapes(problem: Problem, target: Target) -> Iterator[NarrowShape]:
