@@ -137,9 +137,8 @@ def serves(problem: Problem, target: Target) -> bool:
     )
 
 
-Form = tuple[
-    tuple[int, int, int], int, int, bool
-]  # of SHAPES, features of a panel, stages, whether products are turned
+# One of SHAPES, features of a panel, stages, whether products are turned.
+Form = tuple[tuple[int, int, int], int, int, bool]
 
 # 16-row tiles of a warp, warps side by side, and columns of each.
 SHAPES = (
@@ -157,7 +156,8 @@ SHAPES = (
 # The same where products are turned: as many rows as wgmma has columns, two warpgroups with 64 outputs each. More accumulators than
 # registers at launch, whatever setmaxnreg hands out later, ptxas would refuse or serialise (C7602, C7512).
 TURNED_SHAPE, TURNED_PANEL, TURNED_STAGES = (16, 8, 16), 32, 3
-TURNED_DENSITY = 0.15  # the least share of blocks for which it is considered. Zeros stand for the others: 0 times infinity is NaN
+# The least share of blocks for which it is considered. Zeros stand for the others: 0 times an infinity of x is NaN.
+TURNED_DENSITY = 0.15
 
 
 def shapes(problem: Problem, target: Target) -> Iterator[NarrowShape]:

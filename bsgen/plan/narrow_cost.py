@@ -2,8 +2,8 @@
 
 The constants are fits to the timings of 143 plans on an H200 (bfloat16; C = K = 4096, N = 16384, 1 ... 50 % of the blocks, and
 12288 with N = 64; b = 8 and 16; features last and first), with a root mean square error of 7 %; the plan of least predicted time
-took at most 11 % longer than the fastest (`tests/gpu/results/variants_h200.json`, `axis_h200.json`). Clocks are of
-`Target.clock`, which the GPU exceeds.
+took at most 11 % longer than the fastest (`tests/gpu/results/variants_h200.json`, `axis_h200.json`). Those of turned products rest
+on `turned_h200.json`. Clocks are of `Target.clock`, which the GPU exceeds.
 """
 
 from __future__ import annotations
@@ -30,10 +30,8 @@ SHARED_RATE = 150.0  # bytes a clock of shared memory
 STEP = 9.0  # clocks of a multiply step on one of an SM's four schedulers
 ISSUE = 3.0  # clocks of an instruction
 OPERATION = 8.9  # instructions of a multiply beside fragments and steps: loop, words, addresses
-TURNED_STEP, TURNED_LATENCY = (
-    0.54,
-    60.0,
-)  # clocks of a turned multiply step for each row; and of what lies between two of them
+TURNED_STEP = 0.54  # clocks of a turned multiply step for each row
+TURNED_LATENCY = 60.0  # and of what lies between two of them
 LATENCY = 184.0  # clocks of a multiply alone: words, fragments, first step
 CONFLICT = 2  # times that weights pass through shared memory
 # Clocks of a copy, by warpgroups that load: of a box of a panel, or of stored blocks that follow one another in W.
@@ -74,16 +72,9 @@ def tile_counts(tiles: Tiles, problem: Problem, geo: NarrowGeometry) -> Counts:
 def _turned_steps(tiles: Tiles, geo: NarrowGeometry) -> Floats:
     """Multiply steps of each warpgroup of each tile: a warp's inputs are those of the others."""
     width = geo.shape.slots * WARPGROUP_WARPS
-    return np.array(
-        [
-            [
-                _distinct([part.inputs // geo.step_blocks for part in tile[i : i + width] if part])
-                for i in range(0, len(tile), width)
-            ]
-            for tile in tiles
-        ],
-        float,
-    )
+    blocks = geo.step_blocks
+    groups = [[tile[i : i + width] for i in range(0, len(tile), width)] for tile in tiles]
+    return np.array([[_distinct([p.inputs // blocks for p in group if p]) for group in tile] for tile in groups], float)
 
 
 def _distinct(arrays: list[IntArray]) -> int:
