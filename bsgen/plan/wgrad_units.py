@@ -12,7 +12,7 @@ from bsgen.plan.wgrad_geometry import WGradGeometry, WGradShape
 from bsgen.problem import Problem
 
 NO_UNIT = -1
-Bands = list[list[tuple[int, int, int]]]  # (row, column, index) of the stored blocks of each
+Bands = list[IntArray]  # (row, column, index) of the stored blocks of each
 
 
 @dataclass
@@ -42,7 +42,7 @@ def _deal(count: int, shape: WGradShape) -> list[int]:
     return [(i % shape.warps) * shape.units + i // shape.warps for i in range(count)]
 
 
-def bands(problem: Problem, band: int) -> Iterator[list[tuple[int, int, int]]]:
+def bands(problem: Problem, band: int) -> Iterator[IntArray]:
     """(row, column, index) of the stored blocks of each run of `band` block columns, by row, then column."""
     coordinates = problem.layout.blocks
     order = np.lexsort((coordinates[:, 1], coordinates[:, 0], coordinates[:, 1] // band))
@@ -51,7 +51,7 @@ def bands(problem: Problem, band: int) -> Iterator[list[tuple[int, int, int]]]:
     cuts = np.flatnonzero(np.diff(keys)) + 1
     for run in np.split(fields, cuts):
         if len(run):
-            yield [tuple(block) for block in run.tolist()]
+            yield run
 
 
 def bands_of(problem: Problem, geometries: Iterable[WGradGeometry]) -> dict[int, Bands]:
@@ -59,10 +59,10 @@ def bands_of(problem: Problem, geometries: Iterable[WGradGeometry]) -> dict[int,
     return {band: list(bands(problem, band)) for band in {geo.shape.band for geo in geometries}}
 
 
-def groups(blocks: list[tuple[int, int, int]], geo: WGradGeometry) -> Iterator[Group]:
-    """Fill groups with blocks in order until units or panels run out."""
+def groups(blocks: IntArray, geo: WGradGeometry) -> Iterator[Group]:
+    """Fill groups with the blocks of a band, in order, until units or panels run out."""
     group = Group()
-    for block in blocks:
+    for block in blocks.tolist():
         if not _add(group, block, geo):
             yield group
             group = Group()
@@ -72,7 +72,7 @@ def groups(blocks: list[tuple[int, int, int]], geo: WGradGeometry) -> Iterator[G
         yield group
 
 
-def _add(group: Group, block: tuple[int, int, int], geo: WGradGeometry) -> bool:
+def _add(group: Group, block: Sequence[int], geo: WGradGeometry) -> bool:
     """Add a block's units to the group if units and panels allow."""
     row, column, index = block
     parts = range(0, geo.block, geo.unit)
