@@ -102,7 +102,7 @@ def test_fprop_in_tf32(block: int) -> None:
 def test_two_rings(op: Op) -> None:
     """Warpgroups of two rings in a thread block, with tiles of their own: more of them than rings, and fewer."""
     finish = Epilogue(True, Activation.RELU, True) if op is Op.FPROP else Epilogue()
-    for n, block, axis, count in ((300, 32, 1, 2), (70, 64, 1, 1), (72, 32, 0, 1)):
+    for n, block, axis, count in ((300, 32, 1, 1), (70, 64, 1, 1), (72, 32, 0, 1)):
         problem = Problem(op, bernoulli(8, 20, 0.5), block, DType.BFLOAT16, epilogue=finish, batch=1000, axis=axis)
         drafts = list(hopper.drafts(problem, BIG, rings=(2,)))
         assert len(drafts) >= 2

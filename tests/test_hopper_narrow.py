@@ -168,6 +168,23 @@ def test_epilogues(block: int, epilogue: Epilogue, axis: int, batch: int | None)
         compiled_plan(plan)
 
 
+@pytest.mark.parametrize("axis", [1, 0])
+@pytest.mark.parametrize("block", hopper_narrow.BLOCK_SIZES)
+def test_turned_products_with_all_that_follows(block: int, axis: int) -> None:
+    """128 sums of a thread leave few registers; output blocks that are split and not, and weights that are gated."""
+    layout = Layout(hub(60, 12).mask | bernoulli(60, 12, 0.15).mask)
+    for turn, epilogue in enumerate(EPILOGUES):
+        dtype = DType.FLOAT16 if turn % 2 else DType.BFLOAT16
+        problem = Problem(Op.FPROP, layout, block, dtype, epilogue=epilogue, axis=axis, batch=1000)
+        drafts = [draft for draft in hopper_narrow.drafts(problem, BIG) if draft.geometry.turned]
+        for split in (False, True):
+            draft = next(draft for draft in drafts if bool(draft.reductions) == split)
+            plan = hopper_narrow.assemble(problem, BIG, draft)
+            check(plan)
+            check_instructions(plan, compiled_plan(plan), multiplies="HGMMA")
+    compiled_plan(hopper_narrow.assemble(replace(problem, gate=True), BIG, draft))
+
+
 def test_what_it_serves() -> None:
     layout = bernoulli(6, 5, 0.5)
     for op, block, dtype, target in product(Op, (8, 16, 32), DType, (BIG, SMALL)):
