@@ -79,7 +79,7 @@ def test_whole_lines(op: Op) -> None:
         kinds.setdefault((shape.cluster, shape.paired, draft.geometry.coupled), draft)
     chosen = [draft for kind, draft in kinds.items() if sum(kind) > 2]
     assert len(chosen) >= 3
-    for seed, draft in enumerate(chosen):
+    for seed, draft in enumerate(sample(chosen, 3)):
         check(hopper.assemble(problem, BIG, draft), 75, seed=seed)
 
 
@@ -102,12 +102,11 @@ def test_fprop_in_tf32(block: int) -> None:
 def test_two_rings(op: Op) -> None:
     """Warpgroups of two rings in a thread block, with tiles of their own: more of them than rings, and fewer."""
     finish = Epilogue(True, Activation.RELU, True) if op is Op.FPROP else Epilogue()
-    for n, block, axis, count in ((300, 32, 1, 1), (70, 64, 1, 1), (72, 32, 0, 1)):
+    for n, block, axis in ((300, 32, 1), (70, 64, 1) if op is Op.FPROP else (72, 32, 0)):
         problem = Problem(op, bernoulli(8, 20, 0.5), block, DType.BFLOAT16, epilogue=finish, batch=1000, axis=axis)
         drafts = list(hopper.drafts(problem, BIG, rings=(2,)))
         assert len(drafts) >= 2
-        for seed, draft in enumerate(sample(drafts, count)):
-            check(hopper.assemble(problem, BIG, draft), n, seed=seed)
+        check(hopper.assemble(problem, BIG, drafts[0 if op is Op.FPROP else -1]), n)
 
 
 @pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
@@ -116,7 +115,7 @@ def test_thread_blocks_across(op: Op) -> None:
     finish = Epilogue(True, Activation.RELU, True) if op is Op.FPROP else Epilogue()
     problem = Problem(op, bernoulli(9, 13, 0.4), 32, DType.BFLOAT16, epilogue=finish, batch=64)
     drafts = [draft for draft in hopper.drafts(problem, BIG, (2, 4)) if draft.geometry.shape.across > 1]
-    for seed, draft in enumerate(sample(drafts, 4)):
+    for seed, draft in enumerate(sample(drafts, 3)):
         check(hopper.assemble(problem, BIG, draft), 70, seed=seed)
 
 

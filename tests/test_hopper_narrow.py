@@ -192,8 +192,9 @@ def test_what_it_serves() -> None:
         served = target is BIG and (op, block, dtype) in NARROW_KINDS
         assert bool(list(hopper_narrow.candidates(problem, target))) == served
         assert served or not isinstance(choose(problem, target), HopperNarrowPlan)
-        large = replace(problem, layout=bernoulli(64, 64, 0.2), batch=16384)
-        assert op is Op.WGRAD or isinstance(choose(large, target), HopperNarrowPlan) == served
+        if op is not Op.WGRAD and dtype is not DType.FLOAT16:
+            large = replace(problem, layout=bernoulli(64, 64, 0.2), batch=16384)
+            assert isinstance(choose(large, target), HopperNarrowPlan) == served
     assert list(hopper_narrow.shortlist(Problem(Op.FPROP, layout, 8, DType.FLOAT16, batch=16, axis=0), BIG))
     assert not list(hopper_narrow.shortlist(Problem(Op.FPROP, layout, 8, DType.FLOAT16, batch=17, axis=0), BIG))
     nothing = Problem(Op.FPROP, Layout(np.zeros((2, 3), bool)), 8, DType.FLOAT16)
