@@ -52,6 +52,12 @@ def warps_alone(problem: Problem, target: Target) -> Plan:
     return hopper_narrow.assemble(problem, target, min(drafts, key=lambda draft: draft.cost.seconds))
 
 
+def turned(problem: Problem, target: Target) -> Plan:
+    """Narrow blocks in turned products, as the planner has them for large layouts with many blocks."""
+    drafts = (draft for draft in hopper_narrow.drafts(problem, target) if draft.geometry.turned)
+    return hopper_narrow.assemble(problem, target, min(drafts, key=lambda draft: draft.cost.seconds))
+
+
 def coarse(problem: Problem, target: Target) -> Plan:
     """Gradients of narrow weights as whole sums, as the planner has them for large layouts with many blocks."""
     return next(hopper_coarse_wgrad.shortlist(problem, target))
@@ -278,6 +284,7 @@ SAMPLES = (
         epilogue=Epilogue(bias=True, activation=Activation.GELU, residual=True),
         batch=MANY,
         arch=HOPPER,
+        planner=turned,
     ),
     Sample(
         "hopper_dgrad_b8_float16_turned",
@@ -287,6 +294,7 @@ SAMPLES = (
         DType.FLOAT16,
         batch=MANY,
         arch=HOPPER,
+        planner=turned,
     ),
     Sample(
         "hopper_dgrad_b8_bfloat16",
@@ -328,6 +336,7 @@ SAMPLES = (
         epilogue=Epilogue(bias=True, activation=Activation.RELU, residual=True),
         batch=MANY,
         arch=HOPPER,
+        planner=turned,
         axis=0,
     ),
     Sample(

@@ -1,22 +1,22 @@
 // y = x @ W for one block-sparse W [384, 320] and its epilogue, bfloat16.
 // Layout 97ba793baadd2629: 180 of 480 blocks of 16 x 16 (37.50 %).
-// Plan: hopper, mma_bf16, tile 64 x 512, 16 warps, panels of 64, 3 stages of 72 KiB, contiguous groups.
+// Plan: hopper, wgmma_bf16 turned, tile 256 x 128, 8 warps, panels of 32, 3 stages of 74 KiB, similar groups.
 //
 // Persistent thread blocks walk tiles of kTileRows rows x kWarps * kSlots output blocks, groups of output blocks fastest. Warps of their own keep a
 // ring of stages full: panels of activations, stored blocks, and a record of what to multiply. Each other warp owns all rows of kSlots
-// output blocks; it follows the operations of its slots and gives the stage back, as fast as it can for itself.
+// output blocks; four multiply together, their 64 outputs the rows of a product and the rows of x its columns.
 
 using u32 = unsigned int;
 
 constexpr int kFeaturesOut = 320;  // of a row of y
-constexpr int kBlock = 16, kMTiles = 4, kNTiles = 2;  // a block's side; 16-row and 8-column steps
-constexpr int kWarps = 16, kSlots = 2, kLoaders = 128, kThreads = 32 * kWarps + kLoaders;  // warps that multiply, output blocks of each; threads that load
-constexpr int kTileRows = 64;
-constexpr int kTiles = 1;
-constexpr int kStages = 3, kStageBytes = 73728, kBounds = kStageBytes - 144;  // a stage ends with its record, and that with bounds
-constexpr int kRowBytes = 128, kPanelBytes = 8192;  // of a panel
+constexpr int kBlock = 16;  // a block's side
+constexpr int kWarps = 8, kSlots = 1, kLoaders = 128, kThreads = 32 * kWarps + kLoaders;  // warps that multiply, output blocks of each; threads that load
+constexpr int kTileRows = 256;
+constexpr int kTiles = 3;
+constexpr int kStages = 3, kStageBytes = 75776, kBounds = kStageBytes - 48;  // a stage ends with its record, and that with bounds
+constexpr int kPanelBytes = 16384;  // of a panel
 constexpr int kScratchBytes = 512;  // of a warp, for 16 rows of 16 outputs
-constexpr int kLoads = 6;  // entries of a stage in kLoadTable
+constexpr int kLoads = 18;  // entries of a stage in kLoadTable
 
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -59,6 +59,17 @@ __device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
 // 16 bytes to device memory.
 __device__ __forceinline__ void store_global_chunk(void* global, uint4 v) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
+// The same, each matrix transposed: lane l gives what becomes of column l % 8 of matrix l / 8.
+__device__ __forceinline__ void stmatrix_x4_trans(u32 address, const u32 (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]),
+                 "r"(r[3]) : "memory");
+}
+
+// 16 bytes into shared memory.
+__device__ __forceinline__ void store_chunk(u32 address, uint4 v) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
 // Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
@@ -167,51 +178,113 @@ __device__ __forceinline__ float2 finish(float2 v, float2 bias, float2 residual)
     return v;
 }
 
-constexpr int kTileStages = 3;  // of each tile
+__device__ const int __align__(16) kTileStages[] = {
+    0,4,7,10,
+};
+
 __device__ const int __align__(16) kTargets[] = {
-    0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,
-    16,17,18,19,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,
+    0,4,8,12,16,2,10,18,1,9,17,3,6,14,7,11,
+    5,13,15,19,-2147483647,-2147483647,-2147483647,-2147483647,
 };  // [kTiles, kWarps, kSlots]: output block, ~p for partial sum p, or -2147483647 for none
 // [stages, kLoads, 2], in chunks of 16 bytes but for features: place of the record, its size | the stage's size << 16; of each panel its
 // first feature, 0; of each run of W its place, where it goes in the stage | its size << 16; of no load -1, 0
 __device__ const int __align__(16) kLoadTable[] = {
-    0,282394677,0,0,64,0,192,0,0,125830656,3040,52432256,53,216858669,128,0,
-    256,0,1920,73401344,3840,73402464,-1,0,98,87490583,320,0,4960,52429312,-1,0,
-    -1,0,-1,0,
+    0,253493276,0,0,32,0,64,0,0,10488832,192,2100384,256,2100416,320,4197600,
+    416,2100512,480,2100544,608,2100576,672,2100608,736,2100640,864,2100672,928,2100704,1120,12586496,
+    1344,2100928,1408,2100960,28,253493276,96,0,128,0,160,0,1440,6294528,1568,6294624,
+    1696,4197568,1920,10489088,2112,2100640,2176,2100672,2240,4197856,2336,2100768,2400,2100800,2528,2100832,
+    2592,2100864,2656,2100896,2784,2100928,2848,2100960,56,253493276,192,0,224,0,256,0,
+    3040,12585984,3264,2100416,3328,8391904,3488,6294880,3616,4197824,3840,10489344,4032,2100896,4096,2100928,
+    4160,2100960,-1,0,-1,0,-1,0,-1,0,-1,0,84,253493276,288,0,
+    320,0,352,0,4192,2100224,4256,2100256,4320,2100288,4448,2100320,4512,2100352,4576,2100384,
+    4704,2100416,4768,2100448,4960,12586240,5184,2100672,5248,8392160,5408,6295136,5536,4198080,-1,0,
+    112,245104668,0,0,32,0,96,0,160,2100224,224,2100256,288,2100288,384,2100320,
+    448,2100352,544,4197536,640,2100448,704,2100480,800,2100512,896,2100544,992,6294880,1536,2100672,
+    1664,2100704,1760,8392192,140,245104668,128,0,160,0,224,0,2080,2100224,2144,2100256,
+    2208,2100288,2304,2100320,2368,2100352,2464,4197536,2560,2100448,2624,2100480,2720,2100512,2816,2100544,
+    2912,6294880,3456,2100672,3584,2100704,3680,8392192,168,245104668,256,0,288,0,352,0,
+    4000,2100224,4064,2100256,4128,2100288,4224,2100320,4288,2100352,4384,4197536,4480,2100448,4544,2100480,
+    4640,2100512,4736,2100544,4832,6294880,5376,2100672,5504,2100704,5600,8392192,196,298057764,32,0,
+    64,0,96,0,160,0,512,2101248,768,2101280,832,2101312,960,2101344,1088,2101376,
+    1312,2101408,1376,2101440,1888,2101472,2432,2101504,2688,2101536,2752,2101568,2880,2101600,3008,2101632,
+    232,291766308,192,0,224,0,288,0,320,0,3232,2101248,3296,2101280,3808,2101312,
+    4352,2101344,4608,2101376,4672,2101408,4800,2101440,4928,2101472,5152,2101504,5216,2101536,-1,0,
+    -1,0,-1,0,268,69992460,352,0,5728,2098176,-1,0,-1,0,-1,0,
+    -1,0,-1,0,-1,0,-1,0,-1,0,-1,0,-1,0,-1,0,
+    -1,0,-1,0,-1,0,-1,0,
 };
 
 __device__ const int __align__(16) kRecords[] = {
-    0,24576,64,30208,8192,42496,8256,47616,16384,55296,16448,60416,32,27136,64,30720,
-    32,27648,64,31232,8224,45056,8256,48128,16416,57856,16448,60928,64,31744,8288,52736,
-    16480,65536,0,25088,64,32256,8192,43008,8256,48640,16384,55808,16448,61440,64,32768,
-    8224,45568,16416,58368,64,33280,96,40448,8256,49152,8288,53248,16448,61952,16480,66048,
-    64,33792,96,40960,0,25600,64,34304,8192,43520,8256,49664,16384,56320,16448,62464,
-    32,28160,64,34816,32,28672,64,35328,8224,46080,8256,50176,16416,58880,16448,62976,
-    64,35840,8288,53760,16480,66560,0,26112,64,36352,8192,44032,8256,50688,16384,56832,
-    16448,63488,64,36864,8224,46592,16416,59392,64,37376,96,41472,8256,51200,8288,54272,
-    16448,64000,16480,67072,64,37888,96,41984,0,26624,64,38400,8192,44544,8256,51712,
-    16384,57344,16448,64512,32,29184,64,38912,32,29696,64,39424,8224,47104,8256,52224,
-    16416,59904,16448,65024,64,39936,8288,54784,16480,67584,0,0,0,0,0,0,
-    72880,72928,72944,72992,73016,73064,73088,73136,73152,73200,73216,73264,73288,73336,73360,73408,
-    73424,73472,73488,73536,73560,73560,73560,73560,73560,73560,73560,73560,73560,73560,73560,73560,
-    73560,0,0,0,0,16384,64,22016,8192,34304,8256,39936,32,18944,64,22528,
-    8224,36864,8256,40448,32,19456,64,23040,8224,37376,8256,40960,64,23552,8256,41472,
-    0,16896,64,24064,8192,34816,8256,41984,64,24576,8256,42496,64,25088,96,32256,
-    8256,43008,8288,50176,64,25600,96,32768,8256,43520,8288,50688,0,17408,64,26112,
-    8192,35328,8256,44032,32,19968,64,26624,8224,37888,8256,44544,32,20480,64,27136,
-    8224,38400,8256,45056,64,27648,8256,45568,0,17920,64,28160,8192,35840,8256,46080,
-    64,28672,8256,46592,64,29184,96,33280,8256,47104,8288,51200,64,29696,96,33792,
-    8256,47616,8288,51712,0,18432,64,30208,8192,36352,8256,48128,32,20992,64,30720,
-    8224,38912,8256,48640,32,21504,64,31232,8224,39424,8256,49152,64,31744,8256,49664,
-    0,0,0,0,73008,73040,73072,73104,73120,73152,73168,73200,73232,73264,73296,73328,
-    73344,73376,73392,73424,73456,73488,73520,73552,73568,73568,73568,73568,73568,73568,73568,73568,
-    73568,73568,73568,73568,73568,0,0,0,0,8192,64,13312,32,10752,64,13824,
-    96,18432,0,8704,64,14336,32,11264,64,14848,96,18944,0,9216,64,15360,
-    32,11776,64,15872,96,19456,0,9728,64,16384,32,12288,64,16896,96,19968,
-    0,10240,64,17408,32,12800,64,17920,96,20480,0,0,0,0,0,0,
-    73360,73376,73376,73392,73400,73416,73424,73440,73440,73456,73456,73472,73480,73496,73504,73520,
-    73520,73536,73536,73552,73560,73560,73560,73560,73560,73560,73560,73560,73560,73560,73560,73560,
-    73560,0,0,0,
+    0,3072,1024,3328,2048,3584,0,3104,1024,3392,2048,3616,0,3136,1024,3424,
+    2048,3648,0,3168,1024,3488,2048,3680,0,3200,2,0,1024,3520,2048,3712,
+    2050,0,0,0,2,3232,1024,3360,2048,0,2050,3744,0,0,2,3264,
+    1024,3456,2048,0,2050,3776,0,0,2,3296,1024,3552,2048,0,2050,3808,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,75328,75352,75376,75400,75424,75464,75504,75544,75584,0,0,0,
+    0,3072,1024,3328,2048,3584,0,3136,1024,3360,2048,3648,0,3168,1024,3392,
+    2048,3680,0,3232,1024,3424,2048,3744,0,3264,1024,3456,1026,0,2048,3776,
+    0,3104,1024,0,1026,3488,2048,3616,0,3200,1024,0,1026,3520,2048,3712,
+    0,3296,1024,0,1026,3552,2048,3808,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,75328,75352,75376,75400,75424,75456,75488,75520,75552,0,0,0,
+    0,3072,1024,3328,2048,3584,0,3104,1024,3392,2048,3616,0,3136,1024,3424,
+    2048,3648,0,3168,1024,3488,2048,3680,0,3200,2,0,1024,3520,2048,3712,
+    2050,0,0,0,2,3232,1024,3360,2048,0,2050,3744,0,0,2,3264,
+    1024,3456,2048,0,2050,3776,0,0,2,3296,1024,3552,2048,0,2050,3808,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,75328,75352,75376,75400,75424,75464,75504,75544,75584,0,0,0,
+    0,3072,1024,3328,2048,3584,0,3136,1024,3360,2048,3648,0,3168,1024,3392,
+    2048,3680,0,3232,1024,3424,2048,3744,0,3264,1024,3456,1026,0,2048,3776,
+    0,3104,1024,0,1026,3488,2048,3616,0,3200,1024,0,1026,3520,2048,3712,
+    0,3296,1024,0,1026,3552,2048,3808,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,75328,75352,75376,75400,75424,75456,75488,75520,75552,0,0,0,
+    2,3072,1024,3168,2050,0,2,3104,1024,3296,2050,0,2,3136,1024,3392,
+    2050,0,2,0,1024,3200,2050,3584,1024,3232,1026,3424,2048,3520,2050,3616,
+    1024,3360,1026,3488,2048,3552,2050,3680,1024,3264,1026,3456,2048,0,2050,0,
+    1024,3328,1026,0,2048,0,2050,3648,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,75328,75352,75376,75400,75424,75456,75488,75520,75552,0,0,0,
+    2,3072,1024,3168,2050,0,2,3104,1024,3296,2050,0,2,3136,1024,3392,
+    2050,0,2,0,1024,3200,2050,3584,1024,3232,1026,3424,2048,3520,2050,3616,
+    1024,3360,1026,3488,2048,3552,2050,3680,1024,3264,1026,3456,2048,0,2050,0,
+    1024,3328,1026,0,2048,0,2050,3648,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,75328,75352,75376,75400,75424,75456,75488,75520,75552,0,0,0,
+    2,3072,1024,3168,2050,0,2,3104,1024,3296,2050,0,2,3136,1024,3392,
+    2050,0,2,0,1024,3200,2050,3584,1024,3232,1026,3424,2048,3520,2050,3616,
+    1024,3360,1026,3488,2048,3552,2050,3680,1024,3264,1026,3456,2048,0,2050,0,
+    1024,3328,1026,0,2048,0,2050,3648,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,75328,75352,75376,75400,75424,75456,75488,75520,75552,0,0,0,
+    0,4096,2,0,1026,4256,2050,0,3072,4352,3074,0,0,4128,2,0,
+    1026,4288,2050,0,3072,4384,3074,0,0,4160,2,4224,1026,0,2050,0,
+    3072,4416,3074,4480,0,4192,2,0,1026,0,2050,4320,3072,4448,3074,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,75200,75248,75296,75344,75392,75392,75392,75392,75392,0,0,0,
+    2,4096,1026,0,2048,4192,2050,0,3074,4352,2,4128,1026,0,2048,4224,
+    2050,0,3074,4384,2,0,1026,0,2048,4256,2050,4320,3074,0,2,0,
+    1026,4160,2048,4288,2050,0,3074,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,75200,75240,75280,75320,75360,75360,75360,75360,75360,0,0,0,
+    2,0,2,0,2,0,2,1024,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,75584,75592,75600,75608,75616,75616,75616,75616,75616,0,0,0,
 };  // see multiply_stage
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
@@ -236,7 +309,7 @@ struct Walk {
     __device__ __forceinline__ bool more() const { return tile < tiles.count; }
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
-        next_stage = group * kTileStages, next_last = next_stage + kTileStages;
+        next_stage = kTileStages[group], next_last = kTileStages[group + 1];
     }
     __device__ __forceinline__ void skip() {
         while (stage == last && more()) {
@@ -280,17 +353,9 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Elem
     }
 }
 
-// d += a * b on tensor cores, 16 x 8 x 16, bfloat16 in, float32 sums (PTX: mma.sync.m16n8k16).
-__device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
-__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+// A value that all threads of a warp read alike: keeps what depends on it in uniform registers.
+__device__ __forceinline__ u32 uniform(u32 value) {
+    return __shfl_sync(~0u, value, 0);
 }
 
 __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
@@ -298,75 +363,157 @@ __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
 
-using Sums = float[kSlots][kMTiles][kNTiles][4];
+constexpr u32 kPanelHigh = 2147483680u;  // high word of the matrix descriptor of a panel (PTX: wgmma)
+constexpr int kOperationBytes = 8;
 
-// Where the 16 bytes lie that a lane points at (PTX: ldmatrix): lanes 0-15 at 16 rows of the activations, lanes 16-31 at the same rows of the next 8 inputs.
+using Sums = float[kTileRows / 2];
+
+// The multiply step of a warpgroup, 64 rows x 256 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
+// the first, commit after the last, wait before its registers or shared memory change.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Wait until at most `Pending` of the newest groups are still at work.
+template <int Pending>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+}
+
+// The address in the low word of a matrix descriptor, in 16 bytes; that of shared memory has the rank in its cluster in the bits above.
+__device__ __forceinline__ u32 matrix_address(u32 shared) {
+    return (shared & 0x3ffff) / 16;
+}
+
+// sums += a * B; a in registers, B [16, 256] where the low word of its descriptor, b, says.
+__device__ __forceinline__ void wgmma(float (&sums)[128], const u32 (&a)[4], u32 b) {
+    asm volatile(
+        "{ .reg .b64 b; mov.b64 b, {%132, %133};\n"
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
+        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+        "}, {%128, %129, %130, %131}, b, 1, 1, 1, 0; }"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
+          "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15]),
+          "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]), "+f"(sums[22]), "+f"(sums[23]),
+          "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31]),
+          "+f"(sums[32]), "+f"(sums[33]), "+f"(sums[34]), "+f"(sums[35]), "+f"(sums[36]), "+f"(sums[37]), "+f"(sums[38]), "+f"(sums[39]),
+          "+f"(sums[40]), "+f"(sums[41]), "+f"(sums[42]), "+f"(sums[43]), "+f"(sums[44]), "+f"(sums[45]), "+f"(sums[46]), "+f"(sums[47]),
+          "+f"(sums[48]), "+f"(sums[49]), "+f"(sums[50]), "+f"(sums[51]), "+f"(sums[52]), "+f"(sums[53]), "+f"(sums[54]), "+f"(sums[55]),
+          "+f"(sums[56]), "+f"(sums[57]), "+f"(sums[58]), "+f"(sums[59]), "+f"(sums[60]), "+f"(sums[61]), "+f"(sums[62]), "+f"(sums[63]),
+          "+f"(sums[64]), "+f"(sums[65]), "+f"(sums[66]), "+f"(sums[67]), "+f"(sums[68]), "+f"(sums[69]), "+f"(sums[70]), "+f"(sums[71]),
+          "+f"(sums[72]), "+f"(sums[73]), "+f"(sums[74]), "+f"(sums[75]), "+f"(sums[76]), "+f"(sums[77]), "+f"(sums[78]), "+f"(sums[79]),
+          "+f"(sums[80]), "+f"(sums[81]), "+f"(sums[82]), "+f"(sums[83]), "+f"(sums[84]), "+f"(sums[85]), "+f"(sums[86]), "+f"(sums[87]),
+          "+f"(sums[88]), "+f"(sums[89]), "+f"(sums[90]), "+f"(sums[91]), "+f"(sums[92]), "+f"(sums[93]), "+f"(sums[94]), "+f"(sums[95]),
+          "+f"(sums[96]), "+f"(sums[97]), "+f"(sums[98]), "+f"(sums[99]), "+f"(sums[100]), "+f"(sums[101]), "+f"(sums[102]), "+f"(sums[103]),
+          "+f"(sums[104]), "+f"(sums[105]), "+f"(sums[106]), "+f"(sums[107]), "+f"(sums[108]), "+f"(sums[109]), "+f"(sums[110]), "+f"(sums[111]),
+          "+f"(sums[112]), "+f"(sums[113]), "+f"(sums[114]), "+f"(sums[115]), "+f"(sums[116]), "+f"(sums[117]), "+f"(sums[118]), "+f"(sums[119]),
+          "+f"(sums[120]), "+f"(sums[121]), "+f"(sums[122]), "+f"(sums[123]), "+f"(sums[124]), "+f"(sums[125]), "+f"(sums[126]), "+f"(sums[127])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(kPanelHigh));
+}
+
+// A warp's part of W^T for a multiply step, 16 outputs x 16 inputs, is four matrices of 8 x 8 (PTX: ldmatrix): of the first 8 inputs for 8
+// outputs and 8 more, then of the other inputs.
 struct Lane {
-    u32 row, swizzle;  // from a panel's start; swizzled as TMA wrote it
-    u32 weights;       // from a stored block's start
-    __device__ __forceinline__ explicit Lane(int lane) {
-        const u32 r = lane % 16;
-        row = r * kRowBytes;
-        swizzle = (r % 8 ^ lane / 16) * 16;
-        weights = lane % 16 * 32 + lane / 16 * 16;
-    }
+    u32 weights;  // from a stored block's start to the 16 bytes that this lane points at, a row of matrix lane / 8
+    __device__ __forceinline__ explicit Lane(int lane) : weights((lane / 16 * 8 + lane % 8) * 32 + lane / 8 % 2 * 16) {}
 };
 
-// The operations of this warp's slots. An operation is two words, bytes from the start of the stage: its inputs in row 0 of their panel,
-// and its stored block. At `bounds` lie the first operation of the first slot, and where those of each slot end, likewise.
-__device__ __forceinline__ void multiply_stage(Sums& sums, const Lane& lane, u32 stage, u32 bounds) {
-    const u32 rows = stage + lane.row, weights = stage + lane.weights;
-    u32 at = stage + load_shared(bounds);
-    uint2 ahead = load_shared_pair(at);  // read one round ahead, to keep its latency out of the chain
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-        const u32 end = stage + load_shared(bounds + (s + 1) * 4);
-#pragma unroll 1
-        while (at != end) {
-            const u32 a = rows + ahead.x ^ lane.swizzle, b = weights + ahead.y;
-            ahead = load_shared_pair(at += 8);
-            u32 inputs[kMTiles][4], block[4];
-            ldmatrix_x4_trans(block, b);
-#pragma unroll
-            for (int m = 0; m < kMTiles; ++m) ldmatrix_x4(inputs[m], a + m * (16 * kRowBytes));
-#pragma unroll
-            for (int m = 0; m < kMTiles; ++m) {
-                mma(sums[s][m][0], inputs[m], block[0], block[1]);
-                mma(sums[s][m][1], inputs[m], block[2], block[3]);
-            }
-        }
+// A warp's part of giving a stage back, whose barrier may be none.
+__device__ __forceinline__ void give_back(u32 barrier) {
+    __syncwarp();  // every lane has read its last
+    if (barrier != 0 && threadIdx.x % 32 == 0) barrier_arrive(barrier);
+}
+
+// The operations of this warp, of which each other of its warpgroup has as many. One is a multiply step's inputs in row 0 of their panel,
+// and the warp's stored block, in 16 bytes from the start of the stage; 0, where the panels begin, for none. At `bounds` lie the first
+// and where the last ends, in bytes of the stage. Beside the last come some that are safe to load. The last is still at work in the end:
+// the stage `before` is given back when its own is done, as this one's first is at work.
+__device__ __forceinline__ void multiply_stage(Sums& sums, const Lane& lane, u32 stage, u32 bounds, u32 zeros, u32 before) {
+    const u32 first = load_shared(bounds), weights = stage + lane.weights;
+    u32 count = uniform(load_shared(bounds + 4) - first) / kOperationBytes;
+    if (count == 0) {
+        wgmma_wait<0>();
+        give_back(before);
+        return;
+    }
+    const u32 panels = matrix_address(stage);
+    u32 at = stage + first;
+    const auto load_fragments = [&](u32 (&w)[4], u32 block) {
+        ldmatrix_x4_trans(w, block ? weights + block * 16 : zeros);
+    };
+    // An operation's fragments load while the one before is multiplied, into registers that the one before that has left.
+    uint2 now = load_shared_pair(at), next = load_shared_pair(at + kOperationBytes);
+    u32 begin[4], even[4], odd[4];
+    load_fragments(begin, now.y);
+    const auto turn = [&](const u32 (&w)[4], u32 (&then)[4]) {
+        const u32 inputs = uniform(now.x);
+        now = next, at += kOperationBytes;
+        next = load_shared_pair(at + kOperationBytes);
+        wgmma_fence();
+        wgmma(sums, w, panels + inputs);
+        wgmma_commit();
+        wgmma_wait<1>();
+        load_fragments(then, now.y);
+    };
+    turn(begin, even);
+    give_back(before);
+    if (--count == 0) {
+        wgmma_wait<0>();  // its registers are those of the next stage's first
+        return;
+    }
+    while (true) {
+        turn(even, odd);
+        if (--count == 0) break;
+        turn(odd, even);
+        if (--count == 0) break;
     }
 }
 
-// Accumulators -> global: the epilogue for finished outputs, float32 for partial sums. 16 rows of 16 outputs at a time: two 8-column steps,
-// of one output block or of two.
+// Accumulators -> global: the epilogue for finished outputs, float32 for partial sums. A warp holds 16 outputs of all rows; 16 rows at a time.
 __device__ __forceinline__ void store(const Sums& sums, const int (&targets)[kSlots], int row0, int n, Element* __restrict__ y, const Element* __restrict__ bias, const Element* __restrict__ residual, u32 scratch) {
     const int lane = threadIdx.x % 32;
+    const int held[2] = {lane / 4, lane / 4 + 8};  // the outputs that this lane has sums of, in their blocks
+    float biases[2];
 #pragma unroll
-    for (int u = 0; u < kSlots * kNTiles; u += 2) {
-        const int target[2] = {targets[u / kNTiles], targets[(u + 1) / kNTiles]};
+    for (int half = 0; half < 2; ++half) biases[half] = unpack(bias[max(targets[half * (kSlots - 1)], 0) * kBlock + held[half]]).x;
+    // Which 8 outputs this lane stores, of which of 16 rows, and where the row lies in scratch that it points at of matrix l / 8.
+    const int mine = lane % 2 ? targets[kSlots - 1] : targets[0], row = row0 + lane / 2;
+    const u32 matrices = scratch + swizzled<2>(lane / 16 * 8 + lane % 8, lane / 8 % 2), chunks = scratch + swizzled<2>(lane / 2, lane % 2);
+    const long long place = static_cast<long long>(row) * kFeaturesOut + max(mine, 0) * kBlock + lane % 2 * 8;
+    const auto load_residual = [&](int rows) {
+        uint4 chunk = {};
+        if (row + rows < n && mine >= 0) chunk = *reinterpret_cast<const uint4*>(residual + place + static_cast<long long>(rows) * kFeaturesOut);
+        return chunk;
+    };
+    uint4 ahead = load_residual(0);
 #pragma unroll
-        for (int m = 0; m < kMTiles; ++m) {
-            u32 words[4];
+    for (int rows = 0; rows < kTileRows; rows += 16) {
+        // Through shared memory, so that each lane has what belongs to its sums.
+        u32 residuals[4];
+        store_chunk(chunks, ahead);
+        if (rows + 16 < kTileRows) ahead = load_residual(rows + 16);
+        __syncwarp();
+        ldmatrix_x4_trans(residuals, matrices);
+        __syncwarp();
+        u32 words[4];
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int step = u + i / 2, s = step / kNTiles, j = step % kNTiles, half = i % 2;
-                const int row = row0 + m * 16 + half * 8 + lane / 4;
-                const float2 sum = make_float2(sums[s][m][j][half * 2], sums[s][m][j][half * 2 + 1]);
-                const int column = max(target[i / 2], 0) * kBlock + j * 8 + lane % 4 * 2;  // of what is not stored here, some other's
-                const long long place = static_cast<long long>(min(row, n - 1)) * kFeaturesOut + column;
-                const float2 v = finish(sum, load_pair(bias + column), load_pair(residual + place));
-                words[i] = pack(v.x, v.y);
-            }
-            // Through shared memory, so that each lane stores 16 bytes of a row.
-            stmatrix_x4(scratch + swizzled<2>(lane % 16, lane / 16), words);
-            __syncwarp();
-            const uint4 chunk = load_shared_chunk(scratch + swizzled<2>(lane / 2, lane % 2));
-            __syncwarp();
-            const int row = row0 + m * 16 + lane / 2, mine = lane % 2 ? target[1] : target[0], step = u + lane % 2;
-            if (row < n && mine >= 0)
-                store_global_chunk(y + static_cast<long long>(row) * kFeaturesOut + mine * kBlock + step % kNTiles * 8, chunk);
+        for (int i = 0; i < 4; ++i) {  // 8 outputs, then 8 more, of 8 rows; then of the next 8
+            const int half = i % 2;
+            const float* two = sums + (rows / 8 + i / 2) * 4 + half * 2;
+            const float2 v = finish(make_float2(two[0], two[1]), make_float2(biases[half], biases[half]), unpack(residuals[i]));
+            words[i] = pack(v.x, v.y);
         }
+        // Through shared memory, so that each lane stores 16 bytes of a row.
+        stmatrix_x4_trans(matrices, words);
+        __syncwarp();
+        const uint4 chunk = load_shared_chunk(chunks);
+        __syncwarp();
+        if (row + rows < n && mine >= 0) store_global_chunk(y + place + static_cast<long long>(rows) * kFeaturesOut, chunk);
     }
 }
 
@@ -374,6 +521,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
 bsgen_fprop_b16_bfloat16_hopper_97ba793baadd2629(const __grid_constant__ TensorMap x_map, const Element* __restrict__ w, Element* __restrict__ y, const Element* __restrict__ bias, const Element* __restrict__ residual, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
+    const u32 zeros = empty + kStages * 8 + kWarps * kScratchBytes;  // 16 bytes, in the place of blocks that are not stored
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     const int first_tile = blockIdx.x, stride = gridDim.x;
     const Tiles tiles(n);
@@ -383,6 +531,7 @@ bsgen_fprop_b16_bfloat16_hopper_97ba793baadd2629(const __grid_constant__ TensorM
         tma_prefetch(x_map);
         for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kWarps);
         barrier_init_fence();
+        store_chunk(zeros, uint4{});
     }
     __syncthreads();
 
@@ -390,7 +539,7 @@ bsgen_fprop_b16_bfloat16_hopper_97ba793baadd2629(const __grid_constant__ TensorM
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
         produce(x_map, w, stages_base, full, empty, tiles, first_tile, stride);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 176;");
         wait_for_kernel_ahead();
         const int lane = threadIdx.x % 32;
         const u32 scratch = empty + kStages * 8 + warp * kScratchBytes;
@@ -406,16 +555,16 @@ bsgen_fprop_b16_bfloat16_hopper_97ba793baadd2629(const __grid_constant__ TensorM
                 asm volatile("" : "+r"(targets[s]));
             }
             Sums sums = {};
-            int last = kTileStages;
-            asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
-            for (int s = 0; s < last; ++s) {
+            u32 before = 0;  // the barrier of the stage that is to be given back next
+            for (int s = kTileStages[group], last = kTileStages[group + 1]; s < last; ++s) {
                 const u32 stage = stages_base + slot * kStageBytes;
                 barrier_wait(full + slot * 8, parity);
-                multiply_stage(sums, places, stage, stage + kBounds + warp * (kSlots * 4));
-                __syncwarp();  // every lane has read its last
-                if (lane == 0) barrier_arrive(empty + slot * 8);
+                multiply_stage(sums, places, stage, stage + kBounds + warp * 4, zeros, before);
+                before = empty + slot * 8;
                 if (++slot == kStages) slot = 0, parity ^= 1;
             }
+            wgmma_wait<0>();
+            give_back(before);
             store(sums, targets, row0, n, y, bias, residual, scratch);
         }
     }
