@@ -48,13 +48,16 @@ def narrow(problem: Problem, target: Target) -> Plan:
 
 def warps_alone(problem: Problem, target: Target) -> Plan:
     """Narrow blocks, warps that multiply by themselves, as the planner has them where fewer blocks are stored."""
-    drafts = (draft for draft in hopper_narrow.drafts(problem, target) if not draft.geometry.turned)
-    return hopper_narrow.assemble(problem, target, min(drafts, key=lambda draft: draft.cost.seconds))
+    return _cheapest_narrow(problem, target, turned=False)
 
 
 def turned(problem: Problem, target: Target) -> Plan:
     """Narrow blocks in turned products, as the planner has them for large layouts with many blocks."""
-    drafts = (draft for draft in hopper_narrow.drafts(problem, target) if draft.geometry.turned)
+    return _cheapest_narrow(problem, target, turned=True)
+
+
+def _cheapest_narrow(problem: Problem, target: Target, *, turned: bool) -> Plan:
+    drafts = (draft for draft in hopper_narrow.drafts(problem, target) if draft.geometry.turned == turned)
     return hopper_narrow.assemble(problem, target, min(drafts, key=lambda draft: draft.cost.seconds))
 
 

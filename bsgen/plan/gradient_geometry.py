@@ -8,7 +8,7 @@ from bsgen.plan.gradient_tiles import Room
 from bsgen.plan.occupancy import REGISTERS
 from bsgen.plan.registers import SharedRegisters
 from bsgen.plan.tile import CHUNK_BYTES, Math
-from bsgen.plan.warpgroup import ATOM_ROWS, LINE_BYTES, WARPGROUP_ROWS
+from bsgen.plan.warpgroup import LINE_BYTES, WARPGROUP_ROWS, descriptor_high
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class GradientGeometry(SharedRegisters):
     @property
     def high(self) -> int:
         """High word of the matrix descriptors (PTX: wgmma): bytes between groups of 8 lines, and the swizzle."""
-        return ATOM_ROWS * self.line_bytes >> 4 | (1 if self.line_bytes == LINE_BYTES else 2) << 30
+        return descriptor_high(self.line_bytes)
 
     @property
     def in_registers(self) -> bool:

@@ -14,10 +14,10 @@ from functools import cached_property
 
 from bsgen.plan.registers import WARP, WARPGROUP_WARPS, SharedRegisters
 from bsgen.plan.tile import CHUNK_BYTES, MMA_COLUMNS, MMA_ROWS, Math, math_of
+from bsgen.plan.warpgroup import descriptor_high
 from bsgen.problem import Op, Problem
 
 LINE_BYTES = 128  # of the widest swizzle
-ATOM_ROWS = 8
 MOST_AHEAD = 4  # 16-row tiles of a warp that has registers for the residual of all
 SCRATCH_BYTES = 512  # of a warp that stores: 16 rows of 16 outputs, or 32 of 8
 
@@ -113,7 +113,7 @@ class NarrowGeometry:
     @property
     def panel_high(self) -> int:
         """High word of a panel's matrix descriptor: bytes between groups of 8 rows, and the swizzle."""
-        return ATOM_ROWS * self.line_bytes >> 4 | (1 if self.line_bytes == LINE_BYTES else 2) << 30
+        return descriptor_high(self.line_bytes)
 
     @property
     def panel_low(self) -> int:

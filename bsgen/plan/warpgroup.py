@@ -225,8 +225,7 @@ class WarpgroupGeometry:
     @cached_property
     def weights_high(self) -> int:
         """High word of a piece's matrix descriptor: bytes between groups of 8 rows, and the swizzle."""
-        swizzle = 1 if self.row_bytes == LINE_BYTES else 2
-        return ATOM_ROWS * self.row_bytes >> 4 | swizzle << 30
+        return descriptor_high(self.row_bytes)
 
     @cached_property
     def panel_high(self) -> int:
@@ -293,6 +292,11 @@ class WarpgroupGeometry:
     def registers(self, buffers: int) -> int:
         """Registers of a multiplying thread with fragments of so many visits."""
         return self.accumulators + buffers * self.fragments + OTHER_REGISTERS
+
+
+def descriptor_high(line_bytes: int) -> int:
+    """High word of the matrix descriptor of swizzled lines of 64 or 128 bytes: bytes between groups of 8, and the swizzle."""
+    return ATOM_ROWS * line_bytes >> 4 | (1 if line_bytes == LINE_BYTES else 2) << 30
 
 
 def is_turned(op: Op, math: Math) -> bool:

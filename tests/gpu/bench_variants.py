@@ -58,12 +58,12 @@ def narrow(op: Op, b: int, density: float, n: int = 16384, size: int = SIZE) -> 
     return f"{op} b{b} {density:.0%} N={n} {size}", problem, plans
 
 
-def turned(op: Op, b: int, density: float, n: int = 16384) -> Case:
+def turned(op: Op, b: int, density: float, n: int = 16384, first: int = 1) -> Case:
     """Blocks of 8 and 16, products turned and not: for each grouping the cheapest plan by the model."""
-    problem = _problem(op, b, density, n)
+    problem = replace(_problem(op, b, density, n), axis=first)
     best = _cheapest(hopper_narrow.drafts(problem, TARGET), lambda draft: (draft.geometry.turned, draft.grouping))
     plans = [partial(hopper_narrow.assemble, problem, TARGET, draft) for draft in best]
-    return f"{op} b{b} {density:.0%} N={n} {SIZE} turned", problem, plans
+    return f"{op} b{b} {density:.0%} N={n} {SIZE} axis {first} turned", problem, plans
 
 
 def wgrad(b: int, density: float) -> Case:
@@ -183,6 +183,8 @@ SUITES: dict[str, list[Callable[[], Case]]] = {
         *(partial(turned, Op.FPROP, b, density) for b in (16, 8) for density in (0.2, 0.3, 0.4, 0.5, 1.0)),
         *(partial(turned, Op.DGRAD, b, 0.5) for b in (16, 8)),
         *(partial(turned, Op.FPROP, b, 0.5, n) for b in (16, 8) for n in (576, 1024, 2048, 4096)),
+        *(partial(turned, Op.FPROP, b, density, 16384, 0) for b in (16, 8) for density in (0.2, 0.3, 0.5)),
+        *(partial(turned, Op.DGRAD, b, 0.5, 16384, 0) for b in (16, 8)),
     ],
     "wgrad": [partial(wgrad, b, density) for b, density in ((16, 0.1), (16, 0.01), (16, 0.5), (8, 0.1), (8, 0.02))],
     "coarse": [

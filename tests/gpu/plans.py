@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from typing import TypeVar
 
 from bsgen.build import build
 from bsgen.emit import render
 from bsgen.plan import (
     HopperNarrowPlan,
+    HopperNarrowWGradPlan,
     Plan,
     hopper,
     hopper_coarse_wgrad,
@@ -25,6 +26,7 @@ from bsgen.runtime import driver
 from bsgen.runtime.launch import Kernels
 
 BANDS = 3  # the highest band
+T = TypeVar("T")
 
 
 def loaded(plans: Sequence[Plan], arch: str) -> list[Kernels]:
@@ -74,18 +76,24 @@ def narrow(problem: Problem, target: Target) -> list[HopperNarrowPlan]:
 
 def gradients(problem: Problem, target: Target) -> list[Plan]:
     """Plans of Hopper's wgrad: one of each ring, with splits and without, of tiles of turning sizes."""
-    found: dict[object, list[object]] = {}
     if hopper_narrow_wgrad.serves(problem, target):
-        for plan in hopper_narrow_wgrad.candidates(problem, target):
-            shape = plan.geometry.shape
-            key = shape.warps, shape.units, shape.rows, shape.panel, shape.stages, plan.splits > 1
-            found.setdefault(key, []).append(plan)
-        for draft in hopper_coarse_wgrad.drafts(problem, target):
-            plan = partial(hopper_coarse_wgrad.assemble, problem, target, draft)
-            found.setdefault((draft.geometry.rows, draft.splits > 1), []).append(plan)
-        chosen = [plans[turn % len(plans)] for turn, plans in enumerate(found.values())]
-        return [each() if callable(each) else each for each in chosen]
-    for draft in hopper_wgrad.drafts(problem, target):
-        found.setdefault((draft.geometry.rows, draft.splits), []).append(draft)
-    chosen = [drafts[turn % len(drafts)] for turn, drafts in enumerate(found.values())]
-    return [hopper_wgrad.assemble(problem, target, draft) for draft in chosen[::2]]
+        plans = _in_turn(hopper_narrow_wgrad.candidates(problem, target), _ring_of_narrow)
+        coarse = _in_turn(
+            hopper_coarse_wgrad.drafts(problem, target), lambda draft: (draft.geometry.rows, draft.splits > 1)
+        )
+        return [*plans, *(hopper_coarse_wgrad.assemble(problem, target, draft) for draft in coarse)]
+    drafts = _in_turn(hopper_wgrad.drafts(problem, target), lambda draft: (draft.geometry.rows, draft.splits))
+    return [hopper_wgrad.assemble(problem, target, draft) for draft in drafts[::2]]
+
+
+def _ring_of_narrow(plan: HopperNarrowWGradPlan) -> object:
+    shape = plan.geometry.shape
+    return shape.warps, shape.units, shape.rows, shape.panel, shape.stages, plan.splits > 1
+
+
+def _in_turn(given: Iterable[T], kind: Callable[[T], object]) -> list[T]:
+    """One of each kind: of the first its first, of the second its second, and so on."""
+    found: dict[object, list[T]] = {}
+    for each in given:
+        found.setdefault(kind(each), []).append(each)
+    return [alike[turn % len(alike)] for turn, alike in enumerate(found.values())]
