@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsgen.plan import HopperPlan
-from bsgen.plan.rings import PAIRED, SECOND
+from bsgen.plan.ring_records import COUNT_BITS, PAIRED, PRODUCT_PAIRED, SECOND
 from bsgen.problem import Op
 
 Terms = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -22,7 +22,8 @@ def ring_terms(plan: HopperPlan, tile: int) -> list[Terms]:
     elements: list[list[NDArray[np.int64]]] = [[] for _ in range(geo.shape.tile_slots)]
     for stage in range(plan.tile_stages[tile], plan.tile_stages[tile + 1]):
         memory = _Stage(plan, plan.loads[stage]) if geo.shape.across == 1 else _SharedStage(plan, tile, stage)
-        for slot, panel, piece in _visits(plan, plan.records[stage]):
+        products = _products if geo.direct else _visits
+        for slot, panel, piece in products(plan, plan.records[stage]):
             features[slot].append(memory.features(panel))
             elements[slot].append(memory.weights(piece))
     empty = np.zeros(0, np.int64), np.zeros((0, geo.block), np.int64)
@@ -41,6 +42,19 @@ def _visits(plan: HopperPlan, record: NDArray[np.int32]) -> Iterator[tuple[int, 
                 if mask >> slot & 1:
                     yield column * slots + slot, panel, piece
                     piece += geo.piece_bytes
+
+
+def _products(plan: HopperPlan, record: NDArray[np.int32]) -> Iterator[tuple[int, int, int]]:
+    """The same, where panels are multiplied where they lie."""
+    geo, words = plan.geometry, record.view(np.uint32).tolist()
+    slots = geo.shape.slots
+    for column in range(geo.shape.columns):
+        at, counts = words[2 * column] // 4, words[2 * column + 1]
+        for slot in range(slots):
+            for product in words[at : at + (counts >> COUNT_BITS * slot & 0xFF)]:
+                panel = (product & 0x7FFF) << 4 | bool(product & PRODUCT_PAIRED) * PAIRED
+                yield column * slots + slot, panel, (product >> 16) * 16
+                at += 1
 
 
 class _Stage:

@@ -1,8 +1,8 @@
 """Reads the tables of Hopper plans, as their docstrings describe them, into what they mean in terms of the layout.
 
-Written from the descriptions in plan/rings.py and plan/warpgroup.py and from the PTX ISA (matrix descriptors) alone, apart from
-`bsgen.reference_rings` and the template, so that all three must agree: loads fill a model of a stage's shared memory, element by
-element, and visits read it back as wgmma would.
+Written from the descriptions in plan/ring_records.py and plan/warpgroup.py and from the PTX ISA (matrix descriptors) alone, apart
+from `bsgen.reference_rings` and the template, so that all three must agree: loads fill a model of a stage's shared memory, element
+by element, and visits read it back as wgmma would.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from plan_tables import Term
 
 from bsgen.outline import TensorMap
 from bsgen.plan import HopperPlan
-from bsgen.plan.rings import PAIRED, SECOND
+from bsgen.plan.ring_records import PAIRED, PRODUCT_PAIRED, SECOND
 from bsgen.problem import Op
 
 NOTHING = -1
@@ -25,7 +25,7 @@ SWIZZLES = {1: 128, 2: 64}  # bytes, by the code in a matrix descriptor
 @dataclass(frozen=True)
 class RingUse:
     """What a stage holds: places in bytes; the second panel of a pair counts as behind the first;
-    `past` are the panel places of visits that are read after a column's last."""
+    `past` are the panel places of visits that are followed after a column's last; two more than it has are read."""
 
     loads: int
     panels: int
@@ -72,8 +72,7 @@ def ring_uses(plan: HopperPlan) -> Iterator[RingUse]:
             pairs = 0
         found = list(visits(plan, stage))
         words = _words(plan, stage)
-        ends = [(words[column] & 0xFFFF) + (words[column] >> 16) * 8 for column in range(plan.geometry.shape.columns)]
-        used = [end for column, end in enumerate(ends) if words[column] >> 16]
+        used = list(_ends(plan, words))
         yield RingUse(
             copies + boxes,
             panels,
@@ -83,13 +82,44 @@ def ring_uses(plan: HopperPlan) -> Iterator[RingUse]:
             + boxes * _box_bytes(plan, "w"),
             tuple(visit.panel + visit.second * plan.geometry.panel_bytes for visit in found),
             tuple(place for visit in found for _, place in visit.pieces),
-            tuple(words[end // 4] & ~(PAIRED | SECOND) for end in used),
-            max(used, default=0),
+            () if plan.geometry.direct else tuple(words[end // 4] & ~(PAIRED | SECOND) for end in used),
+            max(used, default=0) + 2 * (4 if plan.geometry.direct else 8),
         )
 
 
+def _ends(plan: HopperPlan, words: list[int]) -> Iterator[int]:
+    """The byte behind the last visit, or product, of each column that has any."""
+    for column in range(plan.geometry.shape.columns):
+        if plan.geometry.direct:
+            first, counts = words[2 * column], words[2 * column + 1].to_bytes(4, "little")
+            if any(counts):
+                yield first + 4 * sum(counts)
+        elif words[column] >> 16:
+            yield (words[column] & 0xFFFF) + (words[column] >> 16) * 8
+
+
 def visits(plan: HopperPlan, stage: int) -> Iterator[Visit]:
-    """The visits of a stage, column after column."""
+    """The visits of a stage, column after column; a product counts as one."""
+    return _products(plan, stage) if plan.geometry.direct else _visits(plan, stage)
+
+
+def _products(plan: HopperPlan, stage: int) -> Iterator[Visit]:
+    geo, words = plan.geometry, _words(plan, stage)
+    for column in range(geo.shape.columns):
+        first, counts = words[2 * column], words[2 * column + 1].to_bytes(4, "little")
+        assert first % 4 == 0
+        assert first >= geo.shape.columns * 8, "products begin inside the heads"
+        assert not any(counts[geo.shape.slots :]), "products of a slot that does not exist"
+        slots = [slot for slot, count in enumerate(counts) for _ in range(count)]
+        for slot, word in zip(slots, words[first // 4 :], strict=False):
+            panel, piece = (word & 0xFFFF) % PRODUCT_PAIRED * 16, (word >> 16) * 16
+            second = panel % 128 == 64
+            assert word & PRODUCT_PAIRED or not second, "the second of no pair"
+            pieces = ((column * geo.shape.slots + slot, piece),)
+            yield Visit(column, panel - second * 64, bool(word & PRODUCT_PAIRED), second, pieces)
+
+
+def _visits(plan: HopperPlan, stage: int) -> Iterator[Visit]:
     geo, words = plan.geometry, _words(plan, stage)
     for column in range(geo.shape.columns):
         first, count = words[column] & 0xFFFF, words[column] >> 16

@@ -83,6 +83,20 @@ def test_whole_lines(op: Op) -> None:
         check(hopper.assemble(problem, BIG, draft), 75, seed=seed)
 
 
+@pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
+def test_products_of_panels_where_they_lie(op: Op) -> None:
+    """Of blocks of 32, beside more sums than leave registers for fragments: features last, alone and paired, and first."""
+    for axis in (1, 0):
+        problem = Problem(op, bernoulli(8, 20, 0.5), 32, DType.BFLOAT16, batch=1000, axis=axis)
+        kinds: dict[object, hopper.Draft] = {}
+        for draft in hopper.drafts(problem, BIG):
+            if draft.geometry.direct:
+                kinds.setdefault((draft.geometry.shape.paired, draft.geometry.shape.cluster), draft)
+        assert len(kinds) == (4 if axis else 2)
+        for seed, draft in enumerate(sample(list(kinds.values()), 2)):
+            check(hopper.assemble(problem, BIG, draft), 152, seed=seed)
+
+
 @pytest.mark.parametrize("block", [32, 64, 128])
 def test_fprop_in_tf32(block: int) -> None:
     """W^T as the left operand: three of the forms, with all that follows, and two of those of few rows."""

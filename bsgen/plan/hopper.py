@@ -16,14 +16,8 @@ from bsgen.plan.grouping import Grouping, Tiles, groupings, neighbours, similar
 from bsgen.plan.hopper_cost import Counts, hopper_cost, tile_counts
 from bsgen.plan.hopper_shapes import ACROSS, BARRIER_BYTES, MORE_STAGES, few_rows, rings_worth, shapes
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
-from bsgen.plan.rings import (
-    RingStage,
-    encode_loads,
-    encode_records,
-    pack,
-    record_bytes,
-    tile_items,
-)
+from bsgen.plan.ring_records import RingStage, encode_loads, encode_records, record_bytes
+from bsgen.plan.rings import pack, tile_items
 from bsgen.plan.shared_rings import pack_together
 from bsgen.plan.streamed import Kept
 from bsgen.plan.warpgroup import (
@@ -87,6 +81,12 @@ class HopperPlan(ProductPlan):
         return shape.rings * shape.stages * shape.stage_bytes + BARRIER_BYTES + shape.scratch_bytes
 
     @property
+    def multiply(self) -> str:
+        """The template of a tile's multiplies."""
+        geo = self.geometry
+        return "multiply_turned" if geo.turned else "multiply_direct" if geo.direct else "multiply"
+
+    @property
     def store(self) -> str:
         """The template of what follows a tile's multiplies."""
         if self.problem.feature_first:
@@ -119,6 +119,15 @@ class HopperPlan(ProductPlan):
                 "copies of panels | boxes << 8 | those of the copies that bring two panels << 16, first feature of each"
             )
         return "panels | boxes << 8, first feature of each"
+
+    @property
+    def record_words(self) -> str:
+        """What a row of `records` holds, for readers of the kernel."""
+        if self.geometry.direct:
+            return (
+                "byte of the first product, products of each slot << 8 * slot, for each column of warpgroups; products"
+            )
+        return "byte of the first visit | visits << 16 for each column of warpgroups; visits"
 
     @property
     def residual_panels(self) -> int:

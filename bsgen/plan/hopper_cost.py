@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bsgen.plan.cost import Cost, gate_seconds, memory_bytes, overlapped, partial_seconds
 from bsgen.plan.grouping import Tiles
 from bsgen.plan.streamed import kept_bytes
-from bsgen.plan.warpgroup import LINE_BYTES, WarpgroupGeometry, residual_panels, streamed
+from bsgen.plan.warpgroup import LINE_BYTES, NARROW, WarpgroupGeometry, residual_panels, streamed
 from bsgen.problem import Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
@@ -30,6 +30,9 @@ LEAST_STEP = 19.0  # clocks of a multiply step of few columns
 VISIT, PAIR = 11.8, 38.5  # clocks of a visit beside its multiply steps: alone, and for each two slots that it tests
 PAIRED_VISIT = 93.0  # and where its panel may be one of a pair
 STEP = 39.2  # clocks between multiply steps that depend on each other
+PRODUCT = 140.0  # beside its multiply steps, of a product of a panel where it lies, which does not wait for the one before
+DIRECT_READS = 0.93  # of a narrow panel, where it is multiplied as it lies
+LARGE, LARGE_TILE = 128 * 256, 800.0  # outputs of a tile from which on it takes so many clocks beside
 COPY = 1.04  # clocks of the loading warps that a copy takes, as far as they are not hidden
 OUTPUT, STORED = 0.031, 1.71  # clocks of an output element, and of a line of them that is stored
 ACTIVATION, RESIDUAL = 0.081, 0.069  # of an output element whose activation is taken, to which a residual is added
@@ -114,6 +117,7 @@ def _tile_clocks(geo: WarpgroupGeometry, demands: dict[str, Floats], stores: flo
         own = (RINGED_LINES if geo.row_bytes == LINE_BYTES else RINGED) * stores
     else:
         own = stores + TOGETHER * ((shape.thread_blocks > 1) + (shape.row_groups > 1))
+        own += LARGE_TILE * (shape.rows * shape.tile_slots * geo.block > LARGE)
     return sum((demand**OVERLAP for demand in demands.values()), np.zeros(1)) ** (1 / OVERLAP) + own
 
 
@@ -144,11 +148,16 @@ def _demands(geo: WarpgroupGeometry, counts: Counts, residual: int) -> tuple[Flo
     lines = copies + pieces * geo.piece_boxes * geo.box_rows / shape.cluster
     units = counts.visits * geo.halves if geo.turned else counts.pieces  # what takes its own multiply steps
     reads = (counts.visits if geo.in_registers else units).sum(axis=1)  # of a panel by a row of warpgroups
+    reads = reads * (DIRECT_READS if geo.direct and geo.block <= NARROW else 1.0)
     heights = shape.row_groups * (1 + (geo.step_products - 1) * AGAIN)
     shared = arriving + reads * geo.row_bytes * shape.multiplied_rows + pieces * geo.piece_bytes * heights
-    visit = VISIT + PAIR * -(-shape.slots // 2) + PAIRED_VISIT * shape.paired
     columns = geo.multiply_columns / 2
-    chain = counts.visits * visit + units * (geo.steps * (geo.step_products * columns + STEP))
+    steps = geo.steps * geo.step_products * columns
+    if geo.direct:
+        chain = units * (PRODUCT + steps)
+    else:
+        visit = VISIT + PAIR * -(-shape.slots // 2) + PAIRED_VISIT * shape.paired
+        chain = counts.visits * visit + units * (steps + geo.steps * STEP)
     products = geo.steps * geo.step_products * shape.row_groups
     return l2_bytes, {
         "L2": l2_bytes / L2_RATE[min(shape.thread_blocks, 2)],

@@ -7,7 +7,8 @@ from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
-from bsgen.plan.rings import MAXIMUM_LOADS, room
+from bsgen.plan.ring_records import MAXIMUM_LOADS
+from bsgen.plan.rings import room
 from bsgen.plan.shared_rings import MOST_PANELS
 from bsgen.plan.tile import math_of
 from bsgen.plan.warpgroup import (
@@ -48,6 +49,7 @@ class Form(NamedTuple):
 # Those that were best for some layout or N on an H200, and (1, 3, 1, 32), of which 384 output blocks of 32 make 128 tiles.
 SHAPES: tuple[Form, ...] = (
     Form(1, 4, 2, 64),
+    Form(1, 3, 2, 128),
     Form(2, 2, 2, 64),
     Form(1, 2, 2, 128),
     Form(2, 2, 1, 128),

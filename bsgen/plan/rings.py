@@ -1,74 +1,24 @@
-"""Cuts a tile of the Hopper kernels into the stages of its ring: what TMA loads for each, and what each warpgroup multiplies."""
+"""Cuts a tile of the Hopper kernels into the stages of its ring."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 
 import numpy as np
 
 from bsgen.plan.blocks import IntArray, Part
+from bsgen.plan.ring_records import MAXIMUM_LOADS, RingStage, record_bytes
 from bsgen.plan.warpgroup import WarpgroupGeometry
-from bsgen.problem import Op
 
-MAXIMUM_LOADS = 31  # a lane of the loading warp each, beside the head
-VISIT_BYTES, PAST_LAST = 8, 2  # of shared memory; visits that are read, but not followed, after the last
-PAIRED, SECOND = 1, 64  # of a visit's panel: it is one of a pair; the second, whose rows are 64 bytes further
 WINDOW = 24  # panels that are looked at to fill a stage
 
 Item = tuple[int, int, int, int]  # panel, slot, stored block, slice of it
 
 
-@dataclass
-class RingStage:
-    """One stage: `panels`, and for each of them its pieces as (slot, stored block, slice). Panels follow one another; the first
-    `pairs` times two are neighbours that one copy brings."""
-
-    panels: list[int] = field(default_factory=list)
-    pieces: list[list[tuple[int, int, int]]] = field(default_factory=list)
-    pairs: int = 0
-
-    @property
-    def piece_count(self) -> int:
-        """Pieces of all panels."""
-        return sum(map(len, self.pieces))
-
-    @property
-    def places(self) -> int:
-        """Panels that lie ahead of the pieces."""
-        return len(self.panels)
-
-    def place_word(self, position: int, geo: WarpgroupGeometry) -> int:
-        """Where a visit finds the panel at `position`."""
-        if position >= 2 * self.pairs:
-            return position * geo.panel_bytes
-        pair, second = divmod(position, 2)
-        return 2 * pair * geo.panel_bytes | PAIRED | second * SECOND
-
-    def copy_words(self, boxes: int, geo: WarpgroupGeometry) -> list[int]:
-        """The head, for so many boxes of W, and each copy's first feature, of pairs first."""
-        firsts = [*self.panels[: 2 * self.pairs : 2], *self.panels[2 * self.pairs :]]
-        return [len(firsts) | boxes << 8 | self.pairs << 16, *(panel * geo.depth for panel in firsts)]
-
-
-def record_bytes(geo: WarpgroupGeometry) -> int:
-    """Bytes of a stage's record: bounds and visits of each column of warpgroups, and zeros past the last visit."""
-    columns, stage_bytes = geo.shape.columns, geo.shape.stage_bytes
-    # A piece and half of a copy of two panels; a piece alone, where others bring panels; or a piece and a panel.
-    most = MAXIMUM_LOADS * 2 // 3 if geo.shape.paired else MAXIMUM_LOADS if geo.shape.across > 1 else MAXIMUM_LOADS // 2
-    panels = min(most, stage_bytes // (geo.panel_bytes + geo.piece_bytes))
-    return -(-(4 * first_visit(columns) + VISIT_BYTES * (columns * panels + PAST_LAST)) // 16) * 16
-
-
-def first_visit(columns: int) -> int:
-    """Word of the first visit in a record: after the bounds, at a multiple of two."""
-    return -(-columns // 2) * 2
-
-
 def room(geo: WarpgroupGeometry) -> int:
-    """Bytes of a stage for panels and pieces."""
+    """Bytes of a stage for panels and pieces; its record is at its end."""
     return geo.shape.stage_bytes - record_bytes(geo)
 
 
@@ -162,57 +112,3 @@ def _next_that_fits(waiting: Sequence[Sequence[Item]], left: int, loads: int, ge
         if _fits(chunk, left, loads, geo):
             return index
     return None
-
-
-def encode_loads(stages: Sequence[RingStage], geo: WarpgroupGeometry) -> IntArray:
-    """[stages, words]: a head; a word for each copy of panels; each box's place in W, row * boxes across + column.
-
-    The head is copies | boxes << 8 | pairs << 16, the word of a copy its first feature, pairs first; where thread blocks across
-    share panels, both are as plan/shared_rings.py says.
-    """
-    rows = [_load_words(stage, geo) for stage in stages]
-    table = np.zeros((len(rows), max(map(len, rows), default=1)), np.int32)
-    for row, words in zip(table, rows, strict=True):
-        row[: len(words)] = words
-    return table
-
-
-def _load_words(stage: RingStage, geo: WarpgroupGeometry) -> list[int]:
-    boxes = [box for pieces in stage.pieces for _, block, which in pieces for box in _boxes(block, which, geo)]
-    return [*stage.copy_words(len(boxes), geo), *boxes]
-
-
-def _boxes(block: int, which: int, geo: WarpgroupGeometry) -> list[int]:
-    if geo.op is Op.FPROP:
-        first = (block * geo.block + which * geo.depth) * geo.boxes_across
-        return list(range(first, first + geo.piece_boxes))
-    return [block * geo.block * geo.boxes_across + which]
-
-
-def encode_records(stages: Sequence[RingStage], geo: WarpgroupGeometry) -> IntArray:
-    """[stages, words]: byte of the first visit | visits << 16 for each column, then the visits, two words each.
-
-    A visit is the place of a panel in bytes, of one in a pair that of the pair, with PAIRED and for the second SECOND; and the mask
-    of the column's slots that use it, with the place of their first piece in 16 bytes << 16. The pieces follow one another by slot.
-    """
-    table = np.zeros((len(stages), record_bytes(geo) // 4), np.int64)
-    for row, stage in zip(table, stages, strict=True):
-        _encode_record(row, stage, geo)
-    return table.astype(np.uint32).view(np.int32)
-
-
-def _encode_record(row: np.ndarray, stage: RingStage, geo: WarpgroupGeometry) -> None:
-    slots, word = geo.shape.slots, first_visit(geo.shape.columns)
-    visits: list[list[int]] = [[] for _ in range(geo.shape.columns)]
-    piece = 0
-    for position, pieces in enumerate(stage.pieces):
-        for column, run in groupby(pieces, key=lambda p: p[0] // slots):
-            members = list(run)
-            mask = sum(1 << slot % slots for slot, _, _ in members)
-            place = (stage.places * geo.panel_bytes + piece * geo.piece_bytes) // 16
-            visits[column] += [stage.place_word(position, geo), mask | place << 16]
-            piece += len(members)
-    for column, words in enumerate(visits):
-        row[column] = word * 4 | len(words) // 2 << 16
-        row[word : word + len(words)] = words
-        word += len(words)

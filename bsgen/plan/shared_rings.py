@@ -12,7 +12,8 @@ from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
 
-from bsgen.plan.rings import MAXIMUM_LOADS, WINDOW, Item, RingStage, room
+from bsgen.plan.ring_records import MAXIMUM_LOADS, RingStage
+from bsgen.plan.rings import WINDOW, Item, room
 from bsgen.plan.warpgroup import WarpgroupGeometry
 
 MOST_PANELS = 1 << 16  # that a load names

@@ -229,8 +229,13 @@ class WarpgroupGeometry:
 
     @cached_property
     def panel_high(self) -> int:
-        """High word of a panel's matrix descriptor, where panels are not loaded into registers: lines have 128 bytes there."""
-        return self.weights_high
+        """High word of a panel's matrix descriptor, where panels are not loaded into registers."""
+        return descriptor_high(self.panel_line_bytes)
+
+    @cached_property
+    def pair_high(self) -> int:
+        """And of a panel in lines that it shares with another."""
+        return descriptor_high(LINE_BYTES)
 
     @cached_property
     def weights_low(self) -> int:
@@ -250,8 +255,17 @@ class WarpgroupGeometry:
     @cached_property
     def in_registers(self) -> bool:
         """Whether activations pass through registers: where blocks are narrow, so that shared memory is read once for all slots of
-        a warpgroup; and TF32, to be rounded."""
-        return not self.turned and (self.block <= NARROW or self.math.chunk == 4)
+        a warpgroup, if sums leave registers for them; and TF32, to be rounded."""
+        if self.turned or self.math.chunk == 4:
+            return not self.turned
+        fragments = 4 * self.steps * self.shape.m_tiles
+        room = self.shape.consumer_registers - self.accumulators - OTHER_REGISTERS
+        return self.block <= NARROW and fragments <= room
+
+    @cached_property
+    def direct(self) -> bool:
+        """Whether both operands of wgmma are where TMA wrote them, for product after product of each slot."""
+        return not self.turned and not self.in_registers
 
     @cached_property
     def turned(self) -> bool:

@@ -118,7 +118,8 @@ def _substitute(name: str, head: str, body: str) -> str:
     right = f"Matrix{{b, {high}, {str(bool(transposed and transposed[-1])).lower()}, {item}}}"
     if "const u32 (&a)[4]" in head:
         return f"inline {head} {{ wgmma_registers(sums, a, {right}); }}"
-    left = f"Matrix{{a, kPanelHigh, {str(len(transposed) == 2 and transposed[0]).lower()}, {item}}}"
+    a_high = "a_high" if "u32 a_high" in head else "kPanelHigh"
+    left = f"Matrix{{a, {a_high}, {str(len(transposed) == 2 and transposed[0]).lower()}, {item}}}"
     return f"inline {head} {{ wgmma_shared(sums, {left}, {right}); }}"
 
 

@@ -7,7 +7,7 @@
 *lines*, *small*: b = 32, many rows and few: panels, pieces and results in lines of 64 bytes and of 128.
 *forms*: warpgroups of every form, alone and in clusters, b = 32, 64 and 128.
 *rings*: two rings a thread block, each with warpgroups and tiles of its own. *four*: b = 32, four output blocks a warpgroup.
-*across*: b = 32, thread blocks that share activations.
+*across*: b = 32, thread blocks that share activations. *direct*: b = 32, panels that are multiplied where they lie.
 Each plan is checked before it is timed; one that is wrong is said and left out.
 """
 
@@ -138,6 +138,16 @@ def four(op: Op, name: str, layout: Layout, n: int) -> Case:
     return f"{op} b32 {name} N={n} four", problem, _plans(problem, _cheapest(drafts, _way)[:MOST])
 
 
+def direct(op: Op, name: str, layout: Layout, n: int, first: int = 1) -> Case:
+    """b = 32, panels multiplied where they lie and through registers: of both the cheapest plans by the model, for each way to
+    whole lines and each cluster of the first."""
+    problem = replace(Problem(op, layout, 32, DType.BFLOAT16, batch=n), axis=first)
+    drafts = list(hopper.drafts(problem, TARGET, across=(1,), rings=(1,)))
+    best = _cheapest((draft for draft in drafts if draft.geometry.direct), _way)
+    through = _cheapest((draft for draft in drafts if not draft.geometry.direct), _way)
+    return f"{op} b32 {name} N={n} axis {first} direct", problem, _plans(problem, [*best[:5], *through[:2]])
+
+
 def _cheapest(given: Iterable[T], kind: Callable[[T], object]) -> list[T]:
     """The cheapest draft, or plan, of each kind by the model, the likeliest first."""
     best: dict[object, T] = {}
@@ -228,6 +238,27 @@ SUITES: dict[str, list[Callable[[], Case]]] = {
         partial(four, Op.FPROP, "watts", topology.watts_strogatz(128, 12, 0.2, seed=1), 16384),
         *(partial(four, Op.FPROP, f"{SIZE} {d:.0%}", _random(32, d), 16384) for d in (0.05, 0.1, 0.2, 0.5)),
         *(partial(four, Op.FPROP, f"{3 * SIZE} {d:.0%}", _random(32, d, 3 * SIZE), SIZE) for d in (0.05, 0.1, 0.2)),
+    ],
+    "direct": [
+        *(
+            partial(direct, op, f"{s} {d:.0%}", _random(32, d, s), n)
+            for op, s, n, densities in (
+                (Op.FPROP, 3 * SIZE, SIZE, (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)),
+                (Op.FPROP, SIZE, 16384, (0.05, 0.1, 0.2, 0.3, 0.5)),
+                (Op.FPROP, SIZE, SIZE, (0.05, 0.1, 0.2)),
+                (Op.FPROP, SIZE, 1024, (0.1,)),
+                (Op.FPROP, 2 * SIZE, 2 * SIZE, (0.05, 0.1, 0.2)),
+                (Op.DGRAD, 3 * SIZE, SIZE, (0.05, 0.1, 0.2)),
+                (Op.DGRAD, SIZE, 16384, (0.1, 0.2)),
+            )
+            for d in densities
+        ),
+        partial(direct, Op.FPROP, "banded", topology.banded(128, 128, 13), 16384),
+        partial(direct, Op.FPROP, "watts", topology.watts_strogatz(128, 12, 0.2, seed=1), 16384),
+        *(
+            partial(direct, Op.FPROP, f"{s} 10%", _random(32, 0.1, s), n, 0)
+            for s, n in ((SIZE, 16384), (3 * SIZE, SIZE))
+        ),
     ],
     "across": [
         *(

@@ -29,7 +29,7 @@ from bsgen.plan.hopper_shapes import few_rows, rings_worth
 from bsgen.plan.warpgroup import streamed
 from bsgen.problem import Problem
 
-FILES = ("lines", "forms", "rings", "four", "across")
+FILES = ("lines", "forms", "rings", "four", "across", "direct")
 RESULTS = [Path(__file__).parent / "results" / f"{name}_h200.json" for name in FILES]
 FITTED = (
     "AGAIN", "LEAST_STEP", "VISIT", "PAIR", "PAIRED_VISIT", "STEP", "COPY", "OUTPUT", "STORED", "ACTIVATION", "RESIDUAL",
