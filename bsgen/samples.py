@@ -72,6 +72,12 @@ def in_lines(problem: Problem, target: Target) -> Plan:
     return hopper.assemble(problem, target, next(draft for draft in drafts if draft.geometry.coupled))
 
 
+def direct(problem: Problem, target: Target) -> Plan:
+    """Panels, some of them in pairs, multiplied where they lie, as the planner has it for larger layouts."""
+    drafts = (draft for draft in hopper.drafts(problem, target) if draft.geometry.direct)
+    return hopper.assemble(problem, target, next(draft for draft in drafts if draft.geometry.shape.paired))
+
+
 def ringed(problem: Problem, target: Target) -> Plan:
     """Two rings of stages, each with warpgroups of its own."""
     drafts = hopper.drafts(problem, target, rings=(2,))
@@ -139,6 +145,16 @@ SAMPLES = (
         batch=MANY,
         arch=HOPPER,
         planner=in_lines,
+    ),
+    Sample(
+        "hopper_fprop_b32_bfloat16_direct",
+        Op.FPROP,
+        lambda: scattered(16, 16),
+        32,
+        DType.BFLOAT16,
+        batch=MANY,
+        arch=HOPPER,
+        planner=direct,
     ),
     Sample(
         "hopper_fprop_b32_bfloat16_rings",

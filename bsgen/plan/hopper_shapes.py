@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
-from bsgen.plan.ring_records import MAXIMUM_LOADS
+from bsgen.plan.ring_records import MAXIMUM_LOADS, MOST_COUNTED
 from bsgen.plan.rings import room
 from bsgen.plan.shared_rings import MOST_PANELS
 from bsgen.plan.tile import math_of
@@ -26,7 +26,8 @@ from bsgen.ranges import DEFAULT_ROWS
 
 BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
 # Output blocks of a warpgroup; of one of 64 rows LOW_SLOTS, but by TF32, whose fragments leave no registers for taller ones.
-MAXIMUM_SLOTS, LOW_SLOTS = 4, 2
+MAXIMUM_SLOTS, LOW_SLOTS = 6, 2
+MOST_UNCROWDED = 2 * 128  # 64-row tiles of a warpgroup times its columns
 STAGES = {1: (3, 4), 2: (2,)}  # of a ring, by the number of them: two rings are for tiles of few panels
 MORE_STAGES = (6, 8)  # where rows are few: the first of a tile has come the earlier, the smaller it is
 FEW_ROWS = 256  # of N, whose activations stay in L2, and whose tiles hardly outnumber the SMs
@@ -51,6 +52,7 @@ SHAPES: tuple[Form, ...] = (
     Form(1, 4, 2, 64),
     Form(1, 3, 2, 128),
     Form(2, 2, 2, 64),
+    Form(1, 2, 2, 192),
     Form(1, 2, 2, 128),
     Form(2, 2, 1, 128),
     Form(1, 4, 1, 128),
@@ -86,13 +88,16 @@ def shapes(problem: Problem, target: Target, across: Sequence[int], rings: Seque
         ways = product(clusters, _paired(problem), _stored(problem, slots), STAGES[ringed] + MORE_STAGES * more)
         for (cluster, beside), paired, stored, stages in ways:
             form = WarpgroupShape(
-                row_groups, columns, m_tiles, slots, cluster, few, paired, stored, beside, ringed, stages
-            )
+                row_groups, columns, m_tiles, slots, cluster, few, paired, stored, beside, ringed, stages,
+                crowded=m_tiles * width > MOST_UNCROWDED,
+            )  # fmt: skip
             if (beside > 1 and form.rows >= WHOLE_LINE_ROWS) or (paired and max(beside, ringed) > 1):
                 continue
             shape = _with_ring(form, target)
             geo = warpgroup_geometry(problem, shape)
             if (paired or geo.coupled) and form.rows < WHOLE_LINE_ROWS:
+                continue
+            if geo.direct and slots > MOST_COUNTED:
                 continue
             residual = residual_panels(problem, geo)
             fits = residual <= MAXIMUM_LOADS and residual * geo.residual_bytes <= shape.stage_bytes

@@ -40,7 +40,7 @@ class SharedRegisters:
     @property
     def consumer_registers(self) -> int:
         """Registers of a thread that multiplies, once those that load have given up theirs."""
-        given_up = (self.launch_registers - PRODUCER_REGISTERS) * self.loading_groups
+        given_up = (self.launch_registers - self.producer_registers) * self.loading_groups
         return min(MOST_CONSUMER_REGISTERS, (self.launch_registers + given_up // self.consumer_groups) // 8 * 8)
 
     @property

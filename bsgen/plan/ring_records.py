@@ -16,7 +16,7 @@ MAXIMUM_LOADS = 31  # a lane of the loading warp each, beside the head
 PAIRED, SECOND = 1, 64  # of a panel's place: it is one of a pair; the second, whose rows are 64 bytes further
 VISIT_WORDS, PRODUCT_WORDS = 2, 1
 PAST_LAST = 2  # visits, or products, that are read, but not followed, after the last
-COUNT_BITS = 8  # of the products of a slot
+COUNT_BITS, MOST_COUNTED = 8, 4  # of the number of products of a slot; slots whose numbers are one word
 PRODUCT_PAIRED = 1 << 15  # of a product's panel: it is one of a pair
 
 

@@ -21,6 +21,7 @@ ATOM_ROWS = 8
 WARPGROUP_ROWS = 64
 NARROW = 32
 OTHER_REGISTERS = 28  # of a multiplying thread, beside accumulators and fragments
+ALL_REGISTERS, LEAST_REGISTERS = 168, 24  # of a thread of three warpgroups; with which one can load
 MOST_BESIDE_BIASES = 64  # accumulators, beside which it has registers for the biases of its outputs
 
 
@@ -35,6 +36,7 @@ class WarpgroupShape(SharedRegisters):
     half of it. Results are stored in pieces of rows of `store_bytes`, of one output block or of two neighbours.
     A thread block may have several `rings`, each with warpgroups and stages (all these numbers are of one ring) and tiles of its
     own: while those of one store results, those of the other multiply.
+    Where it is `crowded`, two warpgroups hold so many sums that they need all registers that there are.
     """
 
     row_groups: int
@@ -49,11 +51,22 @@ class WarpgroupShape(SharedRegisters):
     rings: int = 1
     stages: int = 0
     stage_bytes: int = 0
+    crowded: bool = False
 
     @property
     def groups(self) -> int:
         """Warpgroups that multiply a tile."""
         return self.row_groups * self.columns
+
+    @property
+    def most_launch_registers(self) -> int:
+        """The most registers of a thread at launch: all, where two warpgroups are to hold many sums."""
+        return ALL_REGISTERS if self.crowded else super().most_launch_registers
+
+    @property
+    def producer_registers(self) -> int:
+        """Registers of a thread that loads."""
+        return LEAST_REGISTERS if self.crowded else super().producer_registers
 
     @property
     def thread_blocks(self) -> int:

@@ -16,9 +16,9 @@ constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), k
 constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
 constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
 constexpr int kTiles = 4, kNoOutput = -2147483647;
-constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 64;  // a stage ends with its record
+constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 160;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
-constexpr int kRowBytes = 128, kPanelBytes = 16384, kBoxBytes = 16384, kPieceBytes = 16384;
+constexpr int kRowBytes = 128, kPanelBytes = 16384, kBoxBytes = 16384;
 constexpr int kBoxesAcross = 2, kBoxColumns = 64;  // W is loaded in boxes narrower than a block
 constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 67108864u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr u32 kPanelHigh = 1073741888u;
@@ -233,31 +233,67 @@ __device__ const int __align__(16) kLoadTable[] = {
     320,768,769,514,512,576,3840,3841,
 };  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
-    65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
-    65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
-    65544,65552,0,67108865,0,134217729,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    8,131080,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    8,131080,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    8,131080,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    8,131080,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    131080,24,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-    8,131080,0,134217729,16384,201326593,0,0,0,0,0,0,0,0,0,0,
-};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
+    16,2,24,0,134217728,201327616,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,2,24,0,134217728,201327616,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,2,24,0,134217728,201327616,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,2,24,0,134217728,201327616,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,2,24,0,134217728,201327616,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,2,24,0,134217728,201327616,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,2,24,0,134217728,201327616,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,2,24,0,134217728,201327616,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,0,16,2,134217728,201327616,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,2,24,0,134217728,201327616,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,2,24,0,134217728,201327616,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,2,24,0,134217728,201327616,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,0,16,2,134217728,201327616,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,0,16,2,134217728,201327616,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,0,16,2,134217728,201327616,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,2,24,0,134217728,201327616,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,2,24,0,134217728,201327616,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,0,16,2,134217728,201327616,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+};  // [stages, kRecordBytes / 4]: byte of the first product, products of each slot << 8 * slot, for each column of warpgroups; products
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
 struct Tiles {
@@ -332,56 +368,41 @@ __device__ __forceinline__ u32 uniform(u32 value) {
 }
 
 using Sums = float[kMTiles][kSlots][kBlock / 2];
-// The low word of the descriptor of the warpgroup's rows of a panel; step k and 64-row tile m lie further on.
-using Fragments = u32;
-__device__ __forceinline__ u32 panel_at(u32 a, int m, int k) { return a + k * (kStepBytes / 16) + m * (64 * kRowBytes / 16); }
-// Multiply a panel by the pieces of slots First (if Mask & 1) and First + 1 (if Mask & 2), which lie at b. One group of steps.
-template <int First, int Mask>
-__device__ __forceinline__ void multiply_slots(Sums& sums, const Fragments& a, u32 b) {
+
+// Multiply the warpgroup's rows of a panel by a piece, for a slot; the low words of their matrix descriptors. One group of steps.
+__device__ __forceinline__ void multiply(Sums& sums, int slot, u32 panel, u32 piece) {
+    constexpr u32 tile = 64 * kRowBytes / 16;
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kSteps; ++k)
 #pragma unroll
-        for (int m = 0; m < kMTiles; ++m) {
-            if (Mask & 1) wgmma(sums[m][First], panel_at(a, m, k), b + k * kWeightsStep);
-            if (Mask & 2) wgmma(sums[m][First + 1], panel_at(a, m, k), b + k * kWeightsStep + (Mask & 1) * (kPieceBytes / 16));
-        }
+        for (int m = 0; m < kMTiles; ++m) wgmma(sums[m][slot], panel + k * (kStepBytes / 16) + m * tile, piece + k * kWeightsStep);
     wgmma_commit();
 }
 
-// Multiply a panel by the pieces of the slots in `mask` from First on, which lie one after the other from b on. Accumulators need fixed
-// registers, so each set of two slots has code of its own. A visit has at least one slot.
-template <int First = 0>
-__device__ __forceinline__ void multiply_panel(Sums& sums, const Fragments& a, u32 mask, u32 b) {
-    if constexpr (kSlots == 1) {
-        multiply_slots<0, 1>(sums, a, b);
-    } else {
-        const u32 pair = mask >> First & 3;
-        if (pair == 3)
-            multiply_slots<First, 3>(sums, a, b);
-        else if (pair == 1)
-            multiply_slots<First, 1>(sums, a, b);
-        else if (kSlots == 2 || pair == 2)
-            multiply_slots<First, 2>(sums, a, b);
-        if constexpr (First + 2 < kSlots) multiply_panel<First + 2>(sums, a, mask, b + (pair - (pair >> 1)) * (kPieceBytes / 16));
-    }
-}
-
-// All visits of a stage. A visit is two words: where its panel is, in bytes; and the mask of the slots that use it, with the place of
-// their first piece in 16 bytes << 16. Past the last visit lies one that is safe to follow.
-__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows, u32 b, int column) {
+// All products of a stage, slot after slot, for accumulators need fixed registers. The head of a column is two words: byte of its first
+// product; how many each slot has, 8 bits each. A product is a word: where its panel is, in 16 bytes; and its piece << 16.
+// Past the last product lie two that are safe to read.
+__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 panels, u32 pieces, int column) {
     const bool reads = threadIdx.x % 32 == 0;  // the lane that gives the stage back
-    const u32 bounds = uniform(reads ? load_shared(record + column * 4) : 0);
-    u32 count = bounds >> 16, at = record + (bounds & 0xffff);
-    if (count == 0) return;
-    uint2 visit = {};
-    if (reads) visit = load_shared_pair(at);
-    do {
-        const u32 panel = uniform(visit.x), word = uniform(visit.y);
-        at += 8;
-        if (reads) visit = load_shared_pair(at);
-        multiply_panel(sums, rows + panel / 16, word & 255, b + (word >> 16));
-    } while (--count);
+    uint2 head = {};
+    if (reads) head = load_shared_pair(record + column * 8);
+    const u32 counts = uniform(head.y);
+    u32 at = record + uniform(head.x), ahead = 0;
+    if (reads) ahead = load_shared(at);
+    u32 next = uniform(ahead);
+    at += 4;
+    if (reads) ahead = load_shared(at);
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s)
+#pragma unroll 1
+        for (u32 count = counts >> s * 8 & 255; count; --count) {
+            const u32 product = next;
+            next = uniform(ahead);
+            at += 4;
+            if (reads) ahead = load_shared(at);
+            multiply(sums, s, panels + (product & 0x7fff), pieces + (product >> 16));
+        }
     wgmma_wait<0>();
 }
 

@@ -189,7 +189,7 @@ __device__ const int __align__(16) kRecords[] = {
     0,0,0,0,0,0,0,0,131080,65560,0,134217733,16384,201326593,0,167772165,
     0,0,0,0,0,0,0,0,0,0,0,0,131080,65560,0,134217739,
     16384,201326593,0,184549377,0,0,0,0,0,0,0,0,0,0,0,0,
-};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
+};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups; visits
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
 struct Tiles {

@@ -306,7 +306,7 @@ __device__ const int __align__(16) kRecords[] = {
     0,0,0,0,0,0,0,0,0,0,0,0,65544,65552,0,33554437,
     0,50331653,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
+};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups; visits
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
 struct Tiles {

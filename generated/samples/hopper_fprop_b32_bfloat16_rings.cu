@@ -245,7 +245,7 @@ __device__ const int __align__(16) kRecords[] = {
     0,109051905,8192,134217731,16384,167772163,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,131080,131096,0,67108865,8192,83886081,0,75497473,8192,92274689,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
+};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups; visits
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
 struct Tiles {

@@ -258,7 +258,7 @@ __device__ const int __align__(16) kRecords[] = {
     0,0,0,0,0,0,0,0,0,0,0,0,262152,0,0,8388609,
     512,16777217,1024,25165825,1536,33554433,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
+};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups; visits
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
 struct Tiles {

@@ -274,7 +274,7 @@ __device__ const int __align__(16) kRecords[] = {
     0,0,0,0,196616,196640,8192,167772165,16384,184549381,24576,218103818,0,134217743,16384,201326597,
     24576,234881029,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,
-};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
+};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups; visits
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
 struct Tiles {

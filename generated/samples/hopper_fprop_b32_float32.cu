@@ -229,7 +229,7 @@ __device__ const int __align__(16) kRecords[] = {
     65544,65552,0,134217729,16384,150994946,0,0,0,0,0,0,0,0,0,0,
     65544,65552,0,67108867,0,100663299,0,0,0,0,0,0,0,0,0,0,
     65544,65552,16384,150994946,0,134217729,0,0,0,0,0,0,0,0,0,0,
-};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups, visits
+};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups; visits
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
 struct Tiles {

@@ -8,6 +8,7 @@
 *forms*: warpgroups of every form, alone and in clusters, b = 32, 64 and 128.
 *rings*: two rings a thread block, each with warpgroups and tiles of its own. *four*: b = 32, four output blocks a warpgroup.
 *across*: b = 32, thread blocks that share activations. *direct*: b = 32, panels that are multiplied where they lie.
+*six*: many blocks, tiles of 128 x 384 by two warpgroups.
 Each plan is checked before it is timed; one that is wrong is said and left out.
 """
 
@@ -148,6 +149,15 @@ def direct(op: Op, name: str, layout: Layout, n: int, first: int = 1) -> Case:
     return f"{op} b32 {name} N={n} axis {first} direct", problem, _plans(problem, [*best[:5], *through[:2]])
 
 
+def six(op: Op, b: int, name: str, layout: Layout, n: int) -> Case:
+    """Many blocks: tiles of 128 x 384 by two warpgroups, for each way to whole lines, and the cheapest plan of every other tile."""
+    problem = Problem(op, layout, b, DType.BFLOAT16, batch=n)
+    drafts = list(hopper.drafts(problem, TARGET, across=(1,), rings=(1,)))
+    wide = [draft for draft in drafts if draft.geometry.shape.crowded]
+    best = _cheapest(wide, _way)[:4]
+    return f"{op} b{b} {name} N={n} six", problem, _plans(problem, [*best, *_cheapest(drafts, _tile)[:5]])
+
+
 def _cheapest(given: Iterable[T], kind: Callable[[T], object]) -> list[T]:
     """The cheapest draft, or plan, of each kind by the model, the likeliest first."""
     best: dict[object, T] = {}
@@ -259,6 +269,22 @@ SUITES: dict[str, list[Callable[[], Case]]] = {
             partial(direct, Op.FPROP, f"{s} 10%", _random(32, 0.1, s), n, 0)
             for s, n in ((SIZE, 16384), (3 * SIZE, SIZE))
         ),
+    ],
+    "six": [
+        *(
+            partial(six, op, b, f"{s} {d:.0%}", _random(b, d, s), n)
+            for op, b, s, n, densities in (
+                (Op.FPROP, 32, SIZE, 16384, (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)),
+                (Op.FPROP, 32, 3 * SIZE, SIZE, (0.2, 0.3, 0.5)),
+                (Op.FPROP, 32, SIZE, SIZE, (0.2, 0.5)),
+                (Op.DGRAD, 32, SIZE, 16384, (0.3, 0.5)),
+                (Op.FPROP, 64, SIZE, 16384, (0.2, 0.5, 1.0)),
+                (Op.FPROP, 128, SIZE, 8192, (0.5, 1.0)),
+            )
+            for d in densities
+        ),
+        partial(six, Op.FPROP, 32, "banded", topology.banded(128, 128, 13), 16384),
+        partial(six, Op.FPROP, 32, "watts", topology.watts_strogatz(128, 12, 0.2, seed=1), 16384),
     ],
     "across": [
         *(
