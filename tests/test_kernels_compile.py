@@ -153,6 +153,22 @@ def test_hopper_epilogues_of_split_outputs(dtype: DType, epilogue: Epilogue) -> 
         compiled_plan(hopper.assemble(problem, BIG, draft))
 
 
+@pytest.mark.parametrize("axis", [1, 0])
+@pytest.mark.parametrize("epilogue", [Epilogue(), Epilogue(True, Activation.GELU, False)], ids=["plain", "bias-gelu"])
+def test_epilogues_beside_most_sums(epilogue: Epilogue, axis: int) -> None:
+    """Tiles of 128 x 384: three warpgroups are offered where warps have registers for what follows a product, two for all of it."""
+    problem = Problem(Op.FPROP, LARGE, 32, DType.BFLOAT16, epilogue=epilogue, batch=16384, axis=axis)
+    kinds: dict[tuple[int, bool], hopper.Draft] = {}
+    for draft in hopper.drafts(problem, BIG):
+        geo = draft.geometry
+        if geo.shape.rows == 128 and geo.shape.tile_slots == 12:
+            kinds.setdefault((geo.shape.columns, geo.coupled), draft)
+    three = {(3, False), (3, True)} if not epilogue.bias else {(3, False)} if axis else set()
+    assert set(kinds) == {kind for kind in {(2, False), (2, True), *three} if axis or not kind[1]}
+    for draft in kinds.values():
+        compiled_plan(hopper.assemble(problem, BIG, draft))
+
+
 # What loads and what multiplies, as nvdisasm spells it.
 LOADS = {"hopper": "UTMALDG", "portable": "LDGSTS", "simt": "LDGSTS"}
 MULTIPLIES = {"hopper": "HGMMA", "portable": "HMMA", "simt": "FFMA"}

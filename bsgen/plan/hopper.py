@@ -14,7 +14,7 @@ from bsgen.plan.blocks import IntArray, OutputBlocks, Part, Reduction, output_bl
 from bsgen.plan.cost import Cost
 from bsgen.plan.grouping import Grouping, Tiles, groupings, neighbours, similar
 from bsgen.plan.hopper_cost import Counts, hopper_cost, tile_counts
-from bsgen.plan.hopper_shapes import ACROSS, BARRIER_BYTES, MORE_STAGES, few_rows, rings_worth, shapes
+from bsgen.plan.hopper_shapes import ACROSS, BARRIER_BYTES, MORE_STAGES, few_rows, rings_worth, shapes, stores_fit
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
 from bsgen.plan.ring_records import RingStage, encode_loads, encode_records, record_bytes
 from bsgen.plan.rings import pack, tile_items
@@ -124,9 +124,7 @@ class HopperPlan(ProductPlan):
     def record_words(self) -> str:
         """What a row of `records` holds, for readers of the kernel."""
         if self.geometry.direct:
-            return (
-                "byte of the first product, products of each slot << 8 * slot, for each column of warpgroups; products"
-            )
+            return "byte of the first product, counts of each slot << 8 * slot, for each column of warpgroups; products"
         return "byte of the first visit | visits << 16 for each column of warpgroups; visits"
 
     @property
@@ -221,6 +219,8 @@ def drafts(
             if key not in ways:
                 ways[key] = list(_groupings(view, geo, target, width))
             for index, (grouping, parts, reductions) in enumerate(ways[key]):
+                if not stores_fit(problem, geo, bool(reductions)):
+                    continue
                 tiles, count = _filled_up(parts, shape), (*key, shape.paired, shape.across, index)
                 if count not in counted:
                     counted[count] = tile_counts(tiles, view.inputs_total, geo)

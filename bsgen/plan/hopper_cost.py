@@ -31,8 +31,9 @@ VISIT, PAIR = 11.8, 38.5  # clocks of a visit beside its multiply steps: alone, 
 PAIRED_VISIT = 93.0  # and where its panel may be one of a pair
 STEP = 39.2  # clocks between multiply steps that depend on each other: of each piece,
 FEW_SLOTS, WAITS = 4, 3.0  # or where a visit has more slots, whose steps follow one another, as of so many
-PRODUCT = 140.0  # and beside those of a product of a panel where it lies, which does not wait for the one before
-DIRECT_READS = 0.93  # of a narrow panel, where it is multiplied as it lies
+# And beside those of a product of a panel where it lies, which does not wait for the one before; where that may be one of a pair.
+PRODUCT, PAIRED_PRODUCT = 140.0, 40.0
+DIRECT_READS = 0.9  # of a narrow panel, where it is multiplied as it lies
 LARGE, LARGE_TILE = 128 * 256, 800.0  # outputs of a tile from which on it takes so many clocks beside
 COPY = 1.04  # clocks of the loading warps that a copy takes, as far as they are not hidden
 OUTPUT, STORED = 0.031, 1.71  # clocks of an output element, and of a line of them that is stored
@@ -71,16 +72,18 @@ def tile_counts(tiles: Tiles, inputs: int, geo: WarpgroupGeometry) -> Counts:
     shared = np.zeros(inputs, bool)
     pieces, visits = np.zeros((len(tiles), shape.columns)), np.zeros((len(tiles), shape.columns))
     for index, tile in enumerate(tiles):
-        uses = np.zeros((inputs, shape.columns, shape.slots), bool)
-        for slot, part in enumerate(tile):
-            if part is not None:
-                uses[part.inputs, slot // shape.slots, slot % shape.slots] = True
-        used = np.asarray(uses.any(axis=(1, 2)))
+        used = np.zeros(inputs, bool)
+        for column in range(shape.columns):
+            own = np.zeros(inputs, bool)
+            for part in tile[column * shape.slots : (column + 1) * shape.slots]:
+                if part is not None:
+                    own[part.inputs] = True
+                    pieces[index, column] += len(part.inputs)
+            visits[index, column] = np.count_nonzero(own)
+            used |= own
         panels[index] = np.count_nonzero(used)
         fetched[index] = np.count_nonzero(used & ~shared)
         copies[index] = fetched[index] - (np.count_nonzero(used[:-1:2] & used[1::2]) if shape.paired else 0)
-        visits[index] = np.count_nonzero(uses.any(axis=2), axis=0)
-        pieces[index] = np.count_nonzero(uses, axis=(0, 2))
         shared = (shared | used) & bool((index + 1) % shape.across)  # by the tiles of a cluster so far
     counts = (panels, fetched, copies, pieces, visits)
     panels, fetched, copies, pieces, visits = (
@@ -155,7 +158,7 @@ def _demands(geo: WarpgroupGeometry, counts: Counts, residual: int) -> tuple[Flo
     columns = geo.multiply_columns / 2
     steps = geo.steps * geo.step_products * columns
     if geo.direct:
-        chain = units * (PRODUCT + steps)
+        chain = units * (PRODUCT + PAIRED_PRODUCT * shape.paired + steps)
     else:
         visit = VISIT + PAIR * -(-shape.slots // 2) + PAIRED_VISIT * shape.paired
         waits = units if shape.slots <= FEW_SLOTS else counts.visits * WAITS

@@ -15,18 +15,21 @@ from bsgen.plan.warpgroup import (
     ATOM_ROWS,
     HALF_LINE,
     LINE_BYTES,
+    NARROW,
     WARPGROUP_ROWS,
+    WarpgroupGeometry,
     WarpgroupShape,
     is_turned,
     residual_panels,
     warpgroup_geometry,
 )
-from bsgen.problem import DType, Op, Problem, Target
+from bsgen.problem import DType, Epilogue, Op, Problem, Target
 from bsgen.ranges import DEFAULT_ROWS
 
 BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
 # Output blocks of a warpgroup; of one of 64 rows LOW_SLOTS, but by TF32, whose fragments leave no registers for taller ones.
 MAXIMUM_SLOTS, LOW_SLOTS = 6, 2
+LEAST_BESIDE_STORES = 8  # registers beside sums and OTHER_REGISTERS with which no epilogue spills
 MOST_UNCROWDED = 2 * 128  # 64-row tiles of a warpgroup times its columns
 STAGES = {1: (3, 4), 2: (2,)}  # of a ring, by the number of them: two rings are for tiles of few panels
 MORE_STAGES = (6, 8)  # where rows are few: the first of a tile has come the earlier, the smaller it is
@@ -106,6 +109,18 @@ def shapes(problem: Problem, target: Target, across: Sequence[int], rings: Seque
             panels = 2 if stages in MORE_STAGES else 1
             if room(geo) >= panels * geo.panel_bytes + max(panels, _least_pieces(shape)) * geo.piece_bytes:
                 yield shape
+
+
+def stores_fit(problem: Problem, geo: WarpgroupGeometry, split: bool) -> bool:
+    """Whether warps have registers for what follows a product, of `split` output blocks or not. Where sums leave next to none, as
+    ptxas has it: with features last for all but a bias that two neighbours are stored with, or that of wider blocks; with
+    features first for nothing.
+    """
+    if geo.shape.consumer_registers - geo.registers(0) >= LEAST_BESIDE_STORES:
+        return True
+    if problem.feature_first:
+        return problem.epilogue == Epilogue() and not split
+    return not problem.epilogue.bias or (problem.block_size <= NARROW and not geo.coupled)
 
 
 def few_rows(problem: Problem) -> bool:

@@ -58,17 +58,15 @@ def record_bytes(geo: WarpgroupGeometry) -> int:
     if geo.direct:
         words = 2 * columns + PRODUCT_WORDS * (MAXIMUM_LOADS + PAST_LAST)
     else:
-        # A piece and half of a copy of two panels; a piece alone, where others bring panels; or a piece and a panel.
-        most = (
-            MAXIMUM_LOADS * 2 // 3
-            if geo.shape.paired
-            else MAXIMUM_LOADS
-            if geo.shape.across > 1
-            else MAXIMUM_LOADS // 2
-        )
-        panels = min(most, geo.shape.stage_bytes // (geo.panel_bytes + geo.piece_bytes))
-        words = _first_visit(columns) + VISIT_WORDS * (columns * panels + PAST_LAST)
+        words = _first_visit(columns) + VISIT_WORDS * (columns * _most_panels(geo) + PAST_LAST)
     return -(-4 * words // 16) * 16
+
+
+def _most_panels(geo: WarpgroupGeometry) -> int:
+    """Panels of a stage, by the loads of each: a piece and half of a copy of two panels; a piece alone, where others bring panels;
+    or a piece and a panel."""
+    loads = 1.5 if geo.shape.paired else 1 if geo.shape.across > 1 else 2
+    return min(int(MAXIMUM_LOADS / loads), geo.shape.stage_bytes // (geo.panel_bytes + geo.piece_bytes))
 
 
 def _first_visit(columns: int) -> int:

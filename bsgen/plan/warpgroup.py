@@ -271,9 +271,8 @@ class WarpgroupGeometry:
         a warpgroup, if sums leave registers for them; and TF32, to be rounded."""
         if self.turned or self.math.chunk == 4:
             return not self.turned
-        fragments = 4 * self.steps * self.shape.m_tiles
-        room = self.shape.consumer_registers - self.accumulators - OTHER_REGISTERS
-        return self.block <= NARROW and fragments <= room
+        left = self.shape.consumer_registers - self.accumulators - OTHER_REGISTERS
+        return self.block <= NARROW and 4 * self.steps * self.shape.m_tiles <= left
 
     @cached_property
     def direct(self) -> bool:

@@ -4,7 +4,7 @@
 //
 // Persistent thread blocks, and in them kRings rings each, walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps the rings
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
-// blocks; for each panel that it visits, it multiplies its rows by the pieces of its slots.
+// blocks; slot after slot, it multiplies its rows of a panel by a piece.
 
 using u32 = unsigned int;
 
@@ -332,7 +332,7 @@ __device__ const int __align__(16) kRecords[] = {
     0,0,0,0,0,0,0,0,16,2,24,0,134217728,167773184,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-};  // [stages, kRecordBytes / 4]: byte of the first product, products of each slot << 8 * slot, for each column of warpgroups; products
+};  // [stages, kRecordBytes / 4]: byte of the first product, counts of each slot << 8 * slot, for each column of warpgroups; products
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
 struct Tiles {
