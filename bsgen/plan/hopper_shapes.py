@@ -112,12 +112,12 @@ def shapes(problem: Problem, target: Target, across: Sequence[int], rings: Seque
 
 
 def stores_fit(problem: Problem, geo: WarpgroupGeometry, split: bool) -> bool:
-    """Whether warps have registers for what follows a product, of `split` output blocks or not. Where sums leave next to none, as
-    ptxas has it: with features last for all but a bias that two neighbours are stored with, or that of wider blocks; with
+    """Whether warps have registers for what follows a product, of `split` output blocks or not, as ptxas has it. Where sums leave
+    next to none: with features last for all but a bias that two neighbours are stored with, or that of wider blocks; with
     features first for nothing.
     """
     if geo.shape.consumer_registers - geo.registers(0) >= LEAST_BESIDE_STORES:
-        return True
+        return not (geo.shape.crowded and problem.feature_first and split)
     if problem.feature_first:
         return problem.epilogue == Epilogue() and not split
     return not problem.epilogue.bias or (problem.block_size <= NARROW and not geo.coupled)

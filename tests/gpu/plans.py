@@ -43,34 +43,18 @@ def launch(kernels: Kernels, pointers: Mapping[str, int], n: int, stream: int = 
 
 def spread(problem: Problem, target: Target, across: Sequence[int] = hopper.ACROSS) -> list[HopperPlan]:
     """A hopper plan of each shape and cluster, taking turns at groupings, rings and bands; and one with split outputs, if any."""
-    by_shape: dict[tuple[int, ...], list[hopper.Draft]] = {}
-    for draft in hopper.drafts(problem, target, across, rings=(1, 2)):
-        shape = draft.geometry.shape
-        key = (
-            shape.row_groups,
-            shape.columns,
-            shape.m_tiles,
-            shape.slots,
-            shape.cluster,
-            shape.paired,
-            shape.store_bytes,
-            shape.across,
-            shape.rings,
-        )
-        by_shape.setdefault(key, []).append(draft)
-    chosen = [drafts[turn % len(drafts)] for turn, drafts in enumerate(by_shape.values())]
-    split = [draft for drafts in by_shape.values() for draft in drafts if draft.reductions]
+    drafts = list(hopper.drafts(problem, target, across, rings=(1, 2)))
+    chosen = _in_turn(drafts, lambda draft: replace(draft.geometry.shape, stages=0, stage_bytes=0))
+    split = [draft for draft in drafts if draft.reductions]
     plans = [hopper.assemble(problem, target, draft) for draft in [*chosen, *split[:1]]]
     return [replace(plan, band=1 + turn % BANDS) for turn, plan in enumerate(plans)]
 
 
 def narrow(problem: Problem, target: Target) -> list[HopperNarrowPlan]:
     """A plan for narrow blocks of each shape, taking turns at panels, groupings and rings; and two that are split."""
-    by_shape: dict[object, list[hopper_narrow.Draft]] = {}
-    for draft in hopper_narrow.drafts(problem, target):
-        by_shape.setdefault(replace(draft.geometry.shape, panel=0, stages=0, stage_bytes=0), []).append(draft)
-    chosen = [drafts[turn % len(drafts)] for turn, drafts in enumerate(by_shape.values())]
-    split = [draft for drafts in by_shape.values() for draft in drafts if draft.reductions]
+    drafts = list(hopper_narrow.drafts(problem, target))
+    chosen = _in_turn(drafts, lambda draft: replace(draft.geometry.shape, panel=0, stages=0, stage_bytes=0))
+    split = [draft for draft in drafts if draft.reductions]
     return [hopper_narrow.assemble(problem, target, draft) for draft in [*chosen, *split[:1], *split[-1:]]]
 
 
