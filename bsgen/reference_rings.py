@@ -51,8 +51,8 @@ def _products(plan: HopperPlan, record: NDArray[np.int32]) -> Iterator[tuple[int
     for column in range(geo.shape.columns):
         at, counts = words[2 * column] // 4, words[2 * column + 1]
         for slot in range(slots):
-            for product in words[at : at + (counts >> COUNT_BITS * slot & 0xFF)]:
-                panel = (product & 0x7FFF) << 4 | bool(product & PRODUCT_PAIRED) * PAIRED
+            for product in words[at : at + (counts >> COUNT_BITS * slot & (1 << COUNT_BITS) - 1)]:
+                panel = (product & PRODUCT_PAIRED - 1) << 4 | bool(product & PRODUCT_PAIRED) * PAIRED
                 yield column * slots + slot, panel, (product >> 16) * 16
                 at += 1
 
