@@ -73,7 +73,8 @@ def in_lines(problem: Problem, target: Target) -> Plan:
 
 
 def direct(problem: Problem, target: Target) -> Plan:
-    """Panels, some of them in pairs, multiplied where they lie, as the planner has it for larger layouts."""
+    """Panels, some of them in pairs, multiplied where they lie, and a residual in two stages, as the planner has it for larger
+    layouts."""
     drafts = (draft for draft in hopper.drafts(problem, target) if draft.geometry.direct)
     return hopper.assemble(problem, target, next(draft for draft in drafts if draft.geometry.shape.paired))
 
@@ -147,11 +148,12 @@ SAMPLES = (
         planner=in_lines,
     ),
     Sample(
-        "hopper_fprop_b32_bfloat16_direct",
+        "hopper_fprop_b32_bfloat16_bias_residual_direct",
         Op.FPROP,
         lambda: scattered(16, 16),
         32,
         DType.BFLOAT16,
+        epilogue=Epilogue(bias=True, residual=True),
         batch=MANY,
         arch=HOPPER,
         planner=direct,

@@ -85,9 +85,11 @@ def test_whole_lines(op: Op) -> None:
 
 @pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
 def test_products_of_panels_where_they_lie(op: Op) -> None:
-    """Of blocks of 32, beside more sums than leave registers for fragments: features last, alone and paired, and first."""
+    """Of blocks of 32, beside more sums than leave registers for fragments: features last, alone and paired, with a residual that
+    takes two stages; and first."""
     for axis in (1, 0):
-        problem = Problem(op, bernoulli(8, 20, 0.5), 32, DType.BFLOAT16, batch=1000, axis=axis)
+        finish = Epilogue(activation=Activation.RELU, residual=True) if axis and op is Op.FPROP else Epilogue()
+        problem = Problem(op, bernoulli(8, 20, 0.5), 32, DType.BFLOAT16, epilogue=finish, batch=1000, axis=axis)
         kinds: dict[object, hopper.Draft] = {}
         for draft in hopper.drafts(problem, BIG):
             if draft.geometry.direct:

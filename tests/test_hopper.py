@@ -243,6 +243,8 @@ def check_maps(plan: HopperPlan) -> None:
         assert (tensor_map.operand, tensor_map.columns, tensor_map.rows) == ("residual", plan.features[1], 0)
         assert tensor_map.box_rows * tensor_map.box_columns * item == geo.residual_bytes
         assert plan.residual_panels * geo.store_columns == geo.shape.tile_slots * geo.block
+        assert geo.residual_rows * geo.residual_parts == geo.shape.rows
+        assert geo.residual_parts == 1 or (geo.residual_rows, geo.shape.row_groups) == (64, 1), "a 64-row tile each"
         assert plan.residual_panels * geo.residual_bytes <= geo.shape.stage_bytes
         assert plan.residual_panels < 32, "a lane of the loading warps each, beside the first"
 

@@ -151,7 +151,7 @@ class HopperPlan(ProductPlan):
             )
         rows = problem.layout.nnz * problem.block_size
         weights = TensorMap(self.weights, problem.block_size, rows, geo.box_columns, geo.box_rows, dtype)
-        residual = TensorMap("residual", self.features[1], 0, geo.store_columns, geo.shape.rows, dtype)
+        residual = TensorMap("residual", self.features[1], 0, geo.store_columns, geo.residual_rows, dtype)
         pairs = replace(activations, box_columns=2 * geo.depth, name=f"{self.activations}_pairs", fetched=LINE_BYTES)
         return (activations, *[pairs] * self.pairs, weights, *[residual] * bool(self.residual_panels))
 

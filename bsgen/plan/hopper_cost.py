@@ -97,7 +97,7 @@ def hopper_cost(
 ) -> Cost:
     """The cost of a plan, of whose inputs a share is `idle`, with so many partial sums of split output blocks."""
     shape, n = geo.shape, problem.batch or DEFAULT_ROWS
-    l2_bytes, demands = _demands(geo, counts, residual_panels(problem, geo))
+    l2_bytes, demands = _demands(geo, counts, residual_panels(problem, geo) * geo.residual_parts)
     tiles = _tile_clocks(geo, demands, _store_clocks(problem, geo))
     row_tiles = -(-n // (shape.rows * shape.cluster))
     places = int(target.sms * CLUSTERED.get(shape.thread_blocks, 1.0)) // shape.thread_blocks * shape.rings
@@ -148,7 +148,7 @@ def _demands(geo: WarpgroupGeometry, counts: Counts, residual: int) -> tuple[Flo
     shape, pieces, beside = geo.shape, counts.pieces.sum(axis=1), residual * geo.residual_bytes
     arriving = counts.panels * geo.panel_bytes + pieces * geo.piece_bytes + beside
     l2_bytes = counts.fetched * geo.panel_bytes + pieces * geo.piece_bytes / shape.cluster + beside
-    copies = counts.copies * geo.panel_bytes / geo.panel_line_bytes + residual * shape.rows
+    copies = counts.copies * geo.panel_bytes / geo.panel_line_bytes + residual * geo.residual_rows
     lines = copies + pieces * geo.piece_boxes * geo.box_rows / shape.cluster
     units = counts.visits * geo.halves if geo.turned else counts.pieces  # what takes its own multiply steps
     reads = (counts.visits if geo.in_registers else units).sum(axis=1)  # of a panel by a row of warpgroups

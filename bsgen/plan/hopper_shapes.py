@@ -114,13 +114,17 @@ def shapes(problem: Problem, target: Target, across: Sequence[int], rings: Seque
 def stores_fit(problem: Problem, geo: WarpgroupGeometry, split: bool) -> bool:
     """Whether warps have registers for what follows a product, of `split` output blocks or not, as ptxas has it. Where sums leave
     next to none: with features last for all but a bias that two neighbours are stored with, or that of wider blocks; with
-    features first for nothing.
+    features first for nothing. Nor for a bias beside a residual that takes stages in turn, where panels come in pairs through
+    registers.
     """
+    epilogue = problem.epilogue
+    if epilogue.bias and epilogue.residual and geo.residual_parts > 1 and geo.in_registers and geo.shape.paired:
+        return False
     if geo.shape.consumer_registers - geo.registers(0) >= LEAST_BESIDE_STORES:
         return not (geo.shape.crowded and problem.feature_first and split)
     if problem.feature_first:
-        return problem.epilogue == Epilogue() and not split
-    return not problem.epilogue.bias or (problem.block_size <= NARROW and not geo.coupled)
+        return epilogue == Epilogue() and not split
+    return not epilogue.bias or (problem.block_size <= NARROW and not geo.coupled)
 
 
 def few_rows(problem: Problem) -> bool:

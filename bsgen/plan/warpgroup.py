@@ -166,9 +166,22 @@ class WarpgroupGeometry:
         return max(1, self.store_columns // self.block)
 
     @cached_property
+    def residual_parts(self) -> int:
+        """Stages that bring a tile's residual: one, or where it does not fit one for each 64-row tile."""
+        row = self.shape.tile_slots * self.block * self.itemsize
+        return (
+            self.shape.m_tiles if row * self.shape.rows > self.shape.stage_bytes and self.shape.row_groups == 1 else 1
+        )
+
+    @cached_property
+    def residual_rows(self) -> int:
+        """Rows of a panel of the residual."""
+        return self.shape.rows // self.residual_parts
+
+    @cached_property
     def residual_bytes(self) -> int:
         """Bytes of a panel of the residual."""
-        return self.shape.store_bytes * self.shape.rows
+        return self.shape.store_bytes * self.residual_rows
 
     @cached_property
     def panel_boxes(self) -> int:
@@ -343,7 +356,7 @@ def streamed(problem: Problem, geo: WarpgroupGeometry) -> Kept | None:
 
 
 def residual_panels(problem: Problem, geo: WarpgroupGeometry) -> int:
-    """Panels of a tile's residual, as wide as what is stored together, which a stage of their own brings after the tile's others;
+    """Panels of a tile's residual, as wide as what is stored together, which stages of their own bring after the tile's others;
     none with features first, nor where products are turned, whose warps read it themselves."""
     if not problem.epilogue.residual or problem.feature_first or geo.turned:
         return 0

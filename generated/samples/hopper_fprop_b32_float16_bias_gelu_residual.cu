@@ -26,7 +26,8 @@ constexpr int kStored = 8;  // chunks of 16 bytes of a row that are stored toget
 constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
 constexpr int kLoads = 23;  // words of a stage in kLoadTable
 constexpr int kStoredColumns = 64, kStoredBytes = 128;  // of such a row
-constexpr int kResidualPanels = 4, kResidualBytes = 16384;  // of a tile; of each, kStoredColumns wide
+constexpr int kResidualPanels = 4, kResidualBytes = 16384;  // of a tile's row; of each, kStoredColumns wide
+constexpr int kResidualParts = 1;  // stages that bring a tile's
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -296,10 +297,10 @@ struct Walk {
         skip();
     }
     __device__ __forceinline__ bool more() const { return tile < tiles.count; }
-    __device__ __forceinline__ bool at_residual() const { return stage + 1 == last; }  // a stage more, which is in no table
+    __device__ __forceinline__ bool at_residual() const { return stage + kResidualParts >= last; }  // a stage more, which is in no table
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
-        next_stage = group * kTileStages, next_last = next_stage + kTileStages + 1;
+        next_stage = group * kTileStages, next_last = next_stage + kTileStages + kResidualParts;
     }
     __device__ __forceinline__ void skip() {
         while (stage == last && more()) {
@@ -531,11 +532,11 @@ bsgen_fprop_b32_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
                 multiply_stage(sums, stage + kRecord, stage + place, matrix_address(stage) + kWeightsLow, column);
                 give_back(empty, slot, parity);
             }
+            const u32 residuals = stages_base + column * (kSlots * kBlock / kStoredColumns * kResidualBytes) + (row + lane % 8) * kStoredBytes;
             barrier_wait(full + slot * 8, parity);
-            const u32 residual = stages_base + slot * kStageBytes + column * (kSlots * kBlock / kStoredColumns * kResidualBytes) + (row + lane % 8) * kStoredBytes;
 #pragma unroll
             for (int m = 0; m < kMTiles; ++m)
-                store(sums[m], targets, row0 + row + m * 64, n, y, bias, scratch, residual + m * (64 * kStoredBytes));
+                store(sums[m], targets, row0 + row + m * 64, n, y, bias, scratch, residuals + slot * kStageBytes + m * (64 * kStoredBytes));
             give_back(empty, slot, parity);
         }
     }

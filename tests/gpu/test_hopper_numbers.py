@@ -117,6 +117,24 @@ def test_features_first(name: str, op: str, block: int) -> None:
             assert torch.equal(_call(plan, kernels, x, w, dense.shape[0], n), out), plan.summary
 
 
+@pytest.mark.parametrize(("block", "dtype"), [(32, "bfloat16"), (32, "float16"), (64, "bfloat16"), (128, "float16")])
+@pytest.mark.parametrize("name", ["random10", "random50", "hub"])
+def test_all_that_follows_a_product(name: str, block: int, dtype: str) -> None:
+    """With a residual, which comes through the ring; the same bits again."""
+    layout, finish = Layout(LAYOUTS[name](BLOCKS[block])), Epilogue(True, Activation.RELU, True)
+    plans = plans_of(Problem(Op.FPROP, layout, block, DType(dtype), epilogue=finish))
+    assert {plan.geometry.residual_parts for plan in plans} == ({1, 2} if block == 32 else {1})
+    w, bias = (normal(*s, dtype=dtype) for s in ((layout.nnz, block, block), (layout.shape[1] * block,)))
+    dense = _dense(layout, w)
+    for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
+        for n in BATCHES:
+            x, residual = (normal(n, features, dtype=dtype, seed=n) for features in dense.shape)
+            out = _call(plan, kernels, x, w, dense.shape[1], n, bias=bias, residual=residual)
+            assert_close(out, torch.relu(x.double() @ dense + bias.double()) + residual.double(), 5e-3)
+            again = _call(plan, kernels, x, w, dense.shape[1], n, bias=bias, residual=residual)
+            assert torch.equal(again, out), plan.summary
+
+
 @pytest.mark.parametrize("block", hopper_narrow.BLOCK_SIZES)
 @pytest.mark.parametrize("name", ["random10", "hub"])
 def test_epilogue_of_narrow_blocks_with_features_first(name: str, block: int) -> None:

@@ -1,4 +1,4 @@
-// y = x @ W for one block-sparse W [512, 512], bfloat16.
+// y = x @ W for one block-sparse W [512, 512] and its epilogue, bfloat16.
 // Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
 // Plan: hopper, wgmma_bf16, tile 128 x 384, 1 x 3 warpgroups of 128 x 128, paired, 3 stages of 73 KiB, contiguous groups.
 //
@@ -27,6 +27,9 @@ constexpr int kStoredSlots = 1;  // output blocks that are stored together
 constexpr int kStored = 4;  // chunks of 16 bytes of a row that are stored together
 constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
 constexpr int kLoads = 23;  // words of a stage in kLoadTable
+constexpr int kStoredColumns = 32, kStoredBytes = 64;  // of such a row
+constexpr int kResidualPanels = 12, kResidualBytes = 4096;  // of a tile's row; of each, kStoredColumns wide
+constexpr int kResidualParts = 2, kResidualRows = 64;  // of a tile, a stage for each
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -133,6 +136,12 @@ __device__ __forceinline__ void producers_sync() {
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
+// 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
+__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+
 // The multiply step of a warpgroup, 64 rows x 32 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
 // the first, commit after the last, wait before its registers or shared memory change.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -177,7 +186,9 @@ __device__ __forceinline__ float2 unpack(u32 bits) {
 __device__ __forceinline__ float2 load_pair(const Element* p) { return unpack(*reinterpret_cast<const u32*>(p)); }
 __device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_cast<u32*>(p) = pack(v.x, v.y); }
 // Two neighbouring sums of a row -> two outputs.
-__device__ __forceinline__ float2 finish(float2 v) {
+__device__ __forceinline__ float2 finish(float2 v, float2 bias, float2 residual) {
+    v.x += bias.x, v.y += bias.y;
+    v.x += residual.x, v.y += residual.y;
     return v;
 }
 
@@ -246,9 +257,10 @@ struct Walk {
         skip();
     }
     __device__ __forceinline__ bool more() const { return tile < tiles.count; }
+    __device__ __forceinline__ bool at_residual() const { return stage + kResidualParts >= last; }  // stages more, which are in no table
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
-        next_stage = kTileStages[group], next_last = kTileStages[group + 1];
+        next_stage = kTileStages[group], next_last = kTileStages[group + 1] + kResidualParts;
     }
     __device__ __forceinline__ void skip() {
         while (stage == last && more()) {
@@ -260,15 +272,23 @@ struct Walk {
 };
 
 // Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
-__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& activation_pairs, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride) {
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& activation_pairs, const TensorMap& weights, const TensorMap& residual, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride) {
     const int lane = threadIdx.x % 32;
     const bool mine = lane % 4 == threadIdx.x / 32 % 4;
-    const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
+    const auto fetch = [&](const Walk& walk) {
+        if (!walk.more()) return 0;
+        if (!walk.at_residual()) return lane < kLoads ? kLoadTable[walk.stage * kLoads + lane] : 0;
+        // Lane l brings panel l - 1 of the residual, of the tile's output blocks in their order; none for partial sums and empty slots.
+        const int first = (lane - 1) * kStoredColumns, target = lane == 0 || lane > kResidualPanels ? -1 : kTargets[tiles.group(walk.tile) * (kColumns * kSlots) + first / kBlock];
+        return target < 0 ? -1 : target * kBlock + first % kBlock;
+    };
     Walk walk(tiles, first_tile, stride);
     int slot = 0, ahead = fetch(walk);
     u32 parity = 1;
     wait_for_kernel_ahead();
     while (walk.more()) {
+        const bool at_residual = walk.at_residual();
+        const int first_row = (kResidualParts - walk.last + walk.stage) * kResidualRows;
         const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows;
         walk.advance();
         ahead = fetch(walk);  // arrives while the copies of this stage are issued
@@ -276,6 +296,13 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
         barrier_wait(empty + slot * 8, parity);
         producers_sync();
+        if (at_residual) {
+            const u32 wanted = __ballot_sync(~0u, load >= 0);
+            if (lane == 0 && mine) barrier_expect(barrier, __popc(wanted) * kResidualBytes);
+            if (mine && load >= 0) tma_load(stage + (lane - 1) * kResidualBytes, residual, load, row0 + first_row, barrier);
+            if (++slot == kStages) slot = 0, parity ^= 1;
+            continue;
+        }
         if (lane == 0 && mine) {
             barrier_expect(barrier, panels * kPanelBytes + boxes * kBoxBytes + kRecordBytes);
             bulk_load(stage + kRecord, kRecords + s * (kRecordBytes / 4), kRecordBytes, barrier);
@@ -336,7 +363,7 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 panel
 
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
 __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int (&targets)[kSlots], int row0, int n,
-                                      Element* __restrict__ y, u32 scratch) {
+                                      Element* __restrict__ y, const Element* __restrict__ bias, u32 scratch, u32 residual) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int s = 0; s < kSlots; s += kStoredSlots) {
@@ -348,12 +375,17 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
             for (int j = 0; j < kStoredSlots * kBlock / 8; j += kStored) {
 #pragma unroll
                 for (int part = 0; part < kStored; part += 4) {
+                    // Of 8 rows, swizzled as TMA wrote them: each lane has what belongs to its sums (PTX: ldmatrix).
+                    u32 residuals[4];
+                    const u32 chunk = part + lane / 8 ^ lane % 8 / 2;
+                    ldmatrix_x4(residuals, residual + (s * kBlock / kStoredColumns + j / kStored) * kResidualBytes + half * (8 * kStoredBytes) + chunk * 16);
                     u32 words[4];
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
                         const int step = j + part + i;  // of 8 columns
                         const float* two = sums[s + step / (kBlock / 8)] + step % (kBlock / 8) * 4 + half * 2;
-                        const float2 v = finish(make_float2(two[0], two[1]));
+                        const float2 r = unpack(residuals[i]);
+                        const float2 v = finish(make_float2(two[0], two[1]), load_pair(bias + target * kBlock + step * 8 + lane % 4 * 2), r);
                         words[i] = pack(v.x, v.y);
                     }
                     stmatrix_x4(scratch + swizzled<kStored>(lane % 8, part + lane / 8), words);
@@ -391,7 +423,7 @@ __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
-bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap x_pairs_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, int n) {
+bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap x_pairs_map, const __grid_constant__ TensorMap w_map, const __grid_constant__ TensorMap residual_map, Element* __restrict__ y, const Element* __restrict__ bias, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
@@ -400,7 +432,7 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
 
     if (threadIdx.x == 0) {
         let_kernel_behind_begin();
-        tma_prefetch(x_map), tma_prefetch(x_pairs_map), tma_prefetch(w_map);
+        tma_prefetch(x_map), tma_prefetch(x_pairs_map), tma_prefetch(w_map), tma_prefetch(residual_map);
         for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
         barrier_init_fence();
     }
@@ -408,11 +440,11 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
 
     if (group == kGroups) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        produce(x_map, x_pairs_map, w_map, stages_base, full, empty, tiles, first_tile, stride);
+        produce(x_map, x_pairs_map, w_map, residual_map, stages_base, full, empty, tiles, first_tile, stride);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
         wait_for_kernel_ahead();
-        const int column = group % kColumns;
+        const int column = group % kColumns, lane = threadIdx.x % 32;
         const u32 scratch = empty + kStages * 8 + threadIdx.x / 32 * kScratchBytes;
         const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
         int slot = 0;
@@ -428,9 +460,13 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
                 multiply_stage(sums, stage + kRecord, matrix_address(stage) + group / kColumns * (kGroupRows * kRowBytes / 16), matrix_address(stage) + kWeightsLow, column);
                 give_back(empty, slot, parity);
             }
+            const u32 residuals = stages_base + column * (kSlots * kBlock / kStoredColumns * kResidualBytes) + (row + lane % 8) * kStoredBytes;
 #pragma unroll
-            for (int m = 0; m < kMTiles; ++m)
-                store(sums[m], targets, row0 + row + m * 64, n, y, scratch);
+            for (int m = 0; m < kMTiles; ++m) {
+                barrier_wait(full + slot * 8, parity);
+                store(sums[m], targets, row0 + row + m * 64, n, y, bias, scratch, residuals + slot * kStageBytes);
+                give_back(empty, slot, parity);
+            }
         }
     }
 }
