@@ -35,7 +35,8 @@ class TensorMap:
     """How TMA reads an operand: a matrix of `rows` times `columns` (0 of either: N), in boxes; a row of a box is one swizzle line.
 
     Encoded for each call by cuTensorMapEncodeTiled; the kernel takes it as the argument `<name>_map`, of an operand that it sees in
-    one way alone `<operand>_map`. What L2 does not have it fetches from device memory by `fetched` bytes, 64 or 128.
+    one way alone `<operand>_map`. Elements of float32 are rounded to TF32 on the way. What L2 does not have is fetched from device
+    memory by `fetched` bytes, 64 or 128.
     """
 
     operand: str

@@ -281,9 +281,9 @@ class WarpgroupGeometry:
     @cached_property
     def in_registers(self) -> bool:
         """Whether activations pass through registers: where blocks are narrow, so that shared memory is read once for all slots of
-        a warpgroup, if sums leave registers for them; and TF32, to be rounded."""
-        if self.turned or self.math.chunk == 4:
-            return not self.turned
+        a warpgroup, if sums leave registers for them."""
+        if self.turned:
+            return False
         left = self.shape.consumer_registers - self.accumulators - OTHER_REGISTERS
         return self.block <= NARROW and 4 * self.steps * self.shape.m_tiles <= left
 

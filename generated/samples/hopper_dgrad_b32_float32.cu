@@ -109,13 +109,6 @@ __device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
 
-// Round to TF32 (to nearest, ties away from zero); the tensor core alone would cut the bits off.
-__device__ __forceinline__ u32 tf32(u32 bits) {
-    u32 rounded;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
-    return rounded;
-}
-
 // The multiply step of a warpgroup, 64 rows x 32 columns x 8 (PTX: wgmma, sm_90a). Asynchronous: fence before
 // the first, commit after the last, wait before its registers or shared memory change.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -269,8 +262,6 @@ __device__ __forceinline__ void load_fragments(Fragments& a, u32 rows, u32 panel
 #pragma unroll
         for (int k = 0; k < kSteps; ++k) {
             ldmatrix_x4(a[m][k], (from ^ (k * 32)) + m * (64 * kRowBytes));
-#pragma unroll
-            for (int i = 0; i < 4; ++i) a[m][k][i] = tf32(a[m][k][i]);
         }
 }
 

@@ -102,11 +102,12 @@ __device__ __forceinline__ void producers_sync(int ring) { asm volatile("bar.syn
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
-// A word of shared memory where a warp has one to load, else zero.
+// A word of shared memory where `used` is 1, and none is loaded but zero given where it is 0. The `and` writes the register either
+// way: a word that is loaded or not, as an operand of wgmma, ptxas would wait for there (C7513).
 __device__ __forceinline__ u32 load_shared_if(u32 address, u32 used) {
     u32 word = 0;
     asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0;\n@p ld.shared.u32 %0, [%1]; }" : "+r"(word) : "r"(address), "r"(used) : "memory");
-    return word;
+    return word & 0 - used;
 }
 
 // A word into shared memory.
@@ -124,13 +125,6 @@ __device__ __forceinline__ float4 load_shared_4(u32 address) {
 __device__ __forceinline__ void warpgroup_sync() {
     __syncwarp();
     asm volatile("bar.sync %0, 128;" ::"r"(threadIdx.x / 128 + 3) : "memory");
-}
-
-// Round to TF32 (to nearest, ties away from zero); the tensor core alone would cut the bits off.
-__device__ __forceinline__ u32 tf32(u32 bits) {
-    u32 rounded;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
-    return rounded;
 }
 
 // The multiply step of a warpgroup, 64 rows x 128 columns x 8 (PTX: wgmma, sm_90a). Asynchronous: fence before
@@ -312,14 +306,14 @@ __device__ __forceinline__ u32 word_of_piece(int warp, int lane) {
     return lane % 4 * kRowBytes + ((column / 4 ^ lane % 4) * 16) + column % 4 * 4;
 }
 
-// The pieces of a visit as fragments of W^T, 16 outputs a warp, rounded; zeros where the visit has none of the warp's slot.
+// The pieces of a visit as fragments of W^T, 16 outputs a warp; zeros where the visit has none of the warp's slot.
 __device__ __forceinline__ void load_fragments(Fragments& w, u32 pieces, u32 word, u32 slot) {
     const u32 from = pieces + (word >> 16) * 16 + (word & slot) * kPieceBytes, used = word >> slot & 1;  // that of slot 1 comes behind that of slot 0
 #pragma unroll
     for (int k = 0; k < kSteps; ++k)
 #pragma unroll
         for (int i = 0; i < 4; ++i)  // an output and the one kSecond behind it, then both of inputs 4 further
-            w[k][i] = tf32(load_shared_if((from ^ (i % 2 * 16 + i / 2 * 64)) + (k * kWeightsStep * 16 + i / 2 * (4 * kRowBytes)), used));
+            w[k][i] = load_shared_if((from ^ (i % 2 * 16 + i / 2 * 64)) + (k * kWeightsStep * 16 + i / 2 * (4 * kRowBytes)), used);
 }
 
 // Multiply by a panel: rows of x are the columns of the product. One group of steps.

@@ -251,6 +251,10 @@ inline float4 load_shared_4(u32 address) { float4 v; std::memcpy(&v, at(address,
 inline float positive(float v) { return std::isnan(v) ? v : std::fmax(v, 0.0f); }
 inline float ex2(float v) { return std::exp2(v); }
 inline u32 tf32(u32 bits) { return (bits + 0x1000) & ~0x1fffu; }
+inline float as_tf32(float v) {  // an operand of a multiply, which cuts bits off: none may be there
+    if ((__float_as_uint(v) & 0x1fff) && !std::isnan(v)) fail("an operand of TF32 that was not rounded", __float_as_uint(v));
+    return v;
+}
 
 inline void cp_async_16(u32 shared, const void* global) {
     if (reinterpret_cast<uintptr_t>(global) % 16) fail("cp.async from a misaligned address");
@@ -317,6 +321,12 @@ inline void start(Block* block, u32 barrier, long long bytes, std::function<void
     if (!b->ready) fail("copy for a barrier that was not made", barrier);
     copies.push_back({late(), [=] { land(), b->bytes -= bytes, b->settle(); }});
 }
+inline void round_to_tf32(unsigned char* place) {
+    u32 bits;
+    std::memcpy(&bits, place, 4);
+    bits = tf32(bits);
+    std::memcpy(place, &bits, 4);
+}
 inline void land_box(Block* block, u32 shared, const TensorMap& map, int column, int row) {
     const int line = map.box_columns * map.item;
     for (int r = 0; r < map.box_rows; ++r)
@@ -329,6 +339,7 @@ inline void land_box(Block* block, u32 shared, const TensorMap& map, int column,
                 const bool inside = row + r >= 0 && row + r < map.rows && c + i >= 0 && c + i < map.columns;
                 if (inside) std::memcpy(to + i * map.item, map.base + ((row + r) * map.columns + c + i) * map.item, map.item);
                 else std::memset(to + i * map.item, 0, map.item);
+                if (map.item == 4) round_to_tf32(to + i * 4);
             }
         }
 }
@@ -474,7 +485,7 @@ struct Matrix {  // what a descriptor says; `across` counts rows of A or columns
         const u32 plain = transposed ? begin + across / each * leading + k / 8 * stride + k % 8 * line + across % each * item
                                      : begin + across / 8 * stride + across % 8 * line + k * item;
         const unsigned char* p = at(plain ^ (plain >> 7 & mask) << 4, item);
-        if (item == 4) { float v; std::memcpy(&v, p, 4); return v; }
+        if (item == 4) { float v; std::memcpy(&v, p, 4); return as_tf32(v); }
         uint16_t bits;
         std::memcpy(&bits, p, 2);
         return wide(bits);
@@ -495,7 +506,7 @@ inline void wgmma_registers(float (&sums)[Count], const u32 (&a)[4], Matrix b) {
     const unsigned g = lane_id() / 4;
     const std::vector<Operands> quad(given + g * 4, given + g * 4 + 4);
     self->issued.push_back([=, &sums] {
-        if (b.item == 4) wgmma_sums(sums, 8, [&](int half, int k) { return __uint_as_float(quad[k % 4].a[k / 4 * 2 + half]); }, b);
+        if (b.item == 4) wgmma_sums(sums, 8, [&](int half, int k) { return as_tf32(__uint_as_float(quad[k % 4].a[k / 4 * 2 + half])); }, b);
         else wgmma_sums(sums, 16, [&](int half, int k) { return half_of(quad[k % 8 / 2].a[k / 8 * 2 + half], k % 2); }, b);
     });
 }

@@ -117,6 +117,23 @@ def test_features_first(name: str, op: str, block: int) -> None:
             assert torch.equal(_call(plan, kernels, x, w, dense.shape[0], n), out), plan.summary
 
 
+@pytest.mark.parametrize("op", ["fprop", "dgrad"])
+@pytest.mark.parametrize("block", hopper.BLOCK_SIZES)
+def test_float32_is_rounded_to_tf32_not_cut(block: int, op: str) -> None:
+    """Cut operands would draw every sum to zero, by 3.5e-4 of it; rounded ones err either way, by 2.9e-4 in all."""
+    layout = Layout(LAYOUTS["random50"](BLOCKS[block]))
+    plans = plans_of(Problem(Op(op), layout, block, DType.FLOAT32))
+    w = normal(layout.nnz, block, block, dtype="float32", seed=1)
+    dense = _dense(layout, w)
+    dense = dense if op == "fprop" else dense.T
+    x = normal(1000, dense.shape[0], dtype="float32")
+    exact = x.double() @ dense
+    for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
+        error = _call(plan, kernels, x, w, dense.shape[1], len(x)).double() - exact
+        assert float(error.norm() / exact.norm()) < 3.3e-4, plan.summary
+        assert abs(float((error * exact).sum() / exact.square().sum())) < 5e-5, plan.summary
+
+
 @pytest.mark.parametrize(("block", "dtype"), [(32, "bfloat16"), (32, "float16"), (64, "bfloat16"), (128, "float16")])
 @pytest.mark.parametrize("name", ["random10", "random50", "hub"])
 def test_all_that_follows_a_product(name: str, block: int, dtype: str) -> None:
