@@ -112,10 +112,11 @@ def structure(block_sizes: Iterable[int]) -> Iterator[Case]:
 
 def epilogue(block_sizes: Iterable[int]) -> Iterator[Case]:
     """What a bias, an activation and a residual add to a product, as they are in a transformer's feed-forward layers."""
-    for n in (64, 4096, 16384):
-        base = Case("epilogue", *random_layout(4096, 32, 0.1), n)
+    gelu = Activation.GELU
+    for size, n in ((4096, 64), (4096, 4096), (4096, 16384), (12288, 4096)):
+        base = Case("epilogue", *random_layout(size, 32, 0.1), n)
         yield base
-        for finish in (Epilogue(bias=True), Epilogue(True, Activation.GELU), Epilogue(True, Activation.GELU, True)):
+        for finish in (Epilogue(True), Epilogue(True, gelu), Epilogue(True, None, True), Epilogue(True, gelu, True)):
             yield replace(base, epilogue=finish, balanced=base.name)
 
 

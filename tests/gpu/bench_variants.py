@@ -8,7 +8,8 @@
 *forms*: warpgroups of every form, alone and in clusters, b = 32, 64 and 128.
 *rings*: two rings a thread block, each with warpgroups and tiles of its own. *four*: b = 32, four output blocks a warpgroup.
 *across*: b = 32, thread blocks that share activations. *direct*: b = 32, panels that are multiplied where they lie.
-*six*: many blocks, tiles of 128 x 384 by two warpgroups.
+*six*: many blocks, tiles of 128 x 384 by two warpgroups. *residual*: those, with a residual that takes two stages.
+*tf32*: float32 dgrad, with panels through registers and where they lie.
 Each plan is checked before it is timed; one that is wrong is said and left out.
 """
 
@@ -158,6 +159,23 @@ def six(op: Op, b: int, name: str, layout: Layout, n: int) -> Case:
     return f"{op} b{b} {name} N={n} six", problem, _plans(problem, [*best, *_cheapest(drafts, _tile)[:5]])
 
 
+def residual(name: str, layout: Layout, n: int, epilogue: Epilogue) -> Case:
+    """With a residual: for each tile whose residual takes one stage, and each that takes two, the cheapest plan by the model."""
+    problem = Problem(Op.FPROP, layout, 32, DType.BFLOAT16, epilogue=epilogue, batch=n)
+    drafts = list(hopper.drafts(problem, TARGET, across=(1,), rings=(1,)))
+    best = _cheapest(drafts, lambda draft: (draft.geometry.residual_parts, _tile(draft)))
+    finished = "bias and residual" if epilogue.activation is None else "with its epilogue"
+    return f"fprop b32 {name} N={n} {finished}", problem, _plans(problem, best[:5])
+
+
+def tf32(b: int, density: float, n: int = 16384) -> Case:
+    """float32 dgrad: the cheapest plans by the model with panels through registers, and where they lie."""
+    problem = Problem(Op.DGRAD, _random(b, density), b, DType.FLOAT32, batch=n)
+    best = _cheapest(hopper.drafts(problem, TARGET, across=(1,)), lambda draft: (draft.geometry.direct, _tile(draft)))
+    kinds = [[draft for draft in best if draft.geometry.direct is direct][:3] for direct in (True, False)]
+    return f"dgrad b{b} float32 {density:.0%} N={n}", problem, _plans(problem, [*kinds[0], *kinds[1]])
+
+
 def _cheapest(given: Iterable[T], kind: Callable[[T], object]) -> list[T]:
     """The cheapest draft, or plan, of each kind by the model, the likeliest first."""
     best: dict[object, T] = {}
@@ -285,6 +303,19 @@ SUITES: dict[str, list[Callable[[], Case]]] = {
         ),
         partial(six, Op.FPROP, 32, "banded", topology.banded(128, 128, 13), 16384),
         partial(six, Op.FPROP, 32, "watts", topology.watts_strogatz(128, 12, 0.2, seed=1), 16384),
+    ],
+    "residual": [
+        *(
+            partial(residual, f"{s} {d:.0%}", _random(32, d, s), n, epilogue)
+            for s, n, d in ((3 * SIZE, SIZE, 0.1), (3 * SIZE, SIZE, 0.2), (2 * SIZE, 2 * SIZE, 0.1), (SIZE, 16384, 0.1))
+            for epilogue in (Epilogue(True, None, True), FINISH)
+        ),
+        partial(residual, f"{SIZE} 50%", _random(32, 0.5), 16384, FINISH),
+    ],
+    "tf32": [
+        *(partial(tf32, 32, density, n) for density, n in ((0.01, 16384), (0.1, 16384), (0.5, 16384), (0.1, 4096))),
+        *(partial(tf32, b, density, n) for b, density, n in ((64, 0.1, 16384), (64, 0.5, 16384), (128, 1.0, 8192))),
+        partial(tf32, 32, 0.1, 64),
     ],
     "across": [
         *(
