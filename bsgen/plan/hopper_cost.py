@@ -30,11 +30,11 @@ LEAST_STEP = 19.0  # clocks of a multiply step of few columns
 VISIT, PAIR = 11.8, 38.5  # clocks of a visit beside its multiply steps: alone, and for each two slots that it tests
 PAIRED_VISIT = 93.0  # and where its panel may be one of a pair
 STEP = 39.2  # clocks between multiply steps that depend on each other: of each piece,
-FEW_SLOTS, WAITS = 4, 3.0  # or where a visit has more slots, whose steps follow one another, as of so many
+FEW_SLOTS, WAITS = 4, 2.6  # or where a visit has more slots, whose steps follow one another, as of so many
 # And beside those of a product of a panel where it lies, which does not wait for the one before; where that may be one of a pair.
 PRODUCT, PAIRED_PRODUCT = 140.0, 40.0
 DIRECT_READS = 0.9  # of a narrow panel, where it is multiplied as it lies
-LARGE, LARGE_TILE = 128 * 256, 800.0  # outputs of a tile from which on it takes so many clocks beside
+LARGE, LARGE_TILE = 128 * 256, 800.0  # outputs of a tile from which on one multiplied so takes so many clocks beside
 COPY = 1.04  # clocks of the loading warps that a copy takes, as far as they are not hidden
 OUTPUT, STORED = 0.031, 1.71  # clocks of an output element, and of a line of them that is stored
 ACTIVATION, RESIDUAL = 0.081, 0.069  # of an output element whose activation is taken, to which a residual is added
@@ -121,7 +121,7 @@ def _tile_clocks(geo: WarpgroupGeometry, demands: dict[str, Floats], stores: flo
         own = (RINGED_LINES if geo.row_bytes == LINE_BYTES else RINGED) * stores
     else:
         own = stores + TOGETHER * ((shape.thread_blocks > 1) + (shape.row_groups > 1))
-        own += LARGE_TILE * (shape.rows * shape.tile_slots * geo.block > LARGE)
+        own += LARGE_TILE * (geo.direct and shape.rows * shape.tile_slots * geo.block > LARGE)
     return sum((demand**OVERLAP for demand in demands.values()), np.zeros(1)) ** (1 / OVERLAP) + own
 
 
