@@ -5,7 +5,7 @@ steps, the chain of visits of its busiest column of warpgroups, and issued copie
 p-norm, and what a tile takes beside (results, the ring running empty and full again) adds to it. So does device memory. The
 constants are fits to timings on an H200 (bfloat16, b = 32, 64 and 128; C = K = 4096 and 12288, N = 1 ... 16384, 1 ... 100 % of the
 blocks). Over the 1300 plans that `tests/gpu/model_error.py` compares, the root mean square error is 8 %, and the plan of least
-predicted time takes 1 % longer than the fastest of those timed, at most 13 %: as much as one plan varies with the card's heat.
+predicted time takes 1 % longer than the fastest of those timed, at most 8 %: as much as one plan varies with the card's heat.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ VISIT, PAIR = 11.8, 38.5  # clocks of a visit beside its multiply steps: alone, 
 PAIRED_VISIT = 93.0  # and where its panel may be one of a pair
 STEP = 39.2  # clocks between multiply steps that depend on each other: of each piece,
 FEW_SLOTS, WAITS = 4, 2.6  # or where a visit has more slots, whose steps follow one another, as of so many
-# And beside those of a product of a panel where it lies, which does not wait for the one before; where that may be one of a pair.
-PRODUCT, PAIRED_PRODUCT = 140.0, 40.0
-DIRECT_READS = 0.9  # of a narrow panel, where it is multiplied as it lies
+# And beside those of a product of a panel where it lies, which does not wait for the one before; more where it is one of a pair.
+PRODUCT, PAIRED_PRODUCT = 130.0, 80.0
+DIRECT_READS = 0.88  # of a narrow panel, where it is multiplied as it lies
 LARGE, LARGE_TILE = 128 * 256, 800.0  # outputs of a tile from which on one multiplied so takes so many clocks beside
 COPY = 1.04  # clocks of the loading warps that a copy takes, as far as they are not hidden
 OUTPUT, STORED = 0.031, 1.71  # clocks of an output element, and of a line of them that is stored
@@ -158,7 +158,8 @@ def _demands(geo: WarpgroupGeometry, counts: Counts, residual: int) -> tuple[Flo
     columns = geo.multiply_columns / 2
     steps = geo.steps * geo.step_products * columns
     if geo.direct:
-        chain = units * (PRODUCT + PAIRED_PRODUCT * shape.paired + steps)
+        in_pairs = 2 * (counts.fetched - counts.copies) / np.maximum(counts.fetched, 1)
+        chain = units * (PRODUCT + PAIRED_PRODUCT * in_pairs[:, None] + steps)
     else:
         visit = VISIT + PAIR * -(-shape.slots // 2) + PAIRED_VISIT * shape.paired
         waits = units if shape.slots <= FEW_SLOTS else counts.visits * WAITS
