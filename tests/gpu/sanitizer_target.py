@@ -11,7 +11,7 @@ import numpy as np
 import bsgen
 from bsgen.layout import Layout
 from bsgen.plan import Plan, hopper, hopper_narrow, streamed
-from bsgen.problem import TARGETS, DType, Op, Problem, Target
+from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Problem, Target
 from bsgen.runtime import context, driver
 from bsgen.runtime.device_array import DeviceArray
 
@@ -70,7 +70,7 @@ def hopper_plans(problem: Problem, target: Target) -> list[Plan]:
 
 
 def run_hopper(block: int, dtype: str, clusters: bool, axis: int, batch: int | None = None) -> None:
-    """All of them, on exact allocations; with features first on lines of whole chunks of 16 bytes."""
+    """All of them, fprop with a residual, on exact allocations; with features first on lines of whole chunks of 16 bytes."""
     rng = np.random.default_rng(1)
     mask = rng.random((BLOCKS, BLOCKS + 1)) < 0.4
     mask[:, 0] = True
@@ -79,9 +79,14 @@ def run_hopper(block: int, dtype: str, clusters: bool, axis: int, batch: int | N
     shapes = {name: (n, width) if axis else (width, n) for name, width in features.items()}
     shapes["w"] = (layout.nnz, block, block)
     for op, taken, made in ((Op.FPROP, "x", "dy"), (Op.DGRAD, "dy", "x"), (Op.WGRAD, "x", "w")):
-        problem = Problem(op, layout, block, DType(dtype), axis=axis, batch=batch)
+        finish = Epilogue(activation=Activation.RELU, residual=True) if op is Op.FPROP else Epilogue()
+        problem = Problem(op, layout, block, DType(dtype), epilogue=finish, axis=axis, batch=batch)
         names = (taken, "dy" if op is Op.WGRAD else "w")
-        inputs = {name: upload(rng.standard_normal(shapes[name]).astype(problem.dtype.numpy), dtype) for name in names}
+        like = {**{name: name for name in names}, "residual": made}
+        inputs = {
+            name: upload(rng.standard_normal(shapes[shape]).astype(problem.dtype.numpy), dtype)
+            for name, shape in like.items()
+        }
         plans = hopper_plans(problem, TARGETS["sm_90a"])
         plans = [plan for plan in plans if clusters or plan.launches[0].grid.cluster == 1]
         for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
