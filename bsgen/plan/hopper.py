@@ -133,6 +133,11 @@ class HopperPlan(ProductPlan):
         return residual_panels(self.problem, self.geometry)
 
     @property
+    def residual_parts(self) -> int:
+        """Stages that bring it; 0 if none does."""
+        return self.geometry.residual_parts if self.residual_panels else 0
+
+    @property
     def blocks_per_sm(self) -> int:
         """Persistent thread blocks have an SM each."""
         return 1

@@ -1,4 +1,4 @@
-"""Runs emitted kernels on the host: their text with its inline assembly replaced, compiled as C++ (see device.h)."""
+"""Runs emitted kernels on the host: their text with its inline assembly replaced, compiled as C++ (see machine.h)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bsgen.plan import Plan
 from bsgen.problem import DType
 
 COMPILER = shutil.which("g++")
-HEADER = Path(__file__).parent / "device.h"
+HERE = Path(__file__).parent
 FUNCTION = re.compile(
     r"(?:^template <[^\n]*>\n)?^__device__ __forceinline__ (?P<head>[^\n]*?(?P<name>\w+)\([^\n]*\)) \{", re.MULTILINE
 )
@@ -102,7 +102,7 @@ def _end_of_body(text: str, begin: int) -> int:
 
 
 def _substitute(name: str, head: str, body: str) -> str:
-    """What stands for a function of assembly here: mostly the one of its name in device.h."""
+    """What stands for a function of assembly here: mostly the one of its name in machine.h."""
     if name == "shared_address":
         return "inline u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }"
     if name == "load_shared":
@@ -136,7 +136,7 @@ def _main(plan: Plan, written: Sequence[str]) -> str:
     for launch in plan.launches:
         lines += _launch(plan, launch)
     lines += [f"    {name}.write();" for name in written]
-    return MAIN + "int main(int, char** given) {\n" + "\n".join(lines) + "\n}\n"
+    return "int main(int, char** given) {\n" + "\n".join(lines) + "\n}\n"
 
 
 def _launch(plan: Plan, launch: Launch) -> list[str]:
@@ -153,56 +153,25 @@ def _launch(plan: Plan, launch: Launch) -> list[str]:
     return [*lines, "    }"]
 
 
-MAIN = """
-struct Operand {
-    const char* name;
-    std::vector<unsigned char> bytes;
-    size_t size = 0;
-    explicit Operand(const char* file) : name(file) {
-        FILE* f = std::fopen(file, "rb");
-        if (!f) return;  // null
-        std::fseek(f, 0, SEEK_END), size = std::ftell(f), std::rewind(f);
-        bytes.resize(size + 256);
-        if (std::fread(data(), 1, size, f) != size) fail("cannot read");
-        std::fclose(f);
-    }
-    unsigned char* data() { return bytes.data() + (128 - reinterpret_cast<uintptr_t>(bytes.data()) % 128); }
-    struct Any {
-        void* p;
-        template <class T> operator T*() const { return static_cast<T*>(p); }
-    };
-    Any as() { return {bytes.empty() ? nullptr : data()}; }
-    void write() {
-        FILE* f = std::fopen(name, "wb");
-        std::fwrite(data(), 1, size, f), std::fclose(f);
-    }
-};
-"""
-
-
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory()
-
-
-@functools.cache
-def _header(dtype: DType) -> Path:
-    """device.h for elements of a type, compiled once for all kernels."""
-    header = Path(_folder().name) / f"{dtype}.h"
-    types = "".join(f"#define {kind.name} {int(kind is dtype)}\n" for kind in DType)
-    header.write_text(types + HEADER.read_text())
-    _compile("-x", "c++-header", "-o", f"{header}.gch", str(header))
-    return header
+    """Where programs are, and what each of them is made with: machine.h compiled ahead, and machine.cpp."""
+    folder = tempfile.TemporaryDirectory()
+    _compile("-x", "c++-header", "-o", f"{folder.name}/machine.h.gch", str(HERE / "machine.h"))
+    _compile("-O2", "-c", "-o", f"{folder.name}/machine.o", str(HERE / "machine.cpp"))
+    return folder
 
 
 def _program(text: str, main: str, dtype: DType) -> Path:
     """The compiled program of a kernel, made once."""
-    whole = f'#include "{_header(dtype)}"\n{host_text(text)}{main}'
-    program = Path(_folder().name) / hashlib.sha256(whole.encode()).hexdigest()[:16]
+    types = "".join(f"#define {kind.name} {int(kind is dtype)}\n" for kind in DType)
+    whole = f'#include "machine.h"\n{types}#include "device.h"\n{host_text(text)}{main}'
+    folder = Path(_folder().name)
+    program = folder / hashlib.sha256(whole.encode()).hexdigest()[:16]
     if not program.exists():
         source = program.with_suffix(".cpp")
         source.write_text(whole)
-        _compile("-o", str(program), str(source))
+        _compile("-I", str(HERE), "-o", str(program), str(source), str(folder / "machine.o"))
     return program
 
 
