@@ -16,7 +16,14 @@ from bsgen.plan.grouping import Grouping, Tiles, groupings, neighbours, similar
 from bsgen.plan.hopper_cost import Counts, hopper_cost, tile_counts
 from bsgen.plan.hopper_shapes import ACROSS, BARRIER_BYTES, MORE_STAGES, few_rows, rings_worth, shapes, stores_fit
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
-from bsgen.plan.ring_records import RingStage, encode_loads, encode_records, record_bytes
+from bsgen.plan.ring_records import (
+    COUNT_BITS,
+    PRODUCT_PAIRED,
+    RingStage,
+    encode_loads,
+    encode_records,
+    record_bytes,
+)
 from bsgen.plan.rings import pack, tile_items
 from bsgen.plan.shared_rings import pack_together
 from bsgen.plan.streamed import Kept
@@ -126,6 +133,16 @@ class HopperPlan(ProductPlan):
         if self.geometry.direct:
             return "byte of the first product, counts of each slot << 8 * slot, for each column of warpgroups; products"
         return "byte of the first visit | visits << 16 for each column of warpgroups; visits"
+
+    @property
+    def product_paired(self) -> int:
+        """Bit of a product that says that its panel is one of a pair; those below say where the panel is."""
+        return PRODUCT_PAIRED
+
+    @property
+    def count_bits(self) -> int:
+        """Bits of the number of products of a slot."""
+        return COUNT_BITS
 
     @property
     def residual_panels(self) -> int:

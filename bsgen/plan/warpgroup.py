@@ -264,6 +264,11 @@ class WarpgroupGeometry:
         return descriptor_high(LINE_BYTES)
 
     @cached_property
+    def tile_step(self) -> int:
+        """From a 64-row tile to the next in a panel, in 16 bytes; twice as far in one of a pair."""
+        return WARPGROUP_ROWS * self.row_bytes >> 4
+
+    @cached_property
     def weights_low(self) -> int:
         """Low word of the descriptor without the address: bytes between boxes that lie side by side."""
         return self.box_bytes >> 4 << 16

@@ -17,10 +17,12 @@ constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks 
 constexpr int kTiles = 1, kNoOutput = -2147483647;
 constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 176;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
-constexpr int kRowBytes = 128, kPanelBytes = 8192, kBoxBytes = 8192;
+constexpr int kPanelBytes = 8192, kBoxBytes = 8192;
 constexpr int kPanelBoxes = 1, kBoxRows = 64, kPanelBoxBytes = 8192;  // a panel is loaded in boxes of kBoxRows rows
 constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 33554432u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr u32 kPanelHigh = 1073741888u;
+constexpr u32 kPlace = 32767;  // bits of a product that say where its panel is
+constexpr int kCountBits = 8, kTileStep = 512;  // of the number of a slot's products; from a 64-row tile to the next in a panel, in 16 bytes
 constexpr int kStepBytes = 2048;
 constexpr int kWeightsStep = 2;  // from a multiply step to the next, in 16 bytes
 constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
@@ -315,17 +317,16 @@ using Sums = float[kMTiles][kSlots][kBlock / 2];
 
 // Multiply the warpgroup's rows of a panel by a piece, for a slot; the low words of their matrix descriptors. One group of steps.
 __device__ __forceinline__ void multiply(Sums& sums, int slot, u32 panel, u32 piece) {
-    constexpr u32 tile = 64 * kRowBytes / 16;
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kSteps; ++k)
 #pragma unroll
-        for (int m = 0; m < kMTiles; ++m) wgmma(sums[m][slot], panel + k * (kStepBytes / 16) + m * tile, piece + k * kWeightsStep);
+        for (int m = 0; m < kMTiles; ++m) wgmma(sums[m][slot], panel + k * (kStepBytes / 16) + m * kTileStep, piece + k * kWeightsStep);
     wgmma_commit();
 }
 
 // All products of a stage, slot after slot, for accumulators need fixed registers. The head of a column is two words: byte of its first
-// product; how many each slot has, 8 bits each. A product is a word: where its panel is, in 16 bytes; and its piece << 16.
+// product; how many each slot has, kCountBits each. A product is a word: where its panel is, in 16 bytes; and its piece << 16.
 // Past the last product lie two that are safe to read.
 __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 panels, u32 pieces, int column) {
     const bool reads = threadIdx.x % 32 == 0;  // the lane that gives the stage back
@@ -340,12 +341,12 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 panel
 #pragma unroll
     for (int s = 0; s < kSlots; ++s)
 #pragma unroll 1
-        for (u32 count = counts >> s * 8 & 255; count; --count) {
+        for (u32 count = counts >> s * kCountBits & (1 << kCountBits) - 1; count; --count) {
             const u32 product = next;
             next = uniform(ahead);
             at += 4;
             if (reads) ahead = load_shared(at);
-            multiply(sums, s, panels + (product & 0x7fff), pieces + (product >> 16));
+            multiply(sums, s, panels + (product & kPlace), pieces + (product >> 16));
         }
     wgmma_wait<0>();
 }
@@ -436,7 +437,7 @@ bsgen_dgrad_b64_float16_hopper_0dd315799237382c(const __grid_constant__ TensorMa
             for (int s = 0; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
-                multiply_stage(sums, stage + kRecord, matrix_address(stage) + group / kColumns * (kGroupRows * kRowBytes / 16), matrix_address(stage) + kWeightsLow, column);
+                multiply_stage(sums, stage + kRecord, matrix_address(stage) + group / kColumns * (kMTiles * kTileStep), matrix_address(stage) + kWeightsLow, column);
                 give_back(empty, slot, parity);
             }
 #pragma unroll

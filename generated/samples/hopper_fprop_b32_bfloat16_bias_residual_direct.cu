@@ -17,10 +17,12 @@ constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work o
 constexpr int kTiles = 2, kNoOutput = -2147483647;
 constexpr int kStages = 3, kStageBytes = 74752, kRecordBytes = 160;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
-constexpr int kRowBytes = 64, kPanelBytes = 8192, kBoxBytes = 2048;
+constexpr int kPanelBytes = 8192, kBoxBytes = 2048;
 constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr u32 kPanelHigh = 2147483680u;
-constexpr u32 kPairHigh = 1073741888u, kPaired = 1 << 15;  // of a panel that shares lines of 128 bytes with another
+constexpr u32 kPairHigh = 1073741888u, kPaired = 32768;  // of a panel that shares lines of 128 bytes with another, and the bit of a product that says so
+constexpr u32 kPlace = 32767;  // bits of a product that say where its panel is
+constexpr int kCountBits = 8, kTileStep = 256;  // of the number of a slot's products; from a 64-row tile to the next in a panel, in 16 bytes
 constexpr int kStepBytes = 32;
 constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
 constexpr int kStoredSlots = 1;  // output blocks that are stored together
@@ -326,7 +328,7 @@ using Sums = float[kMTiles][kSlots][kBlock / 2];
 
 // Multiply the warpgroup's rows of a panel by a piece, for a slot; the low words of their matrix descriptors. A panel that is `paired` lies in lines of 128 bytes with another. One group of steps.
 __device__ __forceinline__ void multiply(Sums& sums, int slot, u32 panel, u32 piece, bool paired) {
-    const u32 high = paired ? kPairHigh : kPanelHigh, tile = paired ? 64 * 2 * kRowBytes / 16 : 64 * kRowBytes / 16;
+    const u32 high = paired ? kPairHigh : kPanelHigh, tile = paired ? 2 * kTileStep : kTileStep;
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kSteps; ++k)
@@ -336,7 +338,7 @@ __device__ __forceinline__ void multiply(Sums& sums, int slot, u32 panel, u32 pi
 }
 
 // All products of a stage, slot after slot, for accumulators need fixed registers. The head of a column is two words: byte of its first
-// product; how many each slot has, 8 bits each. A product is a word: where its panel is, in 16 bytes, with kPaired for one of a pair; and its piece << 16.
+// product; how many each slot has, kCountBits each. A product is a word: where its panel is, in 16 bytes, with kPaired for one of a pair; and its piece << 16.
 // Past the last product lie two that are safe to read.
 __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 panels, u32 pieces, int column) {
     const bool reads = threadIdx.x % 32 == 0;  // the lane that gives the stage back
@@ -351,12 +353,12 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 panel
 #pragma unroll
     for (int s = 0; s < kSlots; ++s)
 #pragma unroll 1
-        for (u32 count = counts >> s * 8 & 255; count; --count) {
+        for (u32 count = counts >> s * kCountBits & (1 << kCountBits) - 1; count; --count) {
             const u32 product = next;
             next = uniform(ahead);
             at += 4;
             if (reads) ahead = load_shared(at);
-            multiply(sums, s, panels + (product & 0x7fff), pieces + (product >> 16), product & kPaired);
+            multiply(sums, s, panels + (product & kPlace), pieces + (product >> 16), product & kPaired);
         }
     wgmma_wait<0>();
 }
@@ -457,7 +459,7 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
             for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
-                multiply_stage(sums, stage + kRecord, matrix_address(stage) + group / kColumns * (kGroupRows * kRowBytes / 16), matrix_address(stage) + kWeightsLow, column);
+                multiply_stage(sums, stage + kRecord, matrix_address(stage) + group / kColumns * (kMTiles * kTileStep), matrix_address(stage) + kWeightsLow, column);
                 give_back(empty, slot, parity);
             }
             const u32 residuals = stages_base + column * (kSlots * kBlock / kStoredColumns * kResidualBytes) + (row + lane % 8) * kStoredBytes;
