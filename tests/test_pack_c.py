@@ -13,9 +13,10 @@ import pytest
 import bsgen
 from bsgen.errors import ArgumentError
 from bsgen.packs import building, load_pack
-from bsgen.packs.c_export import export
+from bsgen.packs.c_export import TYPES, export
 from bsgen.packs.spec import Wanted
 from bsgen.problem import DType, Epilogue, Op, Problem, parse_target
+from bsgen.runtime import driver, tensor_maps
 
 CC = shutil.which("cc") or shutil.which("gcc")
 SMS, CLUSTERS = 132, 60
@@ -195,3 +196,11 @@ def test_two_modules_with_one_name_in_c(tmp_path: Path) -> None:
     )
     with pytest.raises(ArgumentError, match="two modules are bsgen_a_b_fprop in C"):
         export(pack, tmp_path / "c")
+
+
+def test_types_of_tensor_maps_are_those_of_the_driver() -> None:
+    """float32 as TFLOAT32, in C as in Python: of FLOAT32 tensor cores would cut bits off."""
+    kinds = driver.bindings().CUtensorMapDataType
+    found = {name: int(getattr(kinds, f"CU_TENSOR_MAP_DATA_TYPE_{kind}")) for name, kind in tensor_maps.KINDS.items()}
+    assert found == TYPES
+    assert tensor_maps.KINDS["float32"] == "TFLOAT32"

@@ -31,11 +31,7 @@ POINTERS = {
     "residual": "RESIDUAL",
     "workspace": "WORKSPACE",
 }
-TYPES = {
-    "float16": 6,
-    "bfloat16": 9,
-    "float32": 11,
-}  # CUtensorMapDataType: FLOAT16, BFLOAT16, TFLOAT32 (as runtime/tensor_maps.py)
+TYPES = {"float16": 6, "bfloat16": 9, "float32": 11}  # CUtensorMapDataType, as runtime/tensor_maps.py has them
 BYTES_A_LINE = 32
 MOST_ROWS = 2**31 - 1
 RESULTS = {Op.FPROP: "y", Op.DGRAD: "dx", Op.WGRAD: "dw"}

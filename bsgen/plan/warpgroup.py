@@ -168,10 +168,8 @@ class WarpgroupGeometry:
     @cached_property
     def residual_parts(self) -> int:
         """Stages that bring a tile's residual: one, or where it does not fit one for each 64-row tile."""
-        row = self.shape.tile_slots * self.block * self.itemsize
-        return (
-            self.shape.m_tiles if row * self.shape.rows > self.shape.stage_bytes and self.shape.row_groups == 1 else 1
-        )
+        whole = self.shape.tile_slots * self.block * self.itemsize * self.shape.rows
+        return 1 if whole <= self.shape.stage_bytes or self.shape.row_groups > 1 else self.shape.m_tiles
 
     @cached_property
     def residual_rows(self) -> int:

@@ -12,7 +12,7 @@ from bsgen.runtime import driver
 BYTES = 128
 _ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 # float32 is rounded to TF32 on the way, to nearest: tensor cores alone would cut the bits off, which draws all sums to zero.
-_KINDS = {"float16": "FLOAT16", "bfloat16": "BFLOAT16", "float32": "TFLOAT32"}
+KINDS = {"float16": "FLOAT16", "bfloat16": "BFLOAT16", "float32": "TFLOAT32"}
 _MAXIMUM_KEPT = 4096
 
 
@@ -51,7 +51,7 @@ class Encoder:
 def _enumerations(row_bytes: int, dtype: str) -> tuple[Any, Any]:
     cuda = driver.bindings()
     swizzle = getattr(cuda.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{row_bytes}B")
-    return swizzle, getattr(cuda.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{_KINDS[dtype]}")
+    return swizzle, getattr(cuda.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{KINDS[dtype]}")
 
 
 @cache
