@@ -74,7 +74,8 @@ def compile(
         arch: the GPU architecture, such as "sm_90a", which needs no GPU. None: the current GPU; where there is none,
             the result runs on NumPy arrays, and its kernels are for sm_90a.
         batch: about how many rows N calls will have; None: thousands. Any N works either way: kernels are made for ranges of N
-            (up to 8, 32, 64, 256, 1024 and 4096 rows, and more), the hint's range now, others when a call first needs them.
+            (up to 8, 32, 64, 128, 256, 512, 1024, 2048 and 4096 rows, and more), the hint's range now, others when a call
+            first needs them.
         bias, activation, residual: what fprop does after the product, activation(x @ W + bias) + residual. The
             activation is "relu", "gelu" (exact) or "silu".
         precision: float32 only: "tensor" multiplies in TF32 on tensor cores, "ieee" in full float32.

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from bsgen.problem import Problem
 
-BOUNDS = (8, 32, 64, 256, 1024, 4096)  # the largest N of each range but the last
+BOUNDS = (8, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # the largest N of each range but the last
 SIZES = len(BOUNDS) + 1
 DEFAULT_ROWS, MANY_ROWS = 4096, 16384
 

@@ -221,10 +221,11 @@ def test_ranges_of_multiples_and_of_others() -> None:
     for unit in (1, 4, 8):
         places = [ranges.place(n, unit) for n in ranges.members(unit)]
         assert places == list(range(len(places)))
-    assert ranges.nearest([2, 5], 9) is None
-    assert ranges.nearest([2, 9], 9) == 9
-    assert ranges.nearest([2, 9], 2) == 2
-    assert ranges.nearest([9], 2) == 9
+    odd = ranges.SIZES + 2  # N of the third range that are no multiples
+    assert ranges.nearest([2, 5], odd) is None
+    assert ranges.nearest([2, odd], odd) == odd
+    assert ranges.nearest([2, odd], 2) == 2
+    assert ranges.nearest([odd], 2) == odd
     assert ranges.nearest([1, 3], 2) == 3
 
 

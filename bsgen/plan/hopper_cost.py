@@ -3,9 +3,9 @@
 A tile makes six demands on its SM, in clocks: bytes from L2, lines that L2 looks up for them, bytes through shared memory, multiply
 steps, the chain of visits of its busiest column of warpgroups, and issued copies. They overlap, but not wholly: their cost is a
 p-norm, and what a tile takes beside (results, the ring running empty and full again) adds to it. So does device memory. The
-constants are fits to timings on an H200 (bfloat16, b = 32, 64 and 128; C = K = 4096 and 12288, N = 1 ... 16384, 1 ... 100 % of the
-blocks). Over the 1300 plans that `tests/gpu/model_error.py` compares, the root mean square error is 8 %, and the plan of least
-predicted time takes 1 % longer than the fastest of those timed, at most 8 %: as much as one plan varies with the card's heat.
+constants are fits to timings on an H200 (bfloat16, b = 32, 64 and 128; C = K = 1024 ... 12288, N = 1 ... 16384, 1 ... 100 % of the
+blocks). Over the 1750 plans that `tests/gpu/model_error.py` compares, the root mean square error is 8 %, and the plan of least
+predicted time takes 1 % longer than the fastest of those timed, at most 14 %; one plan varies by 8 % with the card's heat.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ AGAIN = 0.42  # of a piece's bytes, for each further 64 rows that one warpgroup 
 LEAST_STEP = 19.0  # clocks of a multiply step of few columns
 VISIT, PAIR = 11.8, 38.5  # clocks of a visit beside its multiply steps: alone, and for each two slots that it tests
 PAIRED_VISIT = 93.0  # and where its panel may be one of a pair
+TALL_VISIT = 100.0  # and where fragments of the next, of two 64-row tiles, load meanwhile
 STEP = 39.2  # clocks between multiply steps that depend on each other: of each piece,
 FEW_SLOTS, WAITS = 4, 2.6  # or where a visit has more slots, whose steps follow one another, as of so many
 # And beside those of a product of a panel where it lies, which does not wait for the one before; more where it is one of a pair.
@@ -46,6 +47,7 @@ SPARED = 0.19  # of the time that inputs which no block uses would take in devic
 START_SECONDS = 1.46e-6  # until the first panels have come, and after the last results
 OVERLAP = 4.53  # the norm's exponent
 MEMORY_OVERLAP = 2.68  # and that of all this and device memory
+TOGETHER_MEMORY = 1.05  # times what device memory takes where thread blocks of a cluster wait for it together
 CLUSTERED = {4: 120 / 132}  # of the SMs hold clusters of four: the others' neighbours are few
 WALKED_ROWS = 128
 
@@ -104,6 +106,7 @@ def hopper_cost(
     seconds = makespan(tiles, row_tiles, places) / target.clock
     kept = kept_bytes(problem, streamed(problem, geo))
     memory = (memory_bytes(problem, n, SPARED * idle) - kept) / target.hbm
+    memory *= TOGETHER_MEMORY if shape.thread_blocks > 1 else 1.0
     largest = max(demands, key=lambda name: float(demands[name].sum()))
     limiter = "device memory" if memory > seconds else largest
     total = overlapped(seconds, memory, MEMORY_OVERLAP) + START_SECONDS + gate_seconds(problem, target)
@@ -162,6 +165,7 @@ def _demands(geo: WarpgroupGeometry, counts: Counts, residual: int) -> tuple[Flo
         chain = units * (PRODUCT + PAIRED_PRODUCT * in_pairs[:, None] + steps)
     else:
         visit = VISIT + PAIR * -(-shape.slots // 2) + PAIRED_VISIT * shape.paired
+        visit += TALL_VISIT * (geo.double_buffered and shape.m_tiles > 1)
         waits = units if shape.slots <= FEW_SLOTS else counts.visits * WAITS
         chain = counts.visits * visit + units * steps + waits * (geo.steps * STEP)
     products = geo.steps * geo.step_products * shape.row_groups

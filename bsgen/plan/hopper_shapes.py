@@ -34,6 +34,8 @@ MOST_UNCROWDED = 2 * 128  # 64-row tiles of a warpgroup times its columns
 STAGES = {1: (3, 4), 2: (2,)}  # of a ring, by the number of them: two rings are for tiles of few panels
 MORE_STAGES = (6, 8)  # where rows are few: the first of a tile has come the earlier, the smaller it is
 FEW_ROWS = 256  # of N, whose activations stay in L2, and whose tiles hardly outnumber the SMs
+# With more rows than one warpgroup multiplies, but so few tiles of 128 x 256 for each SM, others may fill the SMs better.
+FILLING_TILES, COMMON_TILE = 2, 128 * 256
 WHOLE_LINE_ROWS = 128  # the least of a tile that pairs panels or results up: with fewer, other things are waited for
 CLUSTERS = (1, 2)
 ACROSS = (1, 2)  # thread blocks that share activations, where rows are few; 4 were never better
@@ -71,6 +73,19 @@ SHAPES: tuple[Form, ...] = (
     Form(1, 1, 1, 128),
 )
 
+# Between those: where tiles hardly outnumber the SMs, a part of which would be left without work.
+FILLING_SHAPES: tuple[Form, ...] = (
+    Form(1, 3, 2, 64),
+    Form(1, 3, 1, 64),
+    Form(1, 2, 2, 64),
+    Form(2, 1, 2, 64),
+    Form(1, 1, 2, 64),
+    Form(1, 4, 2, 32),
+    Form(1, 3, 2, 32),
+    Form(1, 2, 2, 32),
+    Form(1, 1, 2, 32),
+)
+
 # Of each of two rings, with clusters by the bytes of a panel's row as they were best.
 RINGED_SHAPES = (Form(1, 2, 2, 64),)
 RINGED_CLUSTERS = {64: 2, 128: 1}
@@ -78,7 +93,7 @@ RINGED_CLUSTERS = {64: 2, 128: 1}
 
 def shapes(problem: Problem, target: Target, across: Sequence[int], rings: Sequence[int]) -> Iterator[WarpgroupShape]:
     """Every shape whose accumulators fit the registers, alone and in clusters, with every ring."""
-    for (row_groups, columns, m_tiles, width), ringed in _forms(rings):
+    for (row_groups, columns, m_tiles, width), ringed in _forms(problem, target, rings):
         slots = width // problem.block_size
         tall, turned = row_groups * m_tiles > 1, is_turned(problem.op, math_of(problem))
         if turned and width != max(WARPGROUP_ROWS, problem.block_size):
@@ -138,10 +153,13 @@ def rings_worth(problem: Problem, idle: float) -> tuple[int, ...]:
     return (1, 2) if many and (_row_bytes(problem) == LINE_BYTES or idle > RINGED_IDLE) else (1,)
 
 
-def _forms(rings: Sequence[int]) -> Iterator[tuple[Form, int]]:
+def _forms(problem: Problem, target: Target, rings: Sequence[int]) -> Iterator[tuple[Form, int]]:
     """Forms for so many rings."""
+    n, outputs = problem.batch or DEFAULT_ROWS, _sides(problem)[1] * problem.block_size
+    hardly = n > WARPGROUP_ROWS and n * outputs <= FILLING_TILES * target.sms * COMMON_TILE
+    alone = (*SHAPES, *FILLING_SHAPES) if hardly else SHAPES
     for number in rings:
-        yield from ((form, number) for form in (SHAPES if number == 1 else RINGED_SHAPES))
+        yield from ((form, number) for form in (alone if number == 1 else RINGED_SHAPES))
 
 
 def _few(problem: Problem, height: int) -> int:

@@ -10,6 +10,7 @@
 *across*: b = 32, thread blocks that share activations. *direct*: b = 32, panels that are multiplied where they lie.
 *six*: many blocks, tiles of 128 x 384 by two warpgroups. *residual*: those, with a residual that takes two stages.
 *tf32*: float32 dgrad, with panels through registers and where they lie.
+*middle*: from 128 rows to as many as have few tiles for each SM, with tiles of more widths.
 Each plan is checked before it is timed; one that is wrong is said and left out.
 """
 
@@ -33,7 +34,16 @@ from bsgen.bench.operands import Operands
 from bsgen.bench.timing import Clock
 from bsgen.compiled import Compiled, assemble
 from bsgen.layout import Layout
-from bsgen.plan import FAMILIES, Plan, choose, hopper, hopper_coarse_wgrad, hopper_narrow, hopper_narrow_wgrad
+from bsgen.plan import (
+    FAMILIES,
+    Plan,
+    choose,
+    hopper,
+    hopper_coarse_wgrad,
+    hopper_narrow,
+    hopper_narrow_wgrad,
+    hopper_shapes,
+)
 from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Problem
 
 TARGET, CLOCK, SIZE = TARGETS["sm_90a"], Clock(), 4096
@@ -176,6 +186,34 @@ def tf32(b: int, density: float, n: int = 16384) -> Case:
     return f"dgrad b{b} float32 {density:.0%} N={n}", problem, _plans(problem, [*kinds[0], *kinds[1]])
 
 
+def middle(op: Op, b: int, layout_name: str, layout: Layout, n: int) -> Case:
+    """Few tiles for each SM: of every tile, alone and in clusters, the cheapest plan by the model with the ring that suits it, the
+    likeliest first, and the likeliest of the forms that are for many tiles, too."""
+    problem = Problem(op, layout, b, DType.BFLOAT16, batch=n)
+    drafts = [draft for draft in hopper.drafts(problem, TARGET, rings=(1,)) if draft.band == 1]
+    best = _cheapest(drafts, _clustered)
+    common = [draft for draft in best if _form(draft) in hopper_shapes.SHAPES]
+    picked = {id(draft): draft for draft in (*best[:9], *common[:4])}.values()
+    suited = [_suited(problem, [each for each in drafts if _clustered(each) == _clustered(draft)]) for draft in picked]
+    return f"{op} b{b} {layout_name} N={n} middle", problem, _plans(problem, suited)
+
+
+def _suited(problem: Problem, drafts: Sequence[hopper.Draft]) -> hopper.Draft:
+    """Of the cheapest by the model, which are alike, the one that the planner would take."""
+    least = min(draft.cost.seconds for draft in drafts)
+    alike = [draft for draft in drafts if draft.cost.seconds <= least]
+    return max(alike, key=partial(hopper.suitable, few=hopper_shapes.few_rows(problem)))
+
+
+def _clustered(draft: hopper.Draft) -> tuple[object, ...]:
+    return _tile(draft), draft.geometry.shape.cluster, draft.geometry.shape.across
+
+
+def _form(draft: hopper.Draft) -> hopper_shapes.Form:
+    shape = draft.geometry.shape
+    return hopper_shapes.Form(shape.row_groups, shape.columns, shape.m_tiles, shape.slots * draft.geometry.block)
+
+
 def _cheapest(given: Iterable[T], kind: Callable[[T], object]) -> list[T]:
     """The cheapest draft, or plan, of each kind by the model, the likeliest first."""
     best: dict[object, T] = {}
@@ -316,6 +354,28 @@ SUITES: dict[str, list[Callable[[], Case]]] = {
         *(partial(tf32, 32, density, n) for density, n in ((0.01, 16384), (0.1, 16384), (0.5, 16384), (0.1, 4096))),
         *(partial(tf32, b, density, n) for b, density, n in ((64, 0.1, 16384), (64, 0.5, 16384), (128, 1.0, 8192))),
         partial(tf32, 32, 0.1, 64),
+    ],
+    "middle": [
+        *(
+            partial(middle, op, b, f"{s} {d:.0%}", _random(b, d, s), n)
+            for op, b, s, rows, densities in (
+                (Op.FPROP, 32, 3 * SIZE, (128, 256), (0.05, 0.1, 0.2, 0.5)),
+                (Op.FPROP, 32, SIZE, (128, 256, 512), (0.05, 0.1, 0.3)),
+                (Op.FPROP, 32, 5120, (256, 512), (0.05, 0.1, 0.3)),
+                (Op.FPROP, 32, 3072, (1024,), (0.1, 0.3)),
+                (Op.FPROP, 32, 1024, (512, 2048), (0.1, 0.3)),
+                (Op.FPROP, 64, 3 * SIZE, (128, 256), (0.05, 0.1, 0.3)),
+                (Op.FPROP, 64, SIZE, (512,), (0.05, 0.1, 0.3)),
+                (Op.FPROP, 64, 5120, (128, 512), (0.1, 0.3)),
+                (Op.DGRAD, 32, 3 * SIZE, (256,), (0.1,)),
+                (Op.DGRAD, 32, 5120, (512,), (0.1,)),
+                (Op.DGRAD, 64, 5120, (512,), (0.1,)),
+            )
+            for n in rows
+            for d in densities
+        ),
+        partial(middle, Op.FPROP, 32, f"{3 * SIZE} 1%", _random(32, 0.01, 3 * SIZE), 16384),
+        partial(middle, Op.FPROP, 32, f"{3 * SIZE} 1%", _random(32, 0.01, 3 * SIZE), SIZE),
     ],
     "across": [
         *(

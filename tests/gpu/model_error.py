@@ -29,12 +29,12 @@ from bsgen.plan.hopper_shapes import few_rows, rings_worth
 from bsgen.plan.warpgroup import streamed
 from bsgen.problem import Problem
 
-FILES = ("lines", "forms", "rings", "four", "across", "direct", "six")
+FILES = ("lines", "forms", "rings", "four", "across", "direct", "six", "middle")
 RESULTS = [Path(__file__).parent / "results" / f"{name}_h200.json" for name in FILES]
 FITTED = (
-    "AGAIN", "LEAST_STEP", "VISIT", "PAIR", "PAIRED_VISIT", "STEP", "WAITS", "PRODUCT", "PAIRED_PRODUCT",
+    "AGAIN", "LEAST_STEP", "VISIT", "PAIR", "PAIRED_VISIT", "TALL_VISIT", "STEP", "WAITS", "PRODUCT", "PAIRED_PRODUCT",
     "DIRECT_READS", "LARGE_TILE", "COPY", "OUTPUT", "STORED", "ACTIVATION", "RESIDUAL",
-    "TOGETHER", "RINGED", "RINGED_LINES", "LINE_RATE", "START_SECONDS", "OVERLAP", "MEMORY_OVERLAP",
+    "TOGETHER", "RINGED", "RINGED_LINES", "LINE_RATE", "START_SECONDS", "OVERLAP", "MEMORY_OVERLAP", "TOGETHER_MEMORY",
 )  # fmt: skip
 NEAR = ((1.05, 1.2), (1.15, 0.8), (math.inf, 0.25))  # times of the best, and what plans up to there weigh
 TOUCH = 0.2  # what it weighs that a constant stays
