@@ -115,6 +115,11 @@ class GradientGeometry(SharedRegisters):
         return self.axis
 
     @property
+    def store_chunks(self) -> int:
+        """Chunks of a row of dW that are stored together: a line, or a block's row."""
+        return min(self.block, LINE_BYTES // self.itemsize) // self.math.chunk
+
+    @property
     def unit_elements(self) -> int:
         """Sums of a unit."""
         return WARPGROUP_ROWS * self.block

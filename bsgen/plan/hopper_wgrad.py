@@ -128,6 +128,11 @@ class HopperWGradPlan:
         return self.splits > 1 or self.gated
 
     @property
+    def stores_lines(self) -> bool:
+        """Whether results pass through shared memory on their way to dW, so that whole lines are stored: those of 16 bits."""
+        return not (self.summed_later or self.coarse or self.problem.wgrad_dtype)
+
+    @property
     def gradient_lanes(self) -> int:
         """Threads that sum a block's part of the gates' gradients."""
         return gradient_lanes(self.problem)

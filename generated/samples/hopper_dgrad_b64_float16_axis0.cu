@@ -1,6 +1,6 @@
 // dx = W @ dy for one block-sparse W [512, 512], float16.
 // Layout 0dd315799237382c: 24 of 64 blocks of 64 x 64 (37.50 %).
-// Plan: hopper, wgmma_f16, tile 64 x 512, 1 x 4 warpgroups of 64 x 128, clusters of 2, 3 stages of 72 KiB, contiguous groups.
+// Plan: hopper, wgmma_f16, tile 128 x 256, 1 x 4 warpgroups of 128 x 64, 3 stages of 72 KiB, contiguous groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -10,15 +10,14 @@ using u32 = unsigned int;
 
 constexpr int kBlock = 64, kSteps = 4;  // a block's side; multiply steps along the inputs of a panel
 constexpr int kRowGroups = 1, kColumns = 4;  // warpgroups down and across
-constexpr int kMTiles = 1, kSlots = 2;  // 64-row tiles and output blocks of each
+constexpr int kMTiles = 2, kSlots = 1;  // 64-row tiles and output blocks of each
 constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
-constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
-constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
-constexpr int kTiles = 1, kNoOutput = -2147483647;
+constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
+constexpr int kTiles = 2, kNoOutput = -2147483647;
 constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 176;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
-constexpr int kPanelBytes = 8192, kBoxBytes = 8192;
-constexpr int kPanelBoxes = 1, kBoxRows = 64, kPanelBoxBytes = 8192;  // a panel is loaded in boxes of kBoxRows rows
+constexpr int kPanelBytes = 16384, kBoxBytes = 8192;
+constexpr int kPanelBoxes = 2, kBoxRows = 64, kPanelBoxBytes = 8192;  // a panel is loaded in boxes of kBoxRows rows
 constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 33554432u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr u32 kPanelHigh = 1073741888u;
 constexpr u32 kPlace = 32767;  // bits of a product that say where its panel is
@@ -26,7 +25,7 @@ constexpr int kCountBits = 8, kTileStep = 512;  // of the number of a slot's pro
 constexpr int kStepBytes = 2048;
 constexpr int kWeightsStep = 2;  // from a multiply step to the next, in 16 bytes
 constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
-constexpr int kLoads = 9;  // words of a stage in kLoadTable
+constexpr int kLoads = 7;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -133,30 +132,6 @@ __device__ __forceinline__ void producers_sync() {
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
-// Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
-
-// All threads of the cluster meet. Orders nothing else: barriers have a fence of their own, and no thread reads what another wrote.
-__device__ __forceinline__ void cluster_sync() {
-    __syncwarp();
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-
-// Arrive on the barrier that lies where `barrier` does, in the thread block of that rank. Only reads of shared memory come before it,
-// so the scope of the thread block will do; that of the cluster would wait for the memory system at each arrival.
-__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
-    asm volatile(
-        "{ .reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(barrier), "r"(rank) : "memory");
-}
-
-// tma_load into every thread block whose bit is set in `ranks`, and their barriers.
-__device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned short ranks) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
-        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
-}
-
 // The same, each matrix transposed: lane l gives what becomes of column l % 8 of matrix l / 8.
 __device__ __forceinline__ void stmatrix_x4_trans(u32 address, const u32 (&r)[4]) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]),
@@ -217,27 +192,40 @@ __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
 
-constexpr int kTileStages = 4;  // of each tile
+__device__ const int __align__(16) kTileStages[] = {
+    0,4,7,
+};
+
 __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,4,5,6,7,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    1538,0,64,0,256,896,1152,128,320,1538,128,192,192,384,1024,1216,
-    448,1408,1538,256,320,64,512,960,1280,576,1088,1538,384,448,640,768,
-    1344,1472,704,832,
+    1026,0,64,0,256,128,320,770,128,192,192,384,448,0,770,256,
+    320,64,512,576,0,1026,384,448,640,768,704,832,1026,0,128,896,
+    1152,1024,1216,770,192,256,1408,960,1280,0,770,320,384,1088,1344,1472,
+    0,
 };  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    32,257,40,2,48,1,52,1,67108864,201327104,100663296,234881536,134217728,167772160,0,0,
+    32,1,36,1,40,2,48,0,134217728,201327616,167772160,234882048,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,32,256,36,2,
-    44,256,48,257,67108864,100663296,201327104,134217728,167772160,234881536,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,32,0,32,1,
+    36,2,44,0,134217728,167772160,201327616,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,32,1,36,2,44,257,52,1,
-    67108864,100663296,201327104,134217728,234881536,167772160,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,32,1,36,0,36,2,44,0,
+    134217728,167772160,201327616,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,32,0,32,514,48,0,48,257,67108864,201327104,100663296,234881536,
-    134217728,167772160,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,32,0,32,0,32,2,40,2,134217728,201327616,167772160,234882048,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    32,1,36,1,40,2,48,0,134217728,201327616,167772160,234882048,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,32,1,36,0,
+    36,1,40,1,167773184,201327616,134217728,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,32,0,32,1,36,1,40,1,
+    134217728,167773184,201327616,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,
 };  // [stages, kRecordBytes / 4]: byte of the first product, counts of each slot << 8 * slot, for each column of warpgroups; products
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
@@ -262,7 +250,7 @@ struct Walk {
     __device__ __forceinline__ bool more() const { return tile < tiles.count; }
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
-        next_stage = group * kTileStages, next_last = next_stage + kTileStages;
+        next_stage = kTileStages[group], next_last = kTileStages[group + 1];
     }
     __device__ __forceinline__ void skip() {
         while (stage == last && more()) {
@@ -274,7 +262,7 @@ struct Walk {
 };
 
 // Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
-__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride) {
     const int lane = threadIdx.x % 32;
     const bool mine = lane % 4 == threadIdx.x / 32 % 4;
     const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
@@ -283,7 +271,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
     u32 parity = 1;
     wait_for_kernel_ahead();
     while (walk.more()) {
-        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows + rank * kRows;
+        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows;
         walk.advance();
         ahead = fetch(walk);  // arrives while the copies of this stage are issued
         const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
@@ -297,13 +285,8 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         if (mine && lane > 0 && lane <= panels)
             for (int box = 0; box < kPanelBoxes; ++box)
                 tma_load(stage + (lane - 1) * kPanelBytes + box * kPanelBoxBytes, activations, row0 + box * kBoxRows, load, barrier);
-        else if (mine && lane > panels && lane <= panels + boxes && lane / 4 % kCluster == rank)
-            tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
-        if (++slot == kStages) slot = 0, parity ^= 1;
-    }
-    // The neighbours give back what is left here, too: their arrivals must find this thread block.
-    for (int i = 0; i < kStages; ++i) {
-        barrier_wait(empty + slot * 8, parity);
+        else if (mine && lane > panels && lane <= panels + boxes)
+            tma_load(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier);
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
 }
@@ -394,30 +377,29 @@ __device__ __forceinline__ void load_targets(int (&targets)[kSlots], int warpgro
 // Gives a stage back to the warps that load, once every lane has read its last of it, and goes on to the next.
 __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
+    if (threadIdx.x % 32 == 0) barrier_arrive(empty + slot * 8);
     if (++slot == kStages) slot = 0, parity ^= 1;
 }
 
-extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
 bsgen_dgrad_b64_float16_hopper_0dd315799237382c(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ dx, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
+    const int first_tile = blockIdx.x, stride = gridDim.x;
     const Tiles tiles(n);
 
     if (threadIdx.x == 0) {
         let_kernel_behind_begin();
         tma_prefetch(dy_map), tma_prefetch(w_map);
-        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
         barrier_init_fence();
     }
-    cluster_sync();
+    __syncthreads();
 
     if (group == kGroups) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        produce(dy_map, w_map, stages_base, full, empty, tiles, first_tile, stride, rank);
+        produce(dy_map, w_map, stages_base, full, empty, tiles, first_tile, stride);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         wait_for_kernel_ahead();
@@ -427,14 +409,11 @@ bsgen_dgrad_b64_float16_hopper_0dd315799237382c(const __grid_constant__ TensorMa
         int slot = 0;
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
-            int tile_group = 0, row0 = tiles.row(tile) * kTileRows + rank * kRows;
-            asm volatile("" : "+r"(tile_group));  // else what is known of the one tile stays in registers that the multiplies need
+            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows;
             int targets[kSlots];
             load_targets(targets, tile_group * kColumns + column);
             Sums sums = {};
-            int last = kTileStages;
-            asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
-            for (int s = 0; s < last; ++s) {
+            for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
                 multiply_stage(sums, stage + kRecord, matrix_address(stage) + group / kColumns * (kMTiles * kTileStep), matrix_address(stage) + kWeightsLow, column);
@@ -445,5 +424,4 @@ bsgen_dgrad_b64_float16_hopper_0dd315799237382c(const __grid_constant__ TensorMa
                 store(sums[m], targets, row0 + row + m * 64, n, dx, scratch);
         }
     }
-    cluster_sync();  // none ends before its neighbours have come so far
 }

@@ -1,6 +1,6 @@
 // y = x @ W for one block-sparse W [8192, 384], float16.
 // Layout 5734be5d2ec1f220: 267 of 3072 blocks of 32 x 32 (8.69 %).
-// Plan: hopper, wgmma_f16, tile 64 x 96, 1 x 3 warpgroups of 64 x 32, clusters of 2, 3 stages of 73 KiB, balanced groups, 1 split outputs.
+// Plan: hopper, wgmma_f16, tile 64 x 96, 1 x 3 warpgroups of 64 x 32, 3 stages of 73 KiB, balanced groups, 1 split outputs.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -13,8 +13,7 @@ constexpr int kBlock = 32, kSteps = 2;  // a block's side; multiply steps along 
 constexpr int kRowGroups = 1, kColumns = 3;  // warpgroups down and across
 constexpr int kMTiles = 1, kSlots = 1;  // 64-row tiles and output blocks of each
 constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
-constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
-constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
+constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
 constexpr int kTiles = 15, kNoOutput = -2147483647;
 constexpr int kStages = 3, kStageBytes = 74752, kRecordBytes = 320;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
@@ -131,30 +130,6 @@ __device__ __forceinline__ void producers_sync() {
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
-// Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
-
-// All threads of the cluster meet. Orders nothing else: barriers have a fence of their own, and no thread reads what another wrote.
-__device__ __forceinline__ void cluster_sync() {
-    __syncwarp();
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-
-// Arrive on the barrier that lies where `barrier` does, in the thread block of that rank. Only reads of shared memory come before it,
-// so the scope of the thread block will do; that of the cluster would wait for the memory system at each arrival.
-__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
-    asm volatile(
-        "{ .reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(barrier), "r"(rank) : "memory");
-}
-
-// tma_load into every thread block whose bit is set in `ranks`, and their barriers.
-__device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned short ranks) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
-        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
-}
-
 // 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
 __device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -453,7 +428,7 @@ struct Walk {
 };
 
 // Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
-__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride) {
     const int lane = threadIdx.x % 32;
     const bool mine = lane % 4 == threadIdx.x / 32 % 4;
     const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
@@ -462,7 +437,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
     u32 parity = 1;
     wait_for_kernel_ahead();
     while (walk.more()) {
-        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows + rank * kRows;
+        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows;
         walk.advance();
         ahead = fetch(walk);  // arrives while the copies of this stage are issued
         const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
@@ -475,13 +450,8 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         }
         if (mine && lane > 0 && lane <= panels)
             tma_load(stage + (lane - 1) * kPanelBytes, activations, load, row0, barrier);
-        else if (mine && lane > panels && lane <= panels + boxes && lane / 4 % kCluster == rank)
-            tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
-        if (++slot == kStages) slot = 0, parity ^= 1;
-    }
-    // The neighbours give back what is left here, too: their arrivals must find this thread block.
-    for (int i = 0; i < kStages; ++i) {
-        barrier_wait(empty + slot * 8, parity);
+        else if (mine && lane > panels && lane <= panels + boxes)
+            tma_load(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier);
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
 }
@@ -625,30 +595,29 @@ __device__ __forceinline__ void load_targets(int (&targets)[kSlots], int warpgro
 // Gives a stage back to the warps that load, once every lane has read its last of it, and goes on to the next.
 __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
+    if (threadIdx.x % 32 == 0) barrier_arrive(empty + slot * 8);
     if (++slot == kStages) slot = 0, parity ^= 1;
 }
 
-extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
 bsgen_fprop_b32_float16_hopper_5734be5d2ec1f220(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, float* __restrict__ workspace, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
+    const int first_tile = blockIdx.x, stride = gridDim.x;
     const Tiles tiles(n);
 
     if (threadIdx.x == 0) {
         let_kernel_behind_begin();
         tma_prefetch(x_map), tma_prefetch(w_map);
-        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
         barrier_init_fence();
     }
-    cluster_sync();
+    __syncthreads();
 
     if (group == kGroups) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        produce(x_map, w_map, stages_base, full, empty, tiles, first_tile, stride, rank);
+        produce(x_map, w_map, stages_base, full, empty, tiles, first_tile, stride);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
         wait_for_kernel_ahead();
@@ -661,7 +630,7 @@ bsgen_fprop_b32_float16_hopper_5734be5d2ec1f220(const __grid_constant__ TensorMa
         int slot = 0;
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
-            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
+            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows;
             int targets[kSlots];
             load_targets(targets, tile_group * kColumns + column);
             Sums sums = {};
@@ -678,7 +647,6 @@ bsgen_fprop_b32_float16_hopper_5734be5d2ec1f220(const __grid_constant__ TensorMa
                 store(sums[m], targets, row0 + row + m * 64, n, y, workspace, scratch);
         }
     }
-    cluster_sync();  // none ends before its neighbours have come so far
 }
 
 // Split outputs: their partial sums, added in order, and the epilogue. [kSplits, 3]: output block, first partial sum, count.

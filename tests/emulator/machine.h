@@ -149,6 +149,8 @@ void store_global_chunk(void* global, uint4 v);
 void named_barrier(int which, int threads);
 template <int Threads = 128>
 inline void producers_sync() { named_barrier(1, Threads); }
+template <int Threads>
+inline void consumers_sync() { named_barrier(2, Threads); }
 inline void producers_sync(int ring) { named_barrier(ring + 1, 64); }
 inline void warpgroup_sync() { named_barrier(self->index.x / 128 + 3, 128); }
 template <class T> inline void read_here(T&) {}
