@@ -3,6 +3,7 @@
     PYTHONPATH=. python3 tests/gpu/bench_variants.py [SUITE ...] [--json FILE]
 
 *narrow*, *turned*, *wgrad*, *coarse*: the Hopper kernels for blocks of 8 and 16.
+*wide_wgrad*: wgrad of b = 32, 64 and 128, few rows and many.
 *axis*: features first, for which the cost model has not been fitted.
 *lines*, *small*: b = 32, many rows and few: panels, pieces and results in lines of 64 bytes and of 128.
 *forms*: warpgroups of every form, alone and in clusters, b = 32, 64 and 128.
@@ -43,6 +44,7 @@ from bsgen.plan import (
     hopper_narrow,
     hopper_narrow_wgrad,
     hopper_shapes,
+    hopper_wgrad,
 )
 from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Problem
 
@@ -83,6 +85,16 @@ def wgrad(b: int, density: float) -> Case:
     problem = _problem(Op.WGRAD, b, density)
     best = _cheapest(hopper_narrow_wgrad.candidates(problem, TARGET), lambda plan: plan.geometry)
     return f"wgrad b{b} {density:.0%} N=16384 {SIZE}", problem, [partial(_same, plan) for plan in best[:MOST]]
+
+
+def wide_wgrad(b: int, density: float, n: int, size: int = SIZE) -> Case:
+    """Gradients of weights of 32 and wider: for each ring, number of tiles and of splits the cheapest plan by the model."""
+    problem = _problem(Op.WGRAD, b, density, n, size)
+    best = _cheapest(
+        hopper_wgrad.drafts(problem, TARGET), lambda draft: (draft.geometry.rows, len(draft.tiles) // 16, draft.splits)
+    )
+    plans = [partial(hopper_wgrad.assemble, problem, TARGET, draft) for draft in best[:MOST]]
+    return f"wgrad b{b} {density:.0%} N={n} {size} wide", problem, plans
 
 
 def coarse(b: int, density: float, n: int = 16384, size: int = SIZE, first: int = 1) -> Case:
@@ -263,6 +275,15 @@ SUITES: dict[str, list[Callable[[], Case]]] = {
         *(partial(turned, Op.DGRAD, b, 0.5, 16384, 0) for b in (16, 8)),
     ],
     "wgrad": [partial(wgrad, b, density) for b, density in ((16, 0.1), (16, 0.01), (16, 0.5), (8, 0.1), (8, 0.02))],
+    "wide_wgrad": [
+        *(partial(wide_wgrad, 32, d, n) for d in (0.05, 0.2, 0.5) for n in (64, 256, 1024, 4096)),
+        *(partial(wide_wgrad, 32, d, 16384) for d in (0.05, 0.1, 0.2, 0.5)),
+        *(partial(wide_wgrad, 64, d, n) for d in (0.05, 0.2, 0.5) for n in (64, 256, 1024, 4096, 16384)),
+        *(partial(wide_wgrad, 128, d, n) for d in (0.1, 0.5) for n in (256, 1024, 4096)),
+        partial(wide_wgrad, 64, 0.05, 1024, 3 * SIZE),
+        partial(wide_wgrad, 64, 0.2, 1024, SIZE // 4),
+        partial(wide_wgrad, 32, 0.2, 1024, SIZE // 4),
+    ],
     "coarse": [
         *(partial(coarse, b, density) for b in (16, 8) for density in (0.2, 0.3, 0.5, 1.0)),
         *(partial(coarse, b, 0.5, 16384, SIZE, 0) for b in (16, 8)),
