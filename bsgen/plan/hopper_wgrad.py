@@ -36,7 +36,8 @@ BLOCK_SIZES = (32, 64, 128)
 BARRIER_BYTES = 1024  # two of 8 bytes a stage, and room to align
 # Warpgroups that multiply, and accumulators of each of their threads; fewer warpgroups have registers for x beside as many units.
 FROM_SHARED, THROUGH_REGISTERS = (3, 128), (2, 192)
-RINGS = ((32, 3), (64, 3))  # rows of a stage, stages; copies of 16 rows came at less than half the rate
+RINGS = ((32, 3), (64, 3))  # rows of a stage, the least stages; copies of 16 rows came at less than half the rate
+MOST_STAGES = 8
 SPLITS, ROUNDS = (1, 2, 3, 4, 5, 6, 8, 11, 16), (1, 2, 3)
 MAXIMUM_PANELS = 64  # two for each lane of the loading warp
 LEAST_STAGES = 8  # of a split: fewer do not pay for its sums
@@ -232,12 +233,18 @@ def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
             room = replace(geo.room, units=units)
             for height in heights(problem, room):
                 tiles = gradient_tiles(problem, room, height)
-                clocks = np.array([stage_clocks(tile, geo) for tile in tiles])
+                ring = _ring(geo, tiles, target)
+                clocks = np.array([stage_clocks(tile, ring) for tile in tiles])
                 for splits in SPLITS:
                     if splits == 1 or rows // geo.rows >= LEAST_STAGES * splits:
-                        yield Draft(
-                            geo, height, splits, tiles, gradient_cost(problem, target, geo, tiles, clocks, splits)
-                        )
+                        cost = gradient_cost(problem, target, ring, tiles, clocks, splits)
+                        yield Draft(ring, height, splits, tiles, cost)
+
+
+def _ring(geo: GradientGeometry, tiles: Sequence[GradientTile], target: Target) -> GradientGeometry:
+    """With no more panels than the fullest of the tiles, and as many stages as there is room for."""
+    fullest = replace(geo, panels=max(panel_count(tile, geo) for tile in tiles))
+    return replace(fullest, stages=min(MOST_STAGES, (target.shared_memory - BARRIER_BYTES) // fullest.stage_bytes))
 
 
 def sizes(problem: Problem, target: Target, geo: GradientGeometry) -> list[int]:
@@ -264,8 +271,8 @@ def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iter
 
 
 def assemble(problem: Problem, target: Target, draft: Draft) -> HopperWGradPlan:
-    """Encode the tables of a draft; the ring has no more panels than its fullest tile."""
-    geo = replace(draft.geometry, panels=max(panel_count(tile, draft.geometry) for tile in draft.tiles))
+    """Encode the tables of a draft."""
+    geo = draft.geometry
     encoded = [_encode(tile, geo) for tile in draft.tiles]
     panels = np.zeros((len(encoded), geo.panels), np.int32)
     for row, (tile_panels, _, _) in zip(panels, encoded, strict=True):

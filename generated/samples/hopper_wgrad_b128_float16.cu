@@ -1,6 +1,6 @@
 // dW = x.T @ dy at the stored blocks of one block-sparse W [1024, 1024], float16.
 // Layout 0dd315799237382c: 24 of 64 blocks of 128 x 128 (37.50 %).
-// Plan: hopper, wgmma_f16, 24 tiles in bands of 8, 3 warpgroups of up to 2 units of 64 x 128, 3 stages of 64 rows, 4 panels, 1 splits of N.
+// Plan: hopper, wgmma_f16, 24 tiles in bands of 8, 3 warpgroups of up to 2 units of 64 x 128, 7 stages of 64 rows, 4 panels, 1 splits of N.
 //
 // A tile is a group of blocks that share panels of x and dy; a thread block sums one. One warpgroup keeps a ring of
 // stages full, kStageRows rows of every panel of the tile; each warpgroup multiplies the panels of its units, 64 features of x by a block of dy.
@@ -10,7 +10,7 @@ using u32 = unsigned int;
 constexpr int kBlock = 128, kSteps = 4;  // a block's side; multiply steps along the rows of a stage
 constexpr int kGroups = 3, kUnits = 2;  // warpgroups that multiply, units of each
 constexpr int kThreads = 128 * (kGroups + 1);
-constexpr int kStages = 3, kStageRows = 64, kPanels = 4;
+constexpr int kStages = 7, kStageRows = 64, kPanels = 4;
 constexpr int kRowBytes = 128, kPanelBytes = kStageRows * kRowBytes, kStageBytes = kPanels * kPanelBytes;
 constexpr int kUnitRows = 64;  // of dW, that lie together
 constexpr int kStored = 8, kScratchBytes = 8 * kStored * 16;  // chunks of 16 bytes of a row that are stored together; of a warp, for 8 such rows

@@ -1,6 +1,6 @@
 // dW = x.T @ dy at the stored blocks of one block-sparse W [384, 320], bfloat16.
 // Layout 97ba793baadd2629: 180 of 480 blocks of 16 x 16 (37.50 %).
-// Plan: hopper, wgmma_bf16, 9 tiles in bands of 3, 3 warpgroups of up to 2 units of 64 x 128, 3 stages of 32 rows, 4 panels, 2 splits of N, of which blocks of 16 are kept.
+// Plan: hopper, wgmma_bf16, 9 tiles in bands of 3, 3 warpgroups of up to 2 units of 64 x 128, 8 stages of 32 rows, 4 panels, 2 splits of N, of which blocks of 16 are kept.
 //
 // A tile is a group of blocks that share panels of x and dy; a thread block sums one over a part of the N rows. One warpgroup keeps a ring of
 // stages full, kStageRows rows of every panel of the tile; each warpgroup multiplies the panels of its units, 64 features of x by 128 of dy, and keeps the stored blocks.
@@ -11,7 +11,7 @@ constexpr int kBlock = 128, kSteps = 2;  // features of dy of a unit; multiply s
 constexpr int kStored = 16, kAcross = kBlock / kStored, kDown = 64 / kStored;  // a stored block's side; blocks across and down a unit
 constexpr int kGroups = 3, kUnits = 2;  // warpgroups that multiply, units of each
 constexpr int kThreads = 128 * (kGroups + 1);
-constexpr int kStages = 3, kStageRows = 32, kPanels = 4;
+constexpr int kStages = 8, kStageRows = 32, kPanels = 4;
 constexpr int kRowBytes = 128, kPanelBytes = kStageRows * kRowBytes, kStageBytes = kPanels * kPanelBytes;
 constexpr int kTiles = 9, kSplits = 2;
 constexpr u32 kPanelHigh = 1073741888u, kWeightsHigh = kPanelHigh;  // high word of the matrix descriptors (PTX: wgmma)

@@ -1,6 +1,6 @@
 // dW = x @ dy.T at the stored blocks of one block-sparse W [1024, 1024], bfloat16.
 // Layout 8bd202088863656e: 384 of 1024 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_bf16, 24 tiles in bands of 8, 2 warpgroups of up to 12 units of 64 x 32, 3 stages of 64 rows, 11 panels, 11 splits of N.
+// Plan: hopper, wgmma_bf16, 24 tiles in bands of 8, 2 warpgroups of up to 12 units of 64 x 32, 5 stages of 64 rows, 11 panels, 11 splits of N.
 //
 // A tile is a group of blocks that share panels of x and dy; a thread block sums one over a part of the N rows. One warpgroup keeps a ring of
 // stages full, kStageRows rows of every panel of the tile; each warpgroup multiplies the panels of its units, 64 features of x by a block of dy.
@@ -10,7 +10,7 @@ using u32 = unsigned int;
 constexpr int kBlock = 32, kSteps = 4;  // a block's side; multiply steps along the rows of a stage
 constexpr int kGroups = 2, kUnits = 12;  // warpgroups that multiply, units of each
 constexpr int kThreads = 128 * (kGroups + 1);
-constexpr int kStages = 3, kStageRows = 64, kPanels = 11;
+constexpr int kStages = 5, kStageRows = 64, kPanels = 11;
 constexpr int kFeatures = 32, kLineBytes = 128, kPanelBytes = kFeatures * kLineBytes, kStageBytes = kPanels * kPanelBytes;  // a line of a panel: kStageRows rows of a feature
 constexpr int kUnitRows = 32;  // of dW, that lie together
 constexpr int kTiles = 24, kSplits = 11;

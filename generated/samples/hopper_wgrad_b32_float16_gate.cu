@@ -1,6 +1,6 @@
 // dW = gate * (x.T @ dy), and the gates' gradients, at the stored blocks of one block-sparse W [256, 256], float16.
 // Layout 0dd315799237382c: 24 of 64 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_f16, 12 tiles in bands of 8, 3 warpgroups of up to 8 units of 64 x 32, 3 stages of 32 rows, 3 panels, 2 splits of N, gated.
+// Plan: hopper, wgmma_f16, 12 tiles in bands of 8, 3 warpgroups of up to 8 units of 64 x 32, 8 stages of 32 rows, 3 panels, 2 splits of N, gated.
 //
 // A tile is a group of blocks that share panels of x and dy; a thread block sums one over a part of the N rows. One warpgroup keeps a ring of
 // stages full, kStageRows rows of every panel of the tile; each warpgroup multiplies the panels of its units, 64 features of x by a block of dy.
@@ -10,7 +10,7 @@ using u32 = unsigned int;
 constexpr int kBlock = 32, kSteps = 2;  // a block's side; multiply steps along the rows of a stage
 constexpr int kGroups = 3, kUnits = 8;  // warpgroups that multiply, units of each
 constexpr int kThreads = 128 * (kGroups + 1);
-constexpr int kStages = 3, kStageRows = 32, kPanels = 3;
+constexpr int kStages = 8, kStageRows = 32, kPanels = 3;
 constexpr int kRowBytes = 64, kPanelBytes = kStageRows * kRowBytes, kStageBytes = kPanels * kPanelBytes;
 constexpr int kUnitRows = 32;  // of dW, that lie together
 constexpr int kTiles = 12, kSplits = 2;

@@ -1,6 +1,6 @@
 // dW = x.T @ dy at the stored blocks of one block-sparse W [512, 512], bfloat16, dW in float32.
 // Layout 0dd315799237382c: 24 of 64 blocks of 64 x 64 (37.50 %).
-// Plan: hopper, wgmma_bf16, 24 tiles in bands of 8, 3 warpgroups of up to 4 units of 64 x 64, 3 stages of 64 rows, 2 panels, 1 splits of N.
+// Plan: hopper, wgmma_bf16, 24 tiles in bands of 8, 3 warpgroups of up to 4 units of 64 x 64, 8 stages of 64 rows, 2 panels, 1 splits of N.
 //
 // A tile is a group of blocks that share panels of x and dy; a thread block sums one. One warpgroup keeps a ring of
 // stages full, kStageRows rows of every panel of the tile; each warpgroup multiplies the panels of its units, 64 features of x by a block of dy.
@@ -10,7 +10,7 @@ using u32 = unsigned int;
 constexpr int kBlock = 64, kSteps = 4;  // a block's side; multiply steps along the rows of a stage
 constexpr int kGroups = 3, kUnits = 4;  // warpgroups that multiply, units of each
 constexpr int kThreads = 128 * (kGroups + 1);
-constexpr int kStages = 3, kStageRows = 64, kPanels = 2;
+constexpr int kStages = 8, kStageRows = 64, kPanels = 2;
 constexpr int kRowBytes = 128, kPanelBytes = kStageRows * kRowBytes, kStageBytes = kPanels * kPanelBytes;
 constexpr int kUnitRows = 64;  // of dW, that lie together
 constexpr u32 kPanelHigh = 1073741888u, kWeightsHigh = kPanelHigh;  // high word of the matrix descriptors (PTX: wgmma)

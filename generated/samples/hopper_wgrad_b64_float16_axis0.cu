@@ -1,6 +1,6 @@
 // dW = x @ dy.T at the stored blocks of one block-sparse W [512, 512], float16.
 // Layout 0dd315799237382c: 24 of 64 blocks of 64 x 64 (37.50 %).
-// Plan: hopper, wgmma_f16, 24 tiles in bands of 8, 3 warpgroups of up to 4 units of 64 x 64, 3 stages of 64 rows, 2 panels, 1 splits of N.
+// Plan: hopper, wgmma_f16, 24 tiles in bands of 8, 3 warpgroups of up to 4 units of 64 x 64, 8 stages of 64 rows, 2 panels, 1 splits of N.
 //
 // A tile is a group of blocks that share panels of x and dy; a thread block sums one. One warpgroup keeps a ring of
 // stages full, kStageRows rows of every panel of the tile; each warpgroup multiplies the panels of its units, 64 features of x by a block of dy.
@@ -10,7 +10,7 @@ using u32 = unsigned int;
 constexpr int kBlock = 64, kSteps = 4;  // a block's side; multiply steps along the rows of a stage
 constexpr int kGroups = 3, kUnits = 4;  // warpgroups that multiply, units of each
 constexpr int kThreads = 128 * (kGroups + 1);
-constexpr int kStages = 3, kStageRows = 64, kPanels = 2;
+constexpr int kStages = 8, kStageRows = 64, kPanels = 2;
 constexpr int kFeatures = 64, kLineBytes = 128, kPanelBytes = kFeatures * kLineBytes, kStageBytes = kPanels * kPanelBytes;  // a line of a panel: kStageRows rows of a feature
 constexpr int kUnitRows = 64;  // of dW, that lie together
 constexpr int kStored = 8, kScratchBytes = 8 * kStored * 16;  // chunks of 16 bytes of a row that are stored together; of a warp, for 8 such rows
