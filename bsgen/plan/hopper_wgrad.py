@@ -140,7 +140,7 @@ class HopperWGradPlan:
 
     @property
     def workspace(self) -> Workspace:
-        """Partial sums, [splits, tiles, units, b / 8, 64, 8]; none when the first kernel writes dW."""
+        """Partial sums, [splits, tiles, units, 64, b]; none when the first kernel writes dW."""
         return Workspace(fixed=self.splits * self.split_elements if self.summed_later else 0)
 
     @cached_property

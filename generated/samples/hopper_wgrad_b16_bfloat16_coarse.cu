@@ -290,12 +290,7 @@ __device__ __forceinline__ void produce(const TensorMap& x, const TensorMap& dy,
 
 using Sums = float[kUnits][kBlock / 2];
 
-// Where partial sums [units, kBlock / 8, 64, 8] have a row, of all units', and column: eight columns at a time, so that a warp stores lines.
-__device__ __forceinline__ long long sum_place(long long row, int column) {
-    return (row / 64 * (kBlock / 8) + column / 8) * 512 + row % 64 * 8 + column % 8;
-}
-
-// Accumulators -> partial sums, float32.
+// Accumulators -> partial sums [units, 64, kBlock], float32.
 __device__ __forceinline__ void store(const Sums& sums, int count, float* __restrict__ partials) {
     const int lane = threadIdx.x % 32, top = threadIdx.x / 32 % 4 * 16 + lane / 4, left = lane % 4 * 2;
 #pragma unroll
@@ -303,9 +298,9 @@ __device__ __forceinline__ void store(const Sums& sums, int count, float* __rest
         if (u >= count) break;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            float* to = partials + sum_place(u * 64 + top + half * 8, left);
+            float* to = partials + (u * 64 + top + half * 8) * kBlock + left;
 #pragma unroll
-            for (int j = 0; j < kBlock / 8; ++j) *reinterpret_cast<float2*>(to + j * 512) = make_float2(sums[u][j * 4 + half * 2], sums[u][j * 4 + half * 2 + 1]);
+            for (int j = 0; j < kBlock / 8; ++j) *reinterpret_cast<float2*>(to + j * 8) = make_float2(sums[u][j * 4 + half * 2], sums[u][j * 4 + half * 2 + 1]);
         }
     }
 }
@@ -379,7 +374,7 @@ bsgen_wgrad_b16_bfloat16_hopper_97ba793baadd2629_reduce(const float* __restrict_
         float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
         for (int s = 0; s < kSplits; ++s) {
-            const float4 v = *reinterpret_cast<const float4*>(from + s * kSplitElements + sum_place(row, column));
+            const float4 v = *reinterpret_cast<const float4*>(from + s * kSplitElements + i);
             sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
         }
         Element* to = dw + static_cast<long long>(block) * (kStored * kStored) + row % kStored * kStored + column % kStored;

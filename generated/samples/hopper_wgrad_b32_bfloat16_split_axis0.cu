@@ -335,12 +335,7 @@ __device__ __forceinline__ void multiply(float (&sums)[kBlock / 2], u32 (&a)[2][
     }
 }
 
-// Where partial sums [units, kBlock / 8, 64, 8] have a row, of all units', and column: eight columns at a time, so that a warp stores lines.
-__device__ __forceinline__ long long sum_place(long long row, int column) {
-    return (row / 64 * (kBlock / 8) + column / 8) * 512 + row % 64 * 8 + column % 8;
-}
-
-// Accumulators -> partial sums, float32.
+// Accumulators -> partial sums [units, 64, kBlock], float32.
 __device__ __forceinline__ void store(const Sums& sums, int count, float* __restrict__ partials) {
     const int lane = threadIdx.x % 32, top = threadIdx.x / 32 % 4 * 16 + lane / 4, left = lane % 4 * 2;
 #pragma unroll
@@ -348,9 +343,9 @@ __device__ __forceinline__ void store(const Sums& sums, int count, float* __rest
         if (u >= count) break;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            float* to = partials + sum_place(u * 64 + top + half * 8, left);
+            float* to = partials + (u * 64 + top + half * 8) * kBlock + left;
 #pragma unroll
-            for (int j = 0; j < kBlock / 8; ++j) *reinterpret_cast<float2*>(to + j * 512) = make_float2(sums[u][j * 4 + half * 2], sums[u][j * 4 + half * 2 + 1]);
+            for (int j = 0; j < kBlock / 8; ++j) *reinterpret_cast<float2*>(to + j * 8) = make_float2(sums[u][j * 4 + half * 2], sums[u][j * 4 + half * 2 + 1]);
         }
     }
 }
@@ -419,15 +414,15 @@ bsgen_wgrad_b32_bfloat16_hopper_8bd202088863656e_reduce(const float* __restrict_
     const float* from = partials + static_cast<long long>(blockIdx.x) * kUnitElements;
     const int* words = kUnitTable + blockIdx.x * 4;
     for (int i = threadIdx.x * 4; i < kUnitElements; i += 256 * 4) {
-        const int row = i / kBlock, column = i % kBlock, place = words[2 + row / kUnitRows];
+        const int row = i / kBlock, place = words[2 + row / kUnitRows];
         if (place < 0) continue;
         float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
         for (int s = 0; s < kSplits; ++s) {
-            const float4 v = *reinterpret_cast<const float4*>(from + s * kSplitElements + sum_place(row, column));
+            const float4 v = *reinterpret_cast<const float4*>(from + s * kSplitElements + i);
             sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
         }
-        Element* to = dw + static_cast<long long>(place) * 8 + row % kUnitRows * kBlock + column;
+        Element* to = dw + static_cast<long long>(place) * 8 + row % kUnitRows * kBlock + i % kBlock;
         if (accumulate) {
             const float2 low = load_pair(to), high = load_pair(to + 2);
             sum.x += low.x, sum.y += low.y, sum.z += high.x, sum.w += high.y;

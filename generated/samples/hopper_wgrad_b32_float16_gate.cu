@@ -233,12 +233,7 @@ __device__ __forceinline__ void produce(const TensorMap& x, const TensorMap& dy,
 
 using Sums = float[kUnits][kBlock / 2];
 
-// Where partial sums [units, kBlock / 8, 64, 8] have a row, of all units', and column: eight columns at a time, so that a warp stores lines.
-__device__ __forceinline__ long long sum_place(long long row, int column) {
-    return (row / 64 * (kBlock / 8) + column / 8) * 512 + row % 64 * 8 + column % 8;
-}
-
-// Accumulators -> partial sums, float32.
+// Accumulators -> partial sums [units, 64, kBlock], float32.
 __device__ __forceinline__ void store(const Sums& sums, int count, float* __restrict__ partials) {
     const int lane = threadIdx.x % 32, top = threadIdx.x / 32 % 4 * 16 + lane / 4, left = lane % 4 * 2;
 #pragma unroll
@@ -246,9 +241,9 @@ __device__ __forceinline__ void store(const Sums& sums, int count, float* __rest
         if (u >= count) break;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            float* to = partials + sum_place(u * 64 + top + half * 8, left);
+            float* to = partials + (u * 64 + top + half * 8) * kBlock + left;
 #pragma unroll
-            for (int j = 0; j < kBlock / 8; ++j) *reinterpret_cast<float2*>(to + j * 512) = make_float2(sums[u][j * 4 + half * 2], sums[u][j * 4 + half * 2 + 1]);
+            for (int j = 0; j < kBlock / 8; ++j) *reinterpret_cast<float2*>(to + j * 8) = make_float2(sums[u][j * 4 + half * 2], sums[u][j * 4 + half * 2 + 1]);
         }
     }
 }
@@ -327,7 +322,7 @@ bsgen_wgrad_b32_float16_hopper_0dd315799237382c_reduce(const float* __restrict__
         for (int i = lane * 4; i < kBlockElements; i += kLanes * 4) {
             const long long place = static_cast<long long>(block) * kBlockElements + i;
             const int row = i / kBlock;
-            const float* from = partials + sum_place(kSumPlaces[block * (kBlock / kUnitRows) + row / kUnitRows] + row % kUnitRows, i % kBlock);
+            const float* from = partials + (static_cast<long long>(kSumPlaces[block * (kBlock / kUnitRows) + row / kUnitRows]) + row % kUnitRows) * kBlock + i % kBlock;
             float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
             for (int s = 0; s < kSplits; ++s) {
