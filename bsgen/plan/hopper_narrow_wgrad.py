@@ -42,7 +42,7 @@ SAMPLE, SAMPLE_TILES, SHORTLIST = 2, 2, 3  # bands, and tiles of each, that a sh
 
 # The cost model, in clocks and bytes a clock of an SM: fits to the timings of 50 plans on an H200 (bfloat16, features last,
 # C = K = 4096, N = 16384, b = 8 at 2 and 10 %, b = 16 at 1, 10 and 50 %), 4 % root mean square error, the choice within 7 % of the
-# fastest. Rates of 16 and 64 lines a copy follow plan/gradient_cost.py's.
+# fastest. Rates of 16 and 64 lines a copy are those of wide blocks, scaled.
 L2_RATE = {16: 22.0, 32: 47.0, 64: 53.0}  # by the lines of a copy
 SHARED_RATE, OVERLAP = 150.0, 8.0
 STEP, ISSUE = 5.3, 1.5  # clocks of a multiply step on one of four schedulers, and of an instruction

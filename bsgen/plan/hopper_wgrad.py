@@ -23,7 +23,7 @@ from bsgen.outline import Grid, Launch, TensorMap, Workspace
 from bsgen.plan.blocks import IntArray
 from bsgen.plan.cost import Cost
 from bsgen.plan.gates import gradient_lanes, gradient_launch
-from bsgen.plan.gradient_cost import gradient_cost, panel_count, stage_clocks
+from bsgen.plan.gradient_cost import gradient_cost, tile_counts
 from bsgen.plan.gradient_geometry import GradientGeometry
 from bsgen.plan.gradient_tiles import NOTHING, Column, GradientTile, gradient_tiles, heights
 from bsgen.plan.hopper import chosen
@@ -233,18 +233,17 @@ def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
             room = replace(geo.room, units=units)
             for height in heights(problem, room):
                 tiles = gradient_tiles(problem, room, height)
-                ring = _ring(geo, tiles, target)
-                clocks = np.array([stage_clocks(tile, ring) for tile in tiles])
+                counts = tile_counts(tiles, geo)
+                ring = _ring(replace(geo, panels=int(counts.panels.max())), target)
                 for splits in SPLITS:
                     if splits == 1 or rows // geo.rows >= LEAST_STAGES * splits:
-                        cost = gradient_cost(problem, target, ring, tiles, clocks, splits)
+                        cost = gradient_cost(problem, target, ring, counts, splits)
                         yield Draft(ring, height, splits, tiles, cost)
 
 
-def _ring(geo: GradientGeometry, tiles: Sequence[GradientTile], target: Target) -> GradientGeometry:
-    """With no more panels than the fullest of the tiles, and as many stages as there is room for."""
-    fullest = replace(geo, panels=max(panel_count(tile, geo) for tile in tiles))
-    return replace(fullest, stages=min(MOST_STAGES, (target.shared_memory - BARRIER_BYTES) // fullest.stage_bytes))
+def _ring(geo: GradientGeometry, target: Target) -> GradientGeometry:
+    """With as many stages as there is room for."""
+    return replace(geo, stages=min(MOST_STAGES, (target.shared_memory - BARRIER_BYTES) // geo.stage_bytes))
 
 
 def sizes(problem: Problem, target: Target, geo: GradientGeometry) -> list[int]:

@@ -1,19 +1,18 @@
 // dW = x.T @ dy at the stored blocks of one block-sparse W [384, 320], bfloat16.
 // Layout 97ba793baadd2629: 180 of 480 blocks of 16 x 16 (37.50 %).
-// Plan: hopper, wgmma_bf16, 9 tiles in bands of 3, 3 warpgroups of up to 2 units of 64 x 128, 8 stages of 32 rows, 4 panels, 2 splits of N, of which blocks of 16 are kept.
+// Plan: hopper, wgmma_bf16, 9 tiles in bands of 3, 3 warpgroups of up to 2 units of 64 x 128, 7 stages of 64 rows, 4 panels, 1 splits of N, of which blocks of 16 are kept.
 //
-// A tile is a group of blocks that share panels of x and dy; a thread block sums one over a part of the N rows. One warpgroup keeps a ring of
+// A tile is a group of blocks that share panels of x and dy; a thread block sums one. One warpgroup keeps a ring of
 // stages full, kStageRows rows of every panel of the tile; each warpgroup multiplies the panels of its units, 64 features of x by 128 of dy, and keeps the stored blocks.
 
 using u32 = unsigned int;
 
-constexpr int kBlock = 128, kSteps = 2;  // features of dy of a unit; multiply steps along the rows of a stage
+constexpr int kBlock = 128, kSteps = 4;  // features of dy of a unit; multiply steps along the rows of a stage
 constexpr int kStored = 16, kAcross = kBlock / kStored, kDown = 64 / kStored;  // a stored block's side; blocks across and down a unit
 constexpr int kGroups = 3, kUnits = 2;  // warpgroups that multiply, units of each
 constexpr int kThreads = 128 * (kGroups + 1);
-constexpr int kStages = 8, kStageRows = 32, kPanels = 4;
+constexpr int kStages = 7, kStageRows = 64, kPanels = 4;
 constexpr int kRowBytes = 128, kPanelBytes = kStageRows * kRowBytes, kStageBytes = kPanels * kPanelBytes;
-constexpr int kTiles = 9, kSplits = 2;
 constexpr u32 kPanelHigh = 1073741888u, kWeightsHigh = kPanelHigh;  // high word of the matrix descriptors (PTX: wgmma)
 constexpr int kStep = 16 * kRowBytes / 16;  // from a multiply step to the next, in 16 bytes
 
@@ -255,19 +254,19 @@ __device__ const int __align__(16) kKept[] = {
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
 };  // [tiles, kGroups, kUnits, kDown, kAcross]: which stored block it is, or -1
 __device__ const int __align__(16) kUnitTable[] = {
-    0,16777728,0,-1,-1,-1,-1,-1,256,16777728,1024,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,0,16777728,6144,-1,-1,-1,-1,-1,
-    256,16777728,7168,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    0,16777728,12288,-1,-1,-1,-1,-1,256,16777728,13312,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,0,16777728,2048,-1,-1,-1,-1,-1,
-    256,16777728,3072,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    0,16777728,8192,-1,-1,-1,-1,-1,256,16777728,9216,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,0,16777728,14336,-1,-1,-1,-1,-1,
-    256,16777728,15360,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    0,16777728,4096,-1,-1,-1,-1,-1,256,16777728,5120,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,0,16777728,10240,-1,-1,-1,-1,-1,
-    256,16777728,11264,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    0,16777728,16384,-1,-1,-1,-1,-1,256,16777728,17408,-1,-1,-1,-1,-1,
+    0,33555456,0,-1,-1,-1,-1,-1,512,33555456,1024,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,0,33555456,6144,-1,-1,-1,-1,-1,
+    512,33555456,7168,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,33555456,12288,-1,-1,-1,-1,-1,512,33555456,13312,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,0,33555456,2048,-1,-1,-1,-1,-1,
+    512,33555456,3072,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,33555456,8192,-1,-1,-1,-1,-1,512,33555456,9216,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,0,33555456,14336,-1,-1,-1,-1,-1,
+    512,33555456,15360,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,33555456,4096,-1,-1,-1,-1,-1,512,33555456,5120,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,0,33555456,10240,-1,-1,-1,-1,-1,
+    512,33555456,11264,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,33555456,16384,-1,-1,-1,-1,-1,512,33555456,17408,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,
 };  // [tiles, kGroups, kUnits, 4]: descriptors of x.T and dy, two of no use
 
@@ -290,28 +289,38 @@ __device__ __forceinline__ void produce(const TensorMap& x, const TensorMap& dy,
 
 using Sums = float[kUnits][kBlock / 2];
 
-// Accumulators -> partial sums [units, 64, kBlock], float32.
-__device__ __forceinline__ void store(const Sums& sums, int count, float* __restrict__ partials) {
+// Accumulators -> dW.
+__device__ __forceinline__ void store(const Sums& sums, int count, const int* kept, Element* __restrict__ dw, int accumulate) {
     const int lane = threadIdx.x % 32, top = threadIdx.x / 32 % 4 * 16 + lane / 4, left = lane % 4 * 2;
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
         if (u >= count) break;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            float* to = partials + (u * 64 + top + half * 8) * kBlock + left;
+            const int row = top + half * 8;
+            const int* blocks = kept + (u * kDown + row / kStored) * kAcross;
 #pragma unroll
-            for (int j = 0; j < kBlock / 8; ++j) *reinterpret_cast<float2*>(to + j * 8) = make_float2(sums[u][j * 4 + half * 2], sums[u][j * 4 + half * 2 + 1]);
+            for (int j = 0; j < kBlock / 8; ++j) {
+                const int block = blocks[j * 8 / kStored];
+                if (block < 0) continue;
+                Element* to = dw + static_cast<long long>(block) * (kStored * kStored) + row % kStored * kStored + j * 8 % kStored + left;
+                float2 v = make_float2(sums[u][j * 4 + half * 2], sums[u][j * 4 + half * 2 + 1]);
+                if (accumulate) {
+                    const float2 old = load_pair(to);
+                    v.x += old.x, v.y += old.y;
+                }
+                store_pair(to, v);
+            }
         }
     }
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
-bsgen_wgrad_b16_bfloat16_hopper_97ba793baadd2629(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap dy_map, float* __restrict__ partials, int n) {
+bsgen_wgrad_b16_bfloat16_hopper_97ba793baadd2629(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap dy_map, Element* __restrict__ dw, int n, int accumulate) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), stages = (n + kStageRows - 1) / kStageRows;
-    const int tile = blockIdx.x % kTiles, split = blockIdx.x / kTiles;
-    const int first = static_cast<long long>(stages) * split / kSplits, last = static_cast<long long>(stages) * (split + 1) / kSplits;
+    const int tile = blockIdx.x, first = 0, last = stages;
     if (threadIdx.x == 0) {
         let_kernel_behind_begin();
         tma_prefetch(x_map), tma_prefetch(dy_map);
@@ -356,33 +365,5 @@ bsgen_wgrad_b16_bfloat16_hopper_97ba793baadd2629(const __grid_constant__ TensorM
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
     wgmma_wait<0>();
-    store(sums, count, partials + (static_cast<long long>(blockIdx.x) * kGroups + group) * (kUnits * 64 * kBlock));
-}
-
-// The splits' partial sums, added in order; a thread block for each unit.
-extern "C" __global__ void __launch_bounds__(256)
-bsgen_wgrad_b16_bfloat16_hopper_97ba793baadd2629_reduce(const float* __restrict__ partials, Element* __restrict__ dw, int accumulate) {
-    constexpr int kUnitElements = 64 * kBlock;
-    constexpr long long kSplitElements = 442368;
-    if (static_cast<int>(blockIdx.x) % kUnits >= kUnitCounts[blockIdx.x / kUnits]) return;
-    wait_for_kernel_ahead();
-    const float* from = partials + static_cast<long long>(blockIdx.x) * kUnitElements;
-    const int* blocks = kKept + blockIdx.x * (kDown * kAcross);
-    for (int i = threadIdx.x * 4; i < kUnitElements; i += 256 * 4) {
-        const int row = i / kBlock, column = i % kBlock, block = blocks[row / kStored * kAcross + column / kStored];
-        if (block < 0) continue;
-        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll
-        for (int s = 0; s < kSplits; ++s) {
-            const float4 v = *reinterpret_cast<const float4*>(from + s * kSplitElements + i);
-            sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-        }
-        Element* to = dw + static_cast<long long>(block) * (kStored * kStored) + row % kStored * kStored + column % kStored;
-        if (accumulate) {
-            const float2 low = load_pair(to), high = load_pair(to + 2);
-            sum.x += low.x, sum.y += low.y, sum.z += high.x, sum.w += high.y;
-        }
-        store_pair(to, make_float2(sum.x, sum.y));
-        store_pair(to + 2, make_float2(sum.z, sum.w));
-    }
+    store(sums, count, kKept + mine * (kUnits * kDown * kAcross), dw, accumulate);
 }
