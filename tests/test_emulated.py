@@ -164,6 +164,21 @@ def test_gradients_of_weights() -> None:
         check(plan, n, seed=n)
 
 
+@pytest.mark.parametrize("block", hopper_wgrad.BLOCK_SIZES)
+def test_gradients_of_weights_are_added_in_whole_lines(block: int) -> None:
+    """16 bits, to what is there; features last and first."""
+    for axis, n in ((1, 37), (0, 40)):
+        problem = Problem(Op.WGRAD, bernoulli(3, 4, 0.6), block, DType.FLOAT16, batch=1000, axis=axis)
+        plan = next(plan for plan in hopper_wgrad.candidates(problem, BIG) if plan.stores_lines)
+        arrays: dict[str, Any] = operands(problem, n)
+        before = np.random.default_rng(n).standard_normal(problem.layout.nnz * block**2).astype(np.float16)
+        exact = expected(problem, arrays)
+        out = before.reshape(exact.shape)
+        exact = exact + out
+        got = run(plan, {**arrays, "out": out}, exact.shape, n=n, accumulate=1).astype(np.float64)
+        assert np.linalg.norm(got - exact) <= TOLERANCE[problem.dtype] * np.linalg.norm(exact), plan.summary
+
+
 @pytest.mark.parametrize("block", hopper_narrow_wgrad.BLOCK_SIZES)
 def test_gradients_of_narrow_weights(block: int) -> None:
     layout, dtype = (bernoulli(13, 11, 0.4), DType.FLOAT16) if block == 8 else (hub(40, 9), DType.BFLOAT16)

@@ -109,6 +109,18 @@ def test_tiles_of_few_rows_begin_at_different_panels() -> None:
             assert len(found) == min(len(firsts), plan.tiles)
 
 
+@pytest.mark.parametrize(("size", "n"), [(12288, 256), (12288, 128), (5120, 512), (3072, 1024)])
+def test_tiles_leave_no_sm_without_work(size: int, n: int) -> None:
+    """Where there is less than a tile of 128 x 256 for each: those would leave a quarter and more of the SMs idle."""
+    target, layout = TARGETS["sm_90a"], topology.random(size // 64, size // 64, density=0.2, seed=1)
+    plan = choose(Problem(Op.FPROP, layout, 64, DType.BFLOAT16, batch=n), target)
+    assert isinstance(plan, HopperPlan)
+    thread_blocks = plan.tiles * -(-n // plan.geometry.shape.rows)
+    common = size // 256 * -(-n // 128)
+    assert common < 0.75 * target.sms
+    assert thread_blocks / (-(-thread_blocks // target.sms) * target.sms) > 0.8
+
+
 def test_rings_suit_their_tiles() -> None:
     """With few rows: many small stages where a tile is less than a ring, few where it is more."""
     stages = {}

@@ -130,6 +130,8 @@ def check_machine(plan: HopperWGradPlan) -> None:
     assert geo.threads <= 1024
     assert geo.panel_bytes % 1024 == 0, "the swizzle repeats every 1024 bytes"
     assert geo.stages * (geo.stage_bytes + 16) <= plan.shared_memory
+    assert geo.stages == 8 or plan.shared_memory + geo.stage_bytes > plan.target.shared_memory, "room for another stage"
+    assert geo.groups * 4 * 8 * geo.store_chunks * 16 <= geo.stages * geo.stage_bytes, "a warp stores 8 rows through it"
     wanted = geo.consumer_registers * geo.groups + geo.producer_registers
     assert wanted <= geo.launch_registers * (geo.groups + 1)
     assert geo.units * geo.block // 2 + 16 < geo.consumer_registers

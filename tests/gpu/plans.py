@@ -36,9 +36,11 @@ def loaded(plans: Sequence[Plan], arch: str) -> list[Kernels]:
     return [Kernels(binary, plan.launches, plan.workspace) for plan, binary in zip(plans, binaries, strict=True)]
 
 
-def launch(kernels: Kernels, pointers: Mapping[str, int], n: int, stream: int = driver.DEFAULT_STREAM) -> None:
+def launch(
+    kernels: Kernels, pointers: Mapping[str, int], n: int, stream: int = driver.DEFAULT_STREAM, accumulate: bool = False
+) -> None:
     """Enqueue one call on the first GPU."""
-    kernels(0, stream, {**pointers, "n": n, "accumulate": 0})
+    kernels(0, stream, {**pointers, "n": n, "accumulate": int(accumulate)})
 
 
 def spread(problem: Problem, target: Target, across: Sequence[int] = hopper.ACROSS) -> list[HopperPlan]:

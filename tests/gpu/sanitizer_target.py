@@ -40,6 +40,7 @@ def run(block: int, dtype: str, precision: str) -> None:
 
     x, dy, w = normal(N, mm.in_features), normal(N, mm.out_features), normal(*mm.weight_shape)
     kept = [mm(x, w, normal(mm.out_features), normal(N, mm.out_features)), mm.dgrad(dy, w), mm.wgrad(x, dy)]
+    kept += [mm.wgrad(x, dy, out=kept[-1], accumulate=True)]
     gated = bsgen.compile(mask, block, dtype, precision=precision, gate=True)
     gates = rng.standard_normal(mm.nnz).astype(np.float32)
     gates[::2] = 0
@@ -57,7 +58,7 @@ def run(block: int, dtype: str, precision: str) -> None:
             first.wgrad(x, dy),
         ]
     context.wait(0, driver.DEFAULT_STREAM)
-    assert len(kept) == 15
+    assert len(kept) == 16
 
 
 def hopper_plans(problem: Problem, target: Target) -> list[Plan]:

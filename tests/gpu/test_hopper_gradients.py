@@ -29,15 +29,15 @@ def spread(problem: Problem) -> list[Plan]:
     return list(gradients(problem, TARGETS["sm_90a"]))
 
 
-def call(plan: Plan, kernels: object, x: object, dy: object) -> object:
-    """The plan's dW, into poisoned memory."""
+def call(plan: Plan, kernels: object, x: object, dy: object, onto: object = None) -> object:
+    """The plan's dW, into poisoned memory, or added to what is there."""
     block = plan.problem.block_size
-    out = poison(plan.problem.layout.nnz, block, block, dtype=str(plan.problem.dtype))
+    out = poison(plan.problem.layout.nnz, block, block, dtype=str(plan.problem.dtype)) if onto is None else onto
     n = x.shape[1 - plan.problem.axis]
     workspace = poison(max(1, plan.workspace.elements(n)), dtype="float32")
     arrays = {"x": x, "dy": dy, "out": out, "workspace": workspace}
     stream = torch.cuda.current_stream().cuda_stream
-    launch(kernels, {name: array.data_ptr() for name, array in arrays.items()}, n, stream)
+    launch(kernels, {name: array.data_ptr() for name, array in arrays.items()}, n, stream, onto is not None)
     torch.cuda.synchronize()
     return out
 
@@ -84,6 +84,20 @@ def test_features_first(name: str, block: int) -> None:
         for n in MULTIPLES:
             x, dy = operands(problem, n)
             assert_close(call(plan, kernels, x, dy), stored(problem, x, dy), 5e-3)
+
+
+@pytest.mark.parametrize("block", hopper_wgrad.BLOCK_SIZES)
+@pytest.mark.parametrize("name", ["random10", "hub"])
+def test_accumulates(name: str, block: int) -> None:
+    """Into 16 bits, by way of whole lines in shared memory or of a kernel that adds splits."""
+    problem = Problem(Op.WGRAD, Layout(LAYOUTS[name](BLOCKS[block])), block, DType.BFLOAT16, batch=4096)
+    plans = spread(problem)
+    for plan, kernels in zip(plans, loaded(plans, "sm_90a"), strict=True):
+        for n in (1, 129, 1000):
+            x, dy = operands(problem, n)
+            before = normal(problem.layout.nnz, block, block, dtype="bfloat16", seed=n)
+            exact = stored(problem, x, dy) + before.double()
+            assert_close(call(plan, kernels, x, dy, before), exact, 5e-3)
 
 
 @pytest.mark.parametrize("axis", [1, 0])
