@@ -12,6 +12,7 @@ from bsgen.errors import ArgumentError
 from bsgen.files import require_suffix, write_atomic
 
 PANEL_INCHES, COLUMNS = 4.2, 3
+MOST_TICKS = 8  # densities that are written below a panel
 
 
 def write_png(measured: Iterable[Measured], path: str | Path) -> None:
@@ -65,7 +66,8 @@ def _draw(axis: Any, title: str, cases: Sequence[Measured]) -> None:
         )
     axis.set(title=title, xlabel="density, %", ylabel="speed-up over dense", xscale="log")
     axis.set_yscale("log", base=2)
-    axis.set_xticks(percent, [f"{float(f'{p:.2g}'):g}" for p in percent])
+    shown = percent[:: -(-len(percent) // MOST_TICKS)]
+    axis.set_xticks(shown, [f"{float(f'{p:.2g}'):g}" for p in shown])
     axis.minorticks_off()
     axis.yaxis.set_major_formatter("{x:g}")
     axis.grid(visible=True, linewidth=0.3)
