@@ -78,10 +78,8 @@ def candidates(problem: Problem, target: Target) -> Iterator[HopperCoarseWGradPl
 
 def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iterator[HopperCoarseWGradPlan]:
     """The plan of the cheapest draft, if below `limit` seconds."""
-    found = drafts(problem, target) if chosen(problem) else ()
-    best = min(found, key=lambda draft: draft.cost.seconds, default=None)
-    if best is not None and best.cost.seconds < limit:
-        yield assemble(problem, target, best)
+    found = hopper_wgrad.cheapest(problem, drafts(problem, target), limit)
+    yield from (assemble(problem, target, draft) for draft in found)
 
 
 def assemble(problem: Problem, target: Target, draft: Draft) -> HopperCoarseWGradPlan:

@@ -12,7 +12,7 @@ splits together fill whole rounds of SMs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -263,10 +263,14 @@ def candidates(problem: Problem, target: Target) -> Iterator[HopperWGradPlan]:
 
 def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iterator[HopperWGradPlan]:
     """The plan of the cheapest draft, if below `limit` seconds."""
-    found = drafts(problem, target) if chosen(problem) else ()
-    best = min(found, key=lambda draft: draft.cost.seconds, default=None)
+    yield from (assemble(problem, target, draft) for draft in cheapest(problem, drafts(problem, target), limit))
+
+
+def cheapest(problem: Problem, given: Iterable[Draft], limit: float) -> Iterator[Draft]:
+    """The cheapest, if there is one below `limit` seconds and these plans take part in the choice."""
+    best = min(given if chosen(problem) else (), key=lambda draft: draft.cost.seconds, default=None)
     if best is not None and best.cost.seconds < limit:
-        yield assemble(problem, target, best)
+        yield best
 
 
 def assemble(problem: Problem, target: Target, draft: Draft) -> HopperWGradPlan:
