@@ -18,6 +18,7 @@ from bsgen.plan import (
     hopper_coarse_wgrad,
     hopper_narrow,
     hopper_narrow_wgrad,
+    hopper_shapes,
     hopper_wgrad,
 )
 from bsgen.plan.hopper import HopperPlan
@@ -44,12 +45,21 @@ def launch(
 
 
 def spread(problem: Problem, target: Target, across: Sequence[int] = hopper.ACROSS) -> list[HopperPlan]:
-    """A hopper plan of each shape and cluster, taking turns at groupings, rings and bands; and one with split outputs, if any."""
+    """A hopper plan of each shape and cluster, taking turns at groupings, rings and bands (of shapes for few tiles at ways to whole
+    lines, too), and one with split outputs, if any."""
     drafts = list(hopper.drafts(problem, target, across, rings=(1, 2)))
-    chosen = _in_turn(drafts, lambda draft: replace(draft.geometry.shape, stages=0, stage_bytes=0))
+    chosen = _in_turn(drafts, _shape_of)
     split = [draft for draft in drafts if draft.reductions]
     plans = [hopper.assemble(problem, target, draft) for draft in [*chosen, *split[:1]]]
     return [replace(plan, band=1 + turn % BANDS) for turn, plan in enumerate(plans)]
+
+
+def _shape_of(draft: hopper.Draft) -> object:
+    shape = draft.geometry.shape
+    form = hopper_shapes.Form(shape.row_groups, shape.columns, shape.m_tiles, shape.slots * draft.geometry.block)
+    if form in hopper_shapes.FILLING_SHAPES and shape.rings == 1:
+        return form, shape.thread_blocks
+    return replace(shape, stages=0, stage_bytes=0)
 
 
 def narrow(problem: Problem, target: Target) -> list[HopperNarrowPlan]:
