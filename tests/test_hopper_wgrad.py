@@ -130,8 +130,10 @@ def check_machine(plan: HopperWGradPlan) -> None:
     assert geo.threads <= 1024
     assert geo.panel_bytes % 1024 == 0, "the swizzle repeats every 1024 bytes"
     assert geo.stages * (geo.stage_bytes + 16) <= plan.shared_memory
-    assert geo.stages == 8 or plan.shared_memory + geo.stage_bytes > plan.target.shared_memory, "room for another stage"
-    assert geo.groups * 4 * 8 * geo.store_chunks * 16 <= geo.stages * geo.stage_bytes, "a warp stores 8 rows through it"
+    more = plan.shared_memory + geo.stage_bytes
+    assert geo.stages == hopper_wgrad.MOST_STAGES or more > plan.target.shared_memory, "room for another stage"
+    assert geo.scratch_bytes == 8 * min(128, 2 * geo.block), "8 rows of a line, or of a block"
+    assert geo.groups * 4 * geo.scratch_bytes <= geo.stages * geo.stage_bytes, "every warp stores through the ring"
     wanted = geo.consumer_registers * geo.groups + geo.producer_registers
     assert wanted <= geo.launch_registers * (geo.groups + 1)
     assert geo.units * geo.block // 2 + 16 < geo.consumer_registers

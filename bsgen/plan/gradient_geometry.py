@@ -8,7 +8,7 @@ from bsgen.plan.gradient_tiles import Room
 from bsgen.plan.occupancy import REGISTERS
 from bsgen.plan.registers import SharedRegisters
 from bsgen.plan.tile import CHUNK_BYTES, Math
-from bsgen.plan.warpgroup import LINE_BYTES, WARPGROUP_ROWS, descriptor_high
+from bsgen.plan.warpgroup import ATOM_ROWS, LINE_BYTES, WARPGROUP_ROWS, descriptor_high
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,11 @@ class GradientGeometry(SharedRegisters):
     def store_chunks(self) -> int:
         """Chunks of a row of dW that are stored together: a line, or a block's row."""
         return min(self.block, LINE_BYTES // self.itemsize) // self.math.chunk
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Shared memory of a warp through which it stores ATOM_ROWS such rows."""
+        return ATOM_ROWS * self.store_chunks * CHUNK_BYTES
 
     @property
     def unit_elements(self) -> int:

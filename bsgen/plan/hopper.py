@@ -283,8 +283,14 @@ def shortlist(problem: Problem, target: Target, limit: float = math.inf) -> Iter
     """The plan of the cheapest draft, if below `limit` seconds; of rings, which are alike in cost, the one that suits its tiles."""
     ranked = sorted(drafts(problem, target) if chosen(problem) else (), key=lambda draft: draft.cost.seconds)
     if ranked and ranked[0].cost.seconds < limit:
-        alike = [draft for draft in ranked if draft.cost.seconds <= ranked[0].cost.seconds]
-        yield assemble(problem, target, max(alike, key=partial(suitable, few=few_rows(problem))))
+        yield assemble(problem, target, suited(problem, ranked))
+
+
+def suited(problem: Problem, drafts: Sequence[Draft]) -> Draft:
+    """Of the cheapest, which are alike but for their rings, the one that suits its tiles."""
+    least = min(draft.cost.seconds for draft in drafts)
+    alike = [draft for draft in drafts if draft.cost.seconds <= least]
+    return max(alike, key=partial(suitable, few=few_rows(problem)))
 
 
 def suitable(draft: Draft, few: bool) -> float:

@@ -126,6 +126,12 @@ def shapes(problem: Problem, target: Target, across: Sequence[int], rings: Seque
                 yield shape
 
 
+def form_of(geo: WarpgroupGeometry) -> Form:
+    """The form of a shape."""
+    shape = geo.shape
+    return Form(shape.row_groups, shape.columns, shape.m_tiles, shape.slots * geo.block)
+
+
 def stores_fit(problem: Problem, geo: WarpgroupGeometry, split: bool) -> bool:
     """Whether warps have registers for what follows a product, of `split` output blocks or not, as ptxas has it. Where sums leave
     next to none: with features last for all but a bias that two neighbours are stored with, or that of wider blocks; with
@@ -154,7 +160,7 @@ def rings_worth(problem: Problem, idle: float) -> tuple[int, ...]:
 
 
 def _forms(problem: Problem, target: Target, rings: Sequence[int]) -> Iterator[tuple[Form, int]]:
-    """Forms for so many rings."""
+    """Forms for so many rings; with one, those that fill the SMs, too, where tiles hardly outnumber them."""
     n, outputs = problem.batch or DEFAULT_ROWS, _sides(problem)[1] * problem.block_size
     hardly = n > WARPGROUP_ROWS and n * outputs <= FILLING_TILES * target.sms * COMMON_TILE
     alone = (*SHAPES, *FILLING_SHAPES) if hardly else SHAPES

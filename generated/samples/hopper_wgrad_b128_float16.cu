@@ -13,7 +13,7 @@ constexpr int kThreads = 128 * (kGroups + 1);
 constexpr int kStages = 7, kStageRows = 64, kPanels = 4;
 constexpr int kRowBytes = 128, kPanelBytes = kStageRows * kRowBytes, kStageBytes = kPanels * kPanelBytes;
 constexpr int kUnitRows = 64;  // of dW, that lie together
-constexpr int kStored = 8, kScratchBytes = 8 * kStored * 16;  // chunks of 16 bytes of a row that are stored together; of a warp, for 8 such rows
+constexpr int kStored = 8, kScratchBytes = 1024;  // chunks of 16 bytes of a row that are stored together; of a warp, for 8 such rows
 constexpr u32 kPanelHigh = 1073741888u, kWeightsHigh = kPanelHigh;  // high word of the matrix descriptors (PTX: wgmma)
 constexpr int kStep = 16 * kRowBytes / 16;  // from a multiply step to the next, in 16 bytes
 

@@ -13,7 +13,7 @@ constexpr int kThreads = 128 * (kGroups + 1);
 constexpr int kStages = 8, kStageRows = 64, kPanels = 2;
 constexpr int kFeatures = 64, kLineBytes = 128, kPanelBytes = kFeatures * kLineBytes, kStageBytes = kPanels * kPanelBytes;  // a line of a panel: kStageRows rows of a feature
 constexpr int kUnitRows = 64;  // of dW, that lie together
-constexpr int kStored = 8, kScratchBytes = 8 * kStored * 16;  // chunks of 16 bytes of a row that are stored together; of a warp, for 8 such rows
+constexpr int kStored = 8, kScratchBytes = 1024;  // chunks of 16 bytes of a row that are stored together; of a warp, for 8 such rows
 constexpr u32 kPanelHigh = 1073741888u, kWeightsHigh = kPanelHigh;  // high word of the matrix descriptors (PTX: wgmma)
 constexpr int kStep = 2;  // from a multiply step to the next, in 16 bytes
 

@@ -204,26 +204,15 @@ def middle(op: Op, b: int, layout_name: str, layout: Layout, n: int) -> Case:
     problem = Problem(op, layout, b, DType.BFLOAT16, batch=n)
     drafts = [draft for draft in hopper.drafts(problem, TARGET, rings=(1,)) if draft.band == 1]
     best = _cheapest(drafts, _clustered)
-    common = [draft for draft in best if _form(draft) in hopper_shapes.SHAPES]
+    common = [draft for draft in best if hopper_shapes.form_of(draft.geometry) in hopper_shapes.SHAPES]
     picked = {id(draft): draft for draft in (*best[:9], *common[:4])}.values()
-    suited = [_suited(problem, [each for each in drafts if _clustered(each) == _clustered(draft)]) for draft in picked]
+    alike = ([each for each in drafts if _clustered(each) == _clustered(draft)] for draft in picked)
+    suited = [hopper.suited(problem, each) for each in alike]
     return f"{op} b{b} {layout_name} N={n} middle", problem, _plans(problem, suited)
-
-
-def _suited(problem: Problem, drafts: Sequence[hopper.Draft]) -> hopper.Draft:
-    """Of the cheapest by the model, which are alike, the one that the planner would take."""
-    least = min(draft.cost.seconds for draft in drafts)
-    alike = [draft for draft in drafts if draft.cost.seconds <= least]
-    return max(alike, key=partial(hopper.suitable, few=hopper_shapes.few_rows(problem)))
 
 
 def _clustered(draft: hopper.Draft) -> tuple[object, ...]:
     return _tile(draft), draft.geometry.shape.cluster, draft.geometry.shape.across
-
-
-def _form(draft: hopper.Draft) -> hopper_shapes.Form:
-    shape = draft.geometry.shape
-    return hopper_shapes.Form(shape.row_groups, shape.columns, shape.m_tiles, shape.slots * draft.geometry.block)
 
 
 def _cheapest(given: Iterable[T], kind: Callable[[T], object]) -> list[T]:

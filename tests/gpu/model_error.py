@@ -1,11 +1,11 @@
-"""How far the cost model of Hopper's products is from what was timed, and what its choices cost. Needs no GPU.
+"""How far the cost models of Hopper's wide blocks are from what was timed, and what their choices cost. Needs no GPU.
 
     PYTHONPATH=. python3 tests/gpu/model_error.py [--fit]
 
-Plans of b = 32 and more that `results/` has times of, by the suites of bench_variants.py; a plan's time is the median over the
-files, and variants that are no more are left out. --fit then looks for better constants of bsgen/plan/hopper_cost.py, from those
-it has on, by least squares of the logarithms: those within 5 % of a case's best count most. Choose between its constants and
-others by what the choices cost, too: the error alone does not rank plans.
+Plans that `results/` has times of, by the suites of bench_variants.py: products, then wgrad. A product's time is the median over
+the files, and variants that are no more are left out. --fit then looks for better constants of bsgen/plan/hopper_cost.py, from
+those it has on, by least squares of the logarithms: those within 5 % of a case's best count most. Choose between its constants
+and others by what the choices cost, too: the error alone does not rank plans.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from bench_variants import SUITES, TARGET
 from scipy.optimize import least_squares
 
-from bsgen.plan import HopperPlan, hopper, hopper_cost
+from bsgen.plan import HopperPlan, HopperWGradPlan, hopper, hopper_cost, hopper_wgrad
 from bsgen.plan.blocks import output_blocks
 from bsgen.plan.hopper_cost import Counts, tile_counts
 from bsgen.plan.hopper_shapes import few_rows, rings_worth
@@ -31,6 +31,7 @@ from bsgen.problem import Problem
 
 FILES = ("lines", "forms", "rings", "four", "across", "direct", "six", "middle")
 RESULTS = [Path(__file__).parent / "results" / f"{name}_h200.json" for name in FILES]
+GRADIENTS = Path(__file__).parent / "results" / "wide_wgrad_h200.json"
 FITTED = (
     "AGAIN", "LEAST_STEP", "VISIT", "PAIR", "PAIRED_VISIT", "TALL_VISIT", "STEP", "WAITS", "PRODUCT", "PAIRED_PRODUCT",
     "DIRECT_READS", "LARGE_TILE", "COPY", "OUTPUT", "STORED", "ACTIVATION", "RESIDUAL",
@@ -138,12 +139,35 @@ def fit(rows: Sequence[Timed]) -> dict[str, float]:
     return take(found.x)
 
 
+def report_gradients() -> None:
+    """The same of wgrad."""
+    ratios, regrets = [], []
+    cases = json.loads(GRADIENTS.read_text())["cases"]
+    known = {case["case"]: {plan["plan"]: plan["seconds"] for plan in case["plans"]} for case in cases}
+    row = np.zeros(1, np.int32)
+    for make in SUITES["wide_wgrad"]:
+        name, problem, _ = make()
+        found = []
+        for draft in hopper_wgrad.drafts(problem, TARGET):
+            panels = np.zeros((len(draft.tiles), 1), np.int32)
+            tables = (row, panels, row, row, draft.cost)
+            plan = HopperWGradPlan(problem, TARGET, draft.geometry, draft.height, draft.splits, *tables)
+            if plan.summary in known[name]:
+                found.append((draft.cost.seconds, known[name].pop(plan.summary)))
+        ratios += [predicted / seconds for predicted, seconds in found]
+        regrets.append(min(found)[1] / min(seconds for _, seconds in found))
+        print(f"{name:42} {len(found):3} plans, choice {regrets[-1]:.3f} of the best")
+    print(f"{len(ratios)} plans of wgrad: root mean square error {np.sqrt(np.mean(np.log(ratios) ** 2)):.1%}")
+    print(f"choices take at most {max(regrets):.3f} times as long, {statistics.fmean(regrets):.3f} on average")
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fit", action="store_true", help="look for better constants")
     given, rows = parser.parse_args(), list(timed())
     report(rows)
+    report_gradients()
     if given.fit:
         for name, value in fit(rows).items():
             print(f"{name} = {value:.4g}")

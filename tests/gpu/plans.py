@@ -56,7 +56,7 @@ def spread(problem: Problem, target: Target, across: Sequence[int] = hopper.ACRO
 
 def _shape_of(draft: hopper.Draft) -> object:
     shape = draft.geometry.shape
-    form = hopper_shapes.Form(shape.row_groups, shape.columns, shape.m_tiles, shape.slots * draft.geometry.block)
+    form = hopper_shapes.form_of(draft.geometry)
     if form in hopper_shapes.FILLING_SHAPES and shape.rings == 1:
         return form, shape.thread_blocks
     return replace(shape, stages=0, stage_bytes=0)
