@@ -20,7 +20,7 @@ from bsgen.layout import Layout
 from bsgen.plan import Plan, choose, hopper, hopper_coarse_wgrad, hopper_narrow, hopper_narrow_wgrad
 from bsgen.plan.streamed import RUN_PARTS, Kept
 from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Precision, Problem, Target
-from bsgen.topology import banded
+from bsgen.topology import banded, block_diagonal
 
 FOLDER = Path("generated/samples")
 FEW, MANY = 512, 16384  # rows to plan for
@@ -77,6 +77,12 @@ def direct(problem: Problem, target: Target) -> Plan:
     layouts."""
     drafts = (draft for draft in hopper.drafts(problem, target) if draft.geometry.direct)
     return hopper.assemble(problem, target, next(draft for draft in drafts if draft.geometry.shape.paired))
+
+
+def joined(problem: Problem, target: Target) -> Plan:
+    """One product of all output blocks of a warpgroup, as the planner has it for larger layouts where they share all inputs."""
+    drafts = (draft for draft in hopper.drafts(problem, target) if draft.geometry.shape.joined)
+    return hopper.assemble(problem, target, min(drafts, key=lambda draft: draft.cost.seconds))
 
 
 def ringed(problem: Problem, target: Target) -> Plan:
@@ -157,6 +163,16 @@ SAMPLES = (
         batch=MANY,
         arch=HOPPER,
         planner=direct,
+    ),
+    Sample(
+        "hopper_fprop_b32_bfloat16_joined",
+        Op.FPROP,
+        lambda: block_diagonal(16, 32, 2),
+        32,
+        DType.BFLOAT16,
+        batch=MANY,
+        arch=HOPPER,
+        planner=joined,
     ),
     Sample(
         "hopper_fprop_b32_bfloat16_rings",

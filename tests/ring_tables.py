@@ -110,12 +110,14 @@ def _products(plan: HopperPlan, stage: int) -> Iterator[Visit]:
         assert first % 4 == 0
         assert first >= geo.shape.columns * 8, "products begin inside the heads"
         assert not any(counts[geo.shape.slots :]), "products of a slot that does not exist"
+        assert not (geo.shape.joined and any(counts[1:])), "joined products are the first slot's"
         slots = [slot for slot, count in enumerate(counts) for _ in range(count)]
         for slot, word in zip(slots, words[first // 4 :], strict=False):
             panel, piece = (word & 0xFFFF) % PRODUCT_PAIRED * 16, (word >> 16) * 16
             second = panel % 128 == 64
             assert word & PRODUCT_PAIRED or not second, "the second of no pair"
-            pieces = ((column * geo.shape.slots + slot, piece),)
+            own = range(slot, geo.shape.slots) if geo.shape.joined else (slot,)
+            pieces = tuple((column * geo.shape.slots + s, piece + i * geo.piece_bytes) for i, s in enumerate(own))
             yield Visit(column, panel - second * 64, bool(word & PRODUCT_PAIRED), second, pieces)
 
 

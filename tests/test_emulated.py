@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from emulator import COMPILER, run
 from problems import BIG, NARROW_KINDS, bernoulli, hub, sample, some_of
 from test_reference import TOLERANCE, expected, operands
 
-from bsgen import samples
+from bsgen import samples, topology
 from bsgen.layout import Layout
 from bsgen.plan import Plan, hopper, hopper_narrow, hopper_narrow_wgrad, hopper_wgrad
 from bsgen.problem import Activation, DType, Epilogue, Op, Precision, Problem
@@ -97,6 +98,43 @@ def test_products_of_panels_where_they_lie(op: Op) -> None:
         assert len(kinds) == (4 if axis else 2)
         for seed, draft in enumerate(sample(list(kinds.values()), 1 + axis)):
             check(hopper.assemble(problem, BIG, draft), 136, seed=seed)
+
+
+def joined(problem: Problem, kind: Callable[[hopper.Draft], object]) -> list[hopper.Draft]:
+    """A draft with joined products of each kind."""
+    kinds: dict[object, hopper.Draft] = {}
+    for draft in hopper.drafts(problem, BIG):
+        if draft.geometry.shape.joined:
+            kinds.setdefault(kind(draft), draft)
+    return list(kinds.values())
+
+
+@pytest.mark.parametrize("op", [Op.FPROP, Op.DGRAD], ids=str)
+def test_joined_products(op: Op) -> None:
+    """One of all output blocks of a warpgroup: forms of blocks of 32 and 64, in pairs and alone, with all that follows a product;
+    features first; TF32."""
+    finish = Epilogue(True, Activation.RELU, True) if op is Op.FPROP else Epilogue()
+    grouped = topology.block_diagonal(24, 36, 3) if op is Op.FPROP else topology.block_diagonal(36, 24, 3)
+
+    def form(draft: hopper.Draft) -> object:
+        return replace(draft.geometry.shape, cluster=1, stages=0, stage_bytes=0, store_bytes=0)
+
+    problem = Problem(op, grouped, 32, DType.BFLOAT16, epilogue=finish, batch=1000)
+    drafts = joined(problem, form)
+    assert len(drafts) > 10
+    assert {draft.geometry.product_slots for draft in drafts} == {2, 4, 6}
+    below = [draft for draft in drafts if draft.geometry.shape.row_groups > 1 and draft.geometry.shape.paired]
+    for seed, draft in enumerate([*sample(drafts, 2), below[0]]):
+        check(hopper.assemble(problem, BIG, draft), 136, seed=seed)
+    for axis, block, dtype in ((0, 32, DType.BFLOAT16), (1, 64, DType.FLOAT16)):
+        problem = Problem(
+            op, Layout(np.ones((4, 6) if op is Op.FPROP else (6, 4), bool)), block, dtype, batch=1000, axis=axis
+        )
+        drafts = joined(problem, form)
+        check(hopper.assemble(problem, BIG, sample(drafts, 1)[0]), 136)
+    if op is Op.DGRAD:
+        problem = Problem(op, grouped, 32, DType.FLOAT32, batch=1000)
+        check(hopper.assemble(problem, BIG, sample(joined(problem, form), 1)[0]), 70)
 
 
 def test_a_residual_in_two_stages() -> None:

@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from problems import (
     BIG,
@@ -33,6 +33,7 @@ from bsgen import topology
 from bsgen.layout import Layout
 from bsgen.outline import Grid, Outline, TensorMap
 from bsgen.plan import HopperPlan, candidates, choose, hopper, outline
+from bsgen.plan.blocks import output_blocks
 from bsgen.plan.cost import DEPENDENT_LAUNCH_SECONDS
 from bsgen.plan.hopper_cost import hopper_cost, tile_counts
 from bsgen.problem import BLOCK_SIZES, TARGETS, Activation, DType, Epilogue, Op, Precision, Problem, Target
@@ -119,6 +120,58 @@ def test_tiles_leave_no_sm_without_work(size: int, n: int) -> None:
     common = size // 256 * -(-n // 128)
     assert common < 0.75 * target.sms
     assert thread_blocks / (-(-thread_blocks // target.sms) * target.sms) > 0.8
+
+
+@given(small_layouts(), st.sampled_from([1, 2, 3, 4]), st.sampled_from([Op.FPROP, Op.DGRAD]))
+def test_output_blocks_that_are_alike(layout: Layout, repeated: int, op: Op) -> None:
+    """As many as any run of so many from the first on have the same inputs, and no number that is more."""
+    mask = np.repeat(layout.mask, repeated, axis=1)
+    problem = Problem(op, Layout(mask if op is Op.FPROP else mask.T), 32, DType.BFLOAT16)
+
+    def are(count: int) -> bool:
+        outputs = mask.shape[1]
+        runs = [mask[:, at : at + count] for at in range(0, outputs, count)]
+        return outputs % count == 0 and all((run == run[:, :1]).all() for run in runs)
+
+    assert output_blocks(problem).alike == max(count for count in range(1, mask.shape[1] + 1) if are(count))
+
+
+@thorough
+@given(
+    st.data(),
+    st.sampled_from([Op.FPROP, Op.DGRAD]),
+    st.sampled_from([32, 64]),
+    small_layouts(6),
+    st.sampled_from([2, 4, 12]),
+)
+def test_tables_of_joined_products(data: st.DataObject, op: Op, block: int, layout: Layout, repeated: int) -> None:
+    """Where output blocks have the same inputs, one product is of all that a warpgroup has."""
+    mask = np.repeat(layout.mask, repeated, axis=1)
+    assume(mask.any())
+    problem = Problem(op, Layout(mask if op is Op.FPROP else mask.T), block, DType.BFLOAT16, batch=20000)
+    drafts = [draft for draft in hopper.drafts(problem, BIG) if draft.geometry.shape.joined]
+    assert drafts
+    for place in data.draw(
+        st.lists(st.integers(0, len(drafts) - 1), min_size=1, max_size=3, unique=True), "candidates"
+    ):
+        check(hopper.assemble(problem, BIG, drafts[place]))
+
+
+def test_products_are_joined_where_that_is_faster() -> None:
+    """Dense and block-diagonal layouts with many rows; not those whose output blocks have inputs of their own, nor blocks of 128,
+    whose products are as wide."""
+    target = TARGETS["sm_90a"]
+    for block, joined in ((32, True), (64, True), (128, False)):
+        for layout in (
+            topology.random(4096 // block, 4096 // block, density=1.0),
+            topology.block_diagonal(4096 // block, 4096 // block, 4),
+        ):
+            plan = cheapest(hopper, Problem(Op.FPROP, layout, block, DType.BFLOAT16, batch=16384), target)
+            assert isinstance(plan, HopperPlan)
+            assert plan.geometry.shape.joined == joined
+            assert ("joined" in plan.summary) == joined
+    drafts = hopper.drafts(Problem(Op.FPROP, bernoulli(8, 8, 0.5), 32, DType.BFLOAT16, batch=16384), target)
+    assert not any(draft.geometry.shape.joined for draft in drafts)
 
 
 def test_rings_suit_their_tiles() -> None:

@@ -20,6 +20,7 @@ from bsgen.problem import BLOCK_SIZES, TARGETS, Activation, DType, Epilogue, Op,
 
 SMALL, LARGE = bernoulli(6, 5, 0.4), bernoulli(64, 64, 0.1)
 SKEWED = hub(400, 6)
+FULL = Layout(np.ones((48, 48), bool))
 MATRIX = [(op, block, kind) for op in Op for block in BLOCK_SIZES for kind in ARITHMETIC]
 # One of every op, block size and arithmetic for each architecture, another selection for each.
 DIAGONALS = [
@@ -168,6 +169,24 @@ def test_epilogues_beside_most_sums(epilogue: Epilogue, axis: int) -> None:
     assert set(kinds) == {kind for kind in {(2, False), (2, True), *three} if axis or not kind[1]}
     for draft in kinds.values():
         compiled_plan(hopper.assemble(problem, BIG, draft))
+
+
+@pytest.mark.parametrize("axis", [1, 0])
+@pytest.mark.parametrize(("op", "block", "dtype"), HOPPER_KINDS, ids=named)
+def test_joined_products(op: Op, block: int, dtype: DType, axis: int) -> None:
+    """Of dense layouts, every form, with nothing and with all that follows: no spill, and asynchronous to the stage's end."""
+    for epilogue in (Epilogue(), Epilogue(True, Activation.GELU, True)) if op is Op.FPROP else (Epilogue(),):
+        if dtype is DType.FLOAT32 and not axis:
+            continue
+        problem = Problem(op, FULL, block, dtype, epilogue=epilogue, batch=16384, axis=axis)
+        drafts: dict[WarpgroupShape, hopper.Draft] = {}
+        for draft in hopper.drafts(problem, BIG):
+            if draft.geometry.shape.joined:
+                drafts.setdefault(replace(draft.geometry.shape, stages=0, stage_bytes=0), draft)
+        turned = dtype is DType.FLOAT32 and op is Op.FPROP
+        assert bool(drafts) == (block < 128 and not turned)
+        for draft in some_of(list(drafts.values()), 9 if dtype is DType.FLOAT16 else 4):
+            compiled_plan(hopper.assemble(problem, BIG, draft))
 
 
 # What loads and what multiplies, as nvdisasm spells it.

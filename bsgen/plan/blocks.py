@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -59,6 +60,13 @@ class OutputBlocks:
     def idle(self) -> float:
         """The share of input blocks that no output block uses."""
         return (self.inputs_total - len(np.unique(self.inputs))) / self.inputs_total
+
+    @cached_property
+    def alike(self) -> int:
+        """The most output blocks of which any so many neighbours, counted off from the first, have the same inputs."""
+        runs = np.split(self.inputs, self.starts[1:-1])
+        changes = [at for at in range(1, self.outputs) if not np.array_equal(runs[at - 1], runs[at])]
+        return math.gcd(self.outputs, *changes)
 
     def part(self, output: int, target: int, begin: int, end: int) -> Part:
         """The inputs `begin` ... `end - 1` of an output block as one part."""

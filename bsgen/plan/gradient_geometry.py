@@ -35,6 +35,11 @@ class GradientGeometry(SharedRegisters):
         return min(self.block, LINE_BYTES // self.itemsize)
 
     @property
+    def multiply_columns(self) -> int:
+        """Columns of a multiply step: a block's outputs."""
+        return self.block
+
+    @property
     def parts(self) -> int:
         """Panels side by side that hold a block's features."""
         return self.block // self.depth

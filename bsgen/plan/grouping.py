@@ -69,6 +69,13 @@ def similar(view: OutputBlocks, tile_slots: int, width: int = 1, coupled: int = 
     yield "similar" if width == 1 else "similar wide", _in_tiles(ordered, tile_slots), ()
 
 
+def joinable(tiles: Tiles, slots: int) -> bool:
+    """Whether all of each `slots` output blocks, which a warpgroup has, use the same inputs."""
+    inputs = [[() if part is None else part.inputs for part in tile] for tile in tiles]
+    runs = (own[at : at + slots] for own in inputs for at in range(0, len(own), slots))
+    return all(np.array_equal(run[0], each) for run in runs for each in run[1:])
+
+
 def neighbours(view: OutputBlocks, columns: int, slots: int) -> Iterator[Grouping]:
     """Ways that leave each two neighbouring output blocks in neighbouring slots: contiguous; for skewed layouts balanced."""
     parts, _ = split(view, max(1, int(view.work.max())))

@@ -12,7 +12,7 @@ import numpy as np
 from bsgen.outline import Grid, Launch, TensorMap
 from bsgen.plan.blocks import IntArray, OutputBlocks, Part, Reduction, output_blocks
 from bsgen.plan.cost import Cost
-from bsgen.plan.grouping import Grouping, Tiles, groupings, neighbours, similar
+from bsgen.plan.grouping import Grouping, Tiles, groupings, joinable, neighbours, similar
 from bsgen.plan.hopper_cost import Counts, hopper_cost, tile_counts
 from bsgen.plan.hopper_shapes import ACROSS, BARRIER_BYTES, MORE_STAGES, few_rows, rings_worth, shapes, stores_fit
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
@@ -131,7 +131,8 @@ class HopperPlan(ProductPlan):
     def record_words(self) -> str:
         """What a row of `records` holds, for readers of the kernel."""
         if self.geometry.direct:
-            return "byte of the first product, counts of each slot << 8 * slot, for each column of warpgroups; products"
+            count = "their number" if self.geometry.shape.joined else "counts of each slot << 8 * slot"
+            return f"byte of the first product, {count}, for each column of warpgroups; products"
         return "byte of the first visit | visits << 16 for each column of warpgroups; visits"
 
     @property
@@ -195,7 +196,7 @@ class HopperPlan(ProductPlan):
             f"wgmma_{geo.math.ptx}{' turned' * geo.turned}, tile {shape.rows} x {shape.tile_slots * geo.block}, "
             f"{shape.row_groups} x {shape.columns} warpgroups of {64 * shape.m_tiles} x {shape.slots * geo.block}, "
             f"{f'clusters of {shape.cluster}, ' * (shape.cluster > 1)}{f'{shape.across} across, ' * (shape.across > 1)}"
-            f"{'paired, ' * shape.paired}{'coupled, ' * geo.coupled}"
+            f"{'joined, ' * shape.joined}{'paired, ' * shape.paired}{'coupled, ' * geo.coupled}"
             f"{f'{shape.rings} rings of ' * (shape.rings > 1)}{shape.stages} stages of {shape.stage_bytes // 1024} KiB, "
             f"{self.grouping} groups"
             f"{f' in bands of {self.band}' * (self.band > 1)}{self.streamed.text if self.streamed else ''}"
@@ -234,7 +235,7 @@ def drafts(
     view = output_blocks(problem)
     ways: dict[tuple[int, ...], list[Grouping]] = {}
     counted: dict[tuple[int, ...], Counts] = {}
-    for shape in shapes(problem, target, across, rings or rings_worth(problem, view.idle)):
+    for shape in shapes(problem, target, across, rings or rings_worth(problem, view.idle), view.alike):
         geo = warpgroup_geometry(problem, shape)
         for width in (1, 2)[: 1 + shape.paired]:
             key = shape.columns, shape.slots, geo.store_slots, width
@@ -242,6 +243,8 @@ def drafts(
                 ways[key] = list(_groupings(view, geo, target, width))
             for index, (grouping, parts, reductions) in enumerate(ways[key]):
                 if not stores_fit(problem, geo, bool(reductions)):
+                    continue
+                if shape.joined and not joinable(parts, shape.slots):
                     continue
                 tiles, count = _filled_up(parts, shape), (*key, shape.paired, shape.across, index)
                 if count not in counted:

@@ -153,7 +153,8 @@ def _demands(geo: WarpgroupGeometry, counts: Counts, residual: int) -> tuple[Flo
     l2_bytes = counts.fetched * geo.panel_bytes + pieces * geo.piece_bytes / shape.cluster + beside
     copies = counts.copies * geo.panel_bytes / geo.panel_line_bytes + residual * geo.residual_rows
     lines = copies + pieces * geo.piece_boxes * geo.box_rows / shape.cluster
-    units = counts.visits * geo.halves if geo.turned else counts.pieces  # what takes its own multiply steps
+    # What takes its own multiply steps.
+    units = counts.visits * geo.halves if geo.turned else counts.pieces / geo.product_slots
     reads = (counts.visits if geo.in_registers else units).sum(axis=1)  # of a panel by a row of warpgroups
     reads = reads * (DIRECT_READS if geo.direct and geo.block <= NARROW else 1.0)
     heights = shape.row_groups * (1 + (geo.step_products - 1) * AGAIN)

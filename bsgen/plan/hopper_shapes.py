@@ -91,8 +91,11 @@ RINGED_SHAPES = (Form(1, 2, 2, 64),)
 RINGED_CLUSTERS = {64: 2, 128: 1}
 
 
-def shapes(problem: Problem, target: Target, across: Sequence[int], rings: Sequence[int]) -> Iterator[WarpgroupShape]:
-    """Every shape whose accumulators fit the registers, alone and in clusters, with every ring."""
+def shapes(
+    problem: Problem, target: Target, across: Sequence[int], rings: Sequence[int], alike: int = 1
+) -> Iterator[WarpgroupShape]:
+    """Every shape whose accumulators fit the registers, alone and in clusters, with every ring; of `alike` output blocks, which
+    have the same inputs, products may be joined."""
     for (row_groups, columns, m_tiles, width), ringed in _forms(problem, target, rings):
         slots = width // problem.block_size
         tall, turned = row_groups * m_tiles > 1, is_turned(problem.op, math_of(problem))
@@ -103,11 +106,18 @@ def shapes(problem: Problem, target: Target, across: Sequence[int], rings: Seque
             continue
         few, more = _few(problem, row_groups * m_tiles), few_rows(problem) and not tall
         clusters = _clusters(problem, across) if ringed == 1 else [(RINGED_CLUSTERS[_row_bytes(problem)], 1)]
-        ways = product(clusters, _paired(problem), _stored(problem, slots), STAGES[ringed] + MORE_STAGES * more)
-        for (cluster, beside), paired, stored, stages in ways:
+        joint = tall and not turned and ringed == 1 and slots > 1 and alike % slots == 0
+        ways = product(
+            clusters,
+            _paired(problem),
+            _stored(problem, slots),
+            STAGES[ringed] + MORE_STAGES * more,
+            (False, True)[: 1 + joint],
+        )
+        for (cluster, beside), paired, stored, stages, joined in ways:
             form = WarpgroupShape(
                 row_groups, columns, m_tiles, slots, cluster, few, paired, stored, beside, ringed, stages,
-                crowded=m_tiles * width > MOST_UNCROWDED,
+                crowded=m_tiles * width > MOST_UNCROWDED, joined=joined,
             )  # fmt: skip
             if (beside > 1 and form.rows >= WHOLE_LINE_ROWS) or (paired and max(beside, ringed) > 1):
                 continue
@@ -115,7 +125,7 @@ def shapes(problem: Problem, target: Target, across: Sequence[int], rings: Seque
             geo = warpgroup_geometry(problem, shape)
             if (paired or geo.coupled) and form.rows < WHOLE_LINE_ROWS:
                 continue
-            if geo.direct and slots > MOST_COUNTED:
+            if geo.direct and not joined and slots > MOST_COUNTED:
                 continue
             residual = residual_panels(problem, geo)
             fits = residual <= MAXIMUM_LOADS and residual * geo.residual_bytes <= shape.stage_bytes
@@ -186,7 +196,9 @@ def _clusters(problem: Problem, across: Sequence[int]) -> Iterator[tuple[int, in
 
 def _least_pieces(shape: WarpgroupShape) -> int:
     """Pieces that a stage must have room for beside a panel: all that multiply it where thread blocks share it, else it may be
-    loaded again."""
+    loaded again; those of a product where they are joined."""
+    if shape.joined:
+        return shape.slots
     return shape.tile_slots if shape.across > 1 else min(2, shape.tile_slots)
 
 

@@ -108,6 +108,7 @@ def encode_records(stages: Sequence[RingStage], geo: WarpgroupGeometry) -> IntAr
 
     Products: for each column the byte of its first, and how many each of its slots has, COUNT_BITS each; then the products of
     slot after slot, a word each: the place of a panel in 16 bytes, with PRODUCT_PAIRED for one of a pair; that of a piece << 16.
+    Joined ones are the first slot's: their pieces begin at this one.
     """
     encode = _encode_products if geo.direct else _encode_visits
     table = np.zeros((len(stages), record_bytes(geo) // 4), np.int64)
@@ -139,9 +140,9 @@ def _encode_products(row: np.ndarray, stage: RingStage, geo: WarpgroupGeometry) 
     for position, pieces in enumerate(stage.pieces):
         place = stage.place_word(position, geo)
         panel = place >> 4 | (place & PAIRED) * PRODUCT_PAIRED
-        for slot, _, _ in pieces:
+        for slot, _, _ in pieces[:: geo.product_slots]:
             products[slot].append(panel | _piece_place(stage, piece, geo) << 16)
-            piece += 1
+            piece += geo.product_slots
     for column in range(geo.shape.columns):
         own = products[column * slots : (column + 1) * slots]
         row[2 * column : 2 * column + 2] = word * 4, sum(len(each) << COUNT_BITS * i for i, each in enumerate(own))

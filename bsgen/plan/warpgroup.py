@@ -37,6 +37,7 @@ class WarpgroupShape(SharedRegisters):
     A thread block may have several `rings`, each with warpgroups and stages (all these numbers are of one ring) and tiles of its
     own: while those of one store results, those of the other multiply.
     Where it is `crowded`, two warpgroups hold so many sums that they need all registers that there are.
+    Where all output blocks of each warpgroup have the same inputs, products may be `joined`: one multiplies a panel by all of them.
     """
 
     row_groups: int
@@ -52,6 +53,7 @@ class WarpgroupShape(SharedRegisters):
     stages: int = 0
     stage_bytes: int = 0
     crowded: bool = False
+    joined: bool = False
 
     @property
     def groups(self) -> int:
@@ -285,20 +287,25 @@ class WarpgroupGeometry:
     def in_registers(self) -> bool:
         """Whether activations pass through registers: where blocks are narrow, so that shared memory is read once for all slots of
         a warpgroup, if sums leave registers for them."""
-        if self.turned:
+        if self.turned or self.shape.joined:
             return False
         left = self.shape.consumer_registers - self.accumulators - OTHER_REGISTERS
         return self.block <= NARROW and 4 * self.steps * self.shape.m_tiles <= left
 
     @cached_property
     def direct(self) -> bool:
-        """Whether both operands of wgmma are where TMA wrote them, for product after product of each slot."""
+        """Whether both operands of wgmma are where TMA wrote them, for product after product of each slot, or of all joined."""
         return not self.turned and not self.in_registers
 
     @cached_property
     def turned(self) -> bool:
         """Whether products are turned."""
         return is_turned(self.op, self.math)
+
+    @cached_property
+    def product_slots(self) -> int:
+        """Slots that one product is of."""
+        return self.shape.slots if self.shape.joined else 1
 
     @cached_property
     def step_products(self) -> int:
@@ -318,7 +325,7 @@ class WarpgroupGeometry:
     @cached_property
     def multiply_columns(self) -> int:
         """Columns of a multiply step: outputs, or where products are turned rows."""
-        return WARPGROUP_ROWS * self.shape.m_tiles if self.turned else self.block
+        return WARPGROUP_ROWS * self.shape.m_tiles if self.turned else self.product_slots * self.block
 
     @cached_property
     def double_buffered(self) -> bool:

@@ -1,0 +1,470 @@
+// y = x @ W for one block-sparse W [512, 1024], bfloat16.
+// Layout 2bde26abecb4ebbb: 256 of 512 blocks of 32 x 32 (50.00 %).
+// Plan: hopper, wgmma_bf16, tile 128 x 256, 1 x 2 warpgroups of 128 x 128, joined, paired, coupled, 3 stages of 72 KiB, contiguous groups.
+//
+// Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
+// of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
+// blocks; it multiplies its rows of a panel by the pieces of all at once.
+
+using u32 = unsigned int;
+
+constexpr int kFeaturesOut = 1024;  // of a row of y
+constexpr int kBlock = 32, kSteps = 2;  // a block's side; multiply steps along the inputs of a panel
+constexpr int kRowGroups = 1, kColumns = 2;  // warpgroups down and across
+constexpr int kMTiles = 2, kSlots = 4;  // 64-row tiles and output blocks of each
+constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
+constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
+constexpr int kTiles = 4, kNoOutput = -2147483647;
+constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 160;  // a stage ends with its record
+constexpr int kRecord = kStageBytes - kRecordBytes;
+constexpr int kPanelBytes = 8192, kBoxBytes = 2048;
+constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
+constexpr u32 kPanelHigh = 2147483680u;
+constexpr u32 kPairHigh = 1073741888u, kPaired = 32768;  // of a panel that shares lines of 128 bytes with another, and the bit of a product that says so
+constexpr u32 kPlace = 32767;  // bits of a product that say where its panel is
+constexpr int kTileStep = 256;  // from a 64-row tile to the next in a panel, in 16 bytes
+constexpr int kStepBytes = 32;
+constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
+constexpr int kStoredSlots = 2;  // output blocks that are stored together
+constexpr int kStored = 8;  // chunks of 16 bytes of a row that are stored together
+constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
+constexpr int kLoads = 18;  // words of a stage in kLoadTable
+// The address of shared memory as PTX instructions take it.
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
+
+// Has a value read from memory here, not where it is needed.
+template <class T>
+__device__ __forceinline__ void read_here(T& value) {
+    asm volatile("" : "+r"(value));
+}
+
+// One word, and two words, of shared memory.
+__device__ __forceinline__ u32 load_shared(u32 address) {
+    u32 word;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+    return word;
+}
+
+__device__ __forceinline__ uint2 load_shared_pair(u32 address) {
+    uint2 words;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(words.x), "=r"(words.y) : "r"(address) : "memory");
+    return words;
+}
+
+// Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
+template <int Chunks>
+__device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
+    constexpr u32 kSpread = Chunks < 8 ? Chunks : 8;
+    return (row * Chunks + (chunk ^ (row / (8 / kSpread) % kSpread))) * 16;
+}
+
+// Four 8 x 8 matrices of 16-bit elements into shared memory (PTX: stmatrix, sm_90); lane l gives row l % 8 of matrix l / 8.
+__device__ __forceinline__ void stmatrix_x4(u32 address, const u32 (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]),
+                 "r"(r[3]) : "memory");
+}
+
+// 16 bytes of shared memory.
+__device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+    return v;
+}
+
+// 16 bytes to device memory.
+__device__ __forceinline__ void store_global_chunk(void* global, uint4 v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
+// Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
+__device__ __forceinline__ void barrier_init(u32 barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+// Make initialised barriers visible to the copy engine.
+__device__ __forceinline__ void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+__device__ __forceinline__ void barrier_arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrive, and have the phase wait for `bytes` of copies as well.
+__device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// Wait until the phase of this parity is complete.
+__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
+    asm volatile(
+        "{ .reg .pred done;\n"
+        "again_%=: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again_%=; }" ::"r"(barrier), "r"(parity) : "memory");
+}
+
+// Copies by the tensor memory accelerator (PTX: cp.async.bulk, sm_90); `barrier` counts their bytes.
+struct alignas(64) TensorMap {
+    unsigned long long words[16];
+};
+
+__device__ __forceinline__ void tma_prefetch(const TensorMap& map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+// The box of a matrix that starts at (column, row), global -> shared; what lies outside the matrix becomes zeros.
+__device__ __forceinline__ void tma_load(u32 shared, const TensorMap& map, int column, int row, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(shared),
+        "l"(&map), "r"(column), "r"(row), "r"(barrier) : "memory");
+}
+
+// Consecutive bytes, a multiple of 16, global -> shared.
+__device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
+                 "l"(global), "r"(bytes), "r"(barrier) : "memory");
+}
+
+// The warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
+template <int Threads = 128>
+__device__ __forceinline__ void producers_sync() {
+    asm volatile("bar.sync 1, %0;" ::"n"(Threads) : "memory");
+}
+
+// Programmatic dependent launch (PTX: griddepcontrol). The kernel ahead in the stream may still run, until which has ended nothing may be
+// read or written that is not this kernel's own; and the one behind may be set up from here on.
+__device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
+// The multiply step of a warpgroup, 64 rows x 128 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
+// the first, commit after the last, wait before its registers or shared memory change.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Wait until at most `Pending` of the newest groups are still at work.
+template <int Pending>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+}
+
+// The address in the low word of a matrix descriptor, in 16 bytes; that of shared memory has the rank in its cluster in the bits above.
+__device__ __forceinline__ u32 matrix_address(u32 shared) {
+    return (shared & 0x3ffff) / 16;
+}
+
+// sums += A * B; A [64, 16] and B [16, 128] where the low words of their descriptors say.
+__device__ __forceinline__ void wgmma(float (&sums)[64], u32 a, u32 a_high, u32 b) {
+    asm volatile(
+        "{ .reg .b64 b; mov.b64 b, {%65, %66};\n"
+        ".reg .b64 a; mov.b64 a, {%64, %67};\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+        "}, a, b, 1, 1, 1, 0, 1; }"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
+          "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15]),
+          "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]), "+f"(sums[22]), "+f"(sums[23]),
+          "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31]),
+          "+f"(sums[32]), "+f"(sums[33]), "+f"(sums[34]), "+f"(sums[35]), "+f"(sums[36]), "+f"(sums[37]), "+f"(sums[38]), "+f"(sums[39]),
+          "+f"(sums[40]), "+f"(sums[41]), "+f"(sums[42]), "+f"(sums[43]), "+f"(sums[44]), "+f"(sums[45]), "+f"(sums[46]), "+f"(sums[47]),
+          "+f"(sums[48]), "+f"(sums[49]), "+f"(sums[50]), "+f"(sums[51]), "+f"(sums[52]), "+f"(sums[53]), "+f"(sums[54]), "+f"(sums[55]),
+          "+f"(sums[56]), "+f"(sums[57]), "+f"(sums[58]), "+f"(sums[59]), "+f"(sums[60]), "+f"(sums[61]), "+f"(sums[62]), "+f"(sums[63])
+        : "r"(a), "r"(b), "n"(kWeightsHigh), "r"(a_high));
+}
+
+// Elements are bfloat16, kept as bits.
+using Element = unsigned short;
+
+__device__ __forceinline__ u32 pack(float low, float high) {
+    u32 bits;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+
+__device__ __forceinline__ float2 unpack(u32 bits) {
+    return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
+}
+
+__device__ __forceinline__ float2 load_pair(const Element* p) { return unpack(*reinterpret_cast<const u32*>(p)); }
+__device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_cast<u32*>(p) = pack(v.x, v.y); }
+// Two neighbouring sums of a row -> two outputs.
+__device__ __forceinline__ float2 finish(float2 v) {
+    return v;
+}
+
+constexpr int kTileStages = 4;  // of each tile
+__device__ const int __align__(16) kTargets[] = {
+    0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,
+    16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31,
+};  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
+__device__ const int __align__(16) kLoadTable[] = {
+    69633,0,0,32,64,96,128,160,192,224,512,544,576,608,640,672,
+    704,736,69633,64,1024,1056,1088,1120,1152,1184,1216,1248,1536,1568,1600,1632,
+    1664,1696,1728,1760,69633,128,2048,2080,2112,2144,2176,2208,2240,2272,2560,2592,
+    2624,2656,2688,2720,2752,2784,69633,192,3072,3104,3136,3168,3200,3232,3264,3296,
+    3584,3616,3648,3680,3712,3744,3776,3808,69633,0,256,288,320,352,384,416,
+    448,480,768,800,832,864,896,928,960,992,69633,64,1280,1312,1344,1376,
+    1408,1440,1472,1504,1792,1824,1856,1888,1920,1952,1984,2016,69633,128,2304,2336,
+    2368,2400,2432,2464,2496,2528,2816,2848,2880,2912,2944,2976,3008,3040,69633,192,
+    3328,3360,3392,3424,3456,3488,3520,3552,3840,3872,3904,3936,3968,4000,4032,4064,
+    69633,256,4096,4128,4160,4192,4224,4256,4288,4320,4608,4640,4672,4704,4736,4768,
+    4800,4832,69633,320,5120,5152,5184,5216,5248,5280,5312,5344,5632,5664,5696,5728,
+    5760,5792,5824,5856,69633,384,6144,6176,6208,6240,6272,6304,6336,6368,6656,6688,
+    6720,6752,6784,6816,6848,6880,69633,448,7168,7200,7232,7264,7296,7328,7360,7392,
+    7680,7712,7744,7776,7808,7840,7872,7904,69633,256,4352,4384,4416,4448,4480,4512,
+    4544,4576,4864,4896,4928,4960,4992,5024,5056,5088,69633,320,5376,5408,5440,5472,
+    5504,5536,5568,5600,5888,5920,5952,5984,6016,6048,6080,6112,69633,384,6400,6432,
+    6464,6496,6528,6560,6592,6624,6912,6944,6976,7008,7040,7072,7104,7136,69633,448,
+    7424,7456,7488,7520,7552,7584,7616,7648,7936,7968,8000,8032,8064,8096,8128,8160,
+};  // [stages, kLoads]: copies of panels | boxes << 8 | those of the copies that bring two panels << 16, first feature of each, each box's place in W
+__device__ const int __align__(16) kRecords[] = {
+    16,2,24,2,67141632,134250500,100696064,167804932,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,2,24,2,67141632,134250500,100696064,167804932,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,2,24,2,67141632,134250500,100696064,167804932,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,2,24,2,67141632,134250500,100696064,167804932,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,2,24,2,67141632,134250500,100696064,167804932,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,2,24,2,67141632,134250500,100696064,167804932,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,2,24,2,67141632,134250500,100696064,167804932,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,2,24,2,67141632,134250500,100696064,167804932,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,2,24,2,67141632,134250500,100696064,167804932,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,2,24,2,67141632,134250500,100696064,167804932,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,2,24,2,67141632,134250500,100696064,167804932,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,2,24,2,67141632,134250500,100696064,167804932,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,2,24,2,67141632,134250500,100696064,167804932,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,2,24,2,67141632,134250500,100696064,167804932,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,2,24,2,67141632,134250500,100696064,167804932,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,2,24,2,67141632,134250500,100696064,167804932,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+};  // [stages, kRecordBytes / 4]: byte of the first product, their number, for each column of warpgroups; products
+
+// The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
+struct Tiles {
+    int rows, count;
+
+    __device__ __forceinline__ explicit Tiles(int n) : rows((n + kTileRows - 1) / kTileRows), count(rows * kTiles) {}
+    __device__ __forceinline__ int group(int tile) const { return tile % kTiles; }
+    __device__ __forceinline__ int row(int tile) const { return tile / kTiles; }
+};
+
+// The stages of a ring's tiles, one after the other; the bounds of the next tile are read ahead.
+struct Walk {
+    const Tiles& tiles;
+    int tile, stride, stage, last, next_stage, next_last;
+
+    __device__ __forceinline__ Walk(const Tiles& tiles, int first, int stride) : tiles(tiles), tile(first - stride), stride(stride) {
+        stage = last = 0;
+        look_ahead();
+        skip();
+    }
+    __device__ __forceinline__ bool more() const { return tile < tiles.count; }
+    __device__ __forceinline__ void look_ahead() {
+        const int group = tiles.group(min(tile + stride, tiles.count - 1));
+        next_stage = group * kTileStages, next_last = next_stage + kTileStages;
+    }
+    __device__ __forceinline__ void skip() {
+        while (stage == last && more()) {
+            tile += stride, stage = next_stage, last = next_last;
+            look_ahead();
+        }
+    }
+    __device__ __forceinline__ void advance() { ++stage, skip(); }
+};
+
+// Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& activation_pairs, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride) {
+    const int lane = threadIdx.x % 32;
+    const bool mine = lane % 4 == threadIdx.x / 32 % 4;
+    const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
+    Walk walk(tiles, first_tile, stride);
+    int slot = 0, ahead = fetch(walk);
+    u32 parity = 1;
+    wait_for_kernel_ahead();
+    while (walk.more()) {
+        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows;
+        walk.advance();
+        ahead = fetch(walk);  // arrives while the copies of this stage are issued
+        const int head = __shfl_sync(~0u, load, 0), copies = head & 255, boxes = head >> 8 & 255, pairs = head >> 16, panels = copies + pairs;
+        const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
+        barrier_wait(empty + slot * 8, parity);
+        producers_sync();
+        if (lane == 0 && mine) {
+            barrier_expect(barrier, panels * kPanelBytes + boxes * kBoxBytes + kRecordBytes);
+            bulk_load(stage + kRecord, kRecords + s * (kRecordBytes / 4), kRecordBytes, barrier);
+        }
+        if (mine && lane > 0 && lane <= pairs)
+            tma_load(stage + (lane - 1) * (2 * kPanelBytes), activation_pairs, load, row0, barrier);
+        else if (mine && lane > pairs && lane <= copies)
+            tma_load(stage + (lane - 1 + pairs) * kPanelBytes, activations, load, row0, barrier);
+        else if (mine && lane > copies && lane <= copies + boxes)
+            tma_load(stage + panels * kPanelBytes + (lane - copies - 1) * kBoxBytes, weights, 0, load, barrier);
+        if (++slot == kStages) slot = 0, parity ^= 1;
+    }
+}
+
+// A value that all threads of a warp read alike: keeps what depends on it in uniform registers.
+__device__ __forceinline__ u32 uniform(u32 value) {
+    return __shfl_sync(~0u, value, 0);
+}
+
+using Sums = float[kMTiles][kSlots][kBlock / 2];
+
+// Multiply the warpgroup's rows of a panel by the pieces of its slots, which lie one after the other; the low words of their matrix descriptors. A panel that is `paired` lies in lines of 128 bytes with another. One group of steps.
+__device__ __forceinline__ void multiply(Sums& sums, u32 panel, u32 piece, bool paired) {
+    const u32 high = paired ? kPairHigh : kPanelHigh, tile = paired ? 2 * kTileStep : kTileStep;
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k)
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m) wgmma(reinterpret_cast<float(&)[kSlots * kBlock / 2]>(sums[m]), panel + k * (kStepBytes / 16) + m * tile, high, piece + k * kWeightsStep);
+    wgmma_commit();
+}
+
+// All products of a stage. The head of a column is two words: byte of its first
+// product; how many there are. A product is a word: where its panel is, in 16 bytes, with kPaired for one of a pair; and its first piece << 16.
+// Past the last product lie two that are safe to read.
+__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 panels, u32 pieces, int column) {
+    const bool reads = threadIdx.x % 32 == 0;  // the lane that gives the stage back
+    uint2 head = {};
+    if (reads) head = load_shared_pair(record + column * 8);
+    const u32 counts = uniform(head.y);
+    u32 at = record + uniform(head.x), ahead = 0;
+    if (reads) ahead = load_shared(at);
+    u32 next = uniform(ahead);
+    at += 4;
+    if (reads) ahead = load_shared(at);
+#pragma unroll 1
+    for (u32 count = counts; count; --count) {
+        const u32 product = next;
+        next = uniform(ahead);
+        at += 4;
+        if (reads) ahead = load_shared(at);
+        multiply(sums, panels + (product & kPlace), pieces + (product >> 16), product & kPaired);
+    }
+    wgmma_wait<0>();
+}
+
+// Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
+__device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int (&targets)[kSlots], int row0, int n,
+                                      Element* __restrict__ y, u32 scratch) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int s = 0; s < kSlots; s += kStoredSlots) {
+        const int target = targets[s];  // and the one behind it
+        if (target == kNoOutput) continue;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+            for (int j = 0; j < kStoredSlots * kBlock / 8; j += kStored) {
+#pragma unroll
+                for (int part = 0; part < kStored; part += 4) {
+                    u32 words[4];
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        const int step = j + part + i;  // of 8 columns
+                        const float* two = sums[s + step / (kBlock / 8)] + step % (kBlock / 8) * 4 + half * 2;
+                        const float2 v = finish(make_float2(two[0], two[1]));
+                        words[i] = pack(v.x, v.y);
+                    }
+                    stmatrix_x4(scratch + swizzled<kStored>(lane % 8, part + lane / 8), words);
+                }
+                // Through shared memory, so that each lane stores 16 bytes of a row, and eight of them a line.
+                __syncwarp();
+                uint4 chunks[kStored / 4];
+#pragma unroll
+                for (int i = 0; i < kStored / 4; ++i) chunks[i] = load_shared_chunk(scratch + swizzled<kStored>(i * 4 + lane / kStored, lane % kStored));
+                __syncwarp();
+#pragma unroll
+                for (int i = 0; i < kStored / 4; ++i) {
+                    const int mine = row0 + half * 8 + i * 4 + lane / kStored;
+                    if (mine < n) store_global_chunk(y + static_cast<long long>(mine) * kFeaturesOut + target * kBlock + (j + lane % kStored) * 8, chunks[i]);
+                }
+            }
+        }
+    }
+}
+
+// The output blocks of a warpgroup, read long before they are needed.
+__device__ __forceinline__ void load_targets(int (&targets)[kSlots], int warpgroup) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+        targets[s] = kTargets[warpgroup * kSlots + s];
+        read_here(targets[s]);
+    }
+}
+
+// Gives a stage back to the warps that load, once every lane has read its last of it, and goes on to the next.
+__device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier_arrive(empty + slot * 8);
+    if (++slot == kStages) slot = 0, parity ^= 1;
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
+bsgen_fprop_b32_bfloat16_hopper_2bde26abecb4ebbb(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap x_pairs_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, int n) {
+    extern __shared__ __align__(1024) unsigned char shared[];
+    const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
+    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    const int first_tile = blockIdx.x, stride = gridDim.x;
+    const Tiles tiles(n);
+
+    if (threadIdx.x == 0) {
+        let_kernel_behind_begin();
+        tma_prefetch(x_map), tma_prefetch(x_pairs_map), tma_prefetch(w_map);
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
+        barrier_init_fence();
+    }
+    __syncthreads();
+
+    if (group == kGroups) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+        produce(x_map, x_pairs_map, w_map, stages_base, full, empty, tiles, first_tile, stride);
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 176;");
+        wait_for_kernel_ahead();
+        const int column = group % kColumns;
+        const u32 scratch = empty + kStages * 8 + threadIdx.x / 32 * kScratchBytes;
+        const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
+        int slot = 0;
+        u32 parity = 0;
+        for (int tile = first_tile; tile < tiles.count; tile += stride) {
+            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows;
+            int targets[kSlots];
+            load_targets(targets, tile_group * kColumns + column);
+            Sums sums = {};
+            int last = kTileStages;
+            asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
+            for (int s = 0; s < last; ++s) {
+                barrier_wait(full + slot * 8, parity);
+                const u32 stage = stages_base + slot * kStageBytes;
+                multiply_stage(sums, stage + kRecord, matrix_address(stage) + group / kColumns * (kMTiles * kTileStep), matrix_address(stage) + kWeightsLow, column);
+                give_back(empty, slot, parity);
+            }
+#pragma unroll
+            for (int m = 0; m < kMTiles; ++m)
+                store(sums[m], targets, row0 + row + m * 64, n, y, scratch);
+        }
+    }
+}
