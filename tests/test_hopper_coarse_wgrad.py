@@ -1,4 +1,4 @@
-"""Hopper's wgrad for narrow blocks of which many are stored: what units keep, read on its own terms, and kernels on the host."""
+"""Hopper's wgrad where many blocks are stored: what units keep, read on its own terms, and kernels on the host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from test_reference import expected, operands
 
 from bsgen.layout import Layout
 from bsgen.plan import HopperCoarseWGradPlan, choose, hopper_coarse_wgrad
-from bsgen.problem import DType, Op, Problem
+from bsgen.problem import TARGETS, DType, Op, Problem
+from bsgen.topology import block_diagonal
 
 COARSE = 128
 thorough = settings(
@@ -32,7 +33,7 @@ thorough = settings(
 def dense_problems(draw: st.DrawFn) -> Problem:
     """Problems that the family serves: layouts that may end inside a coarse block, of enough blocks."""
     block, axis = draw(st.sampled_from(hopper_coarse_wgrad.BLOCK_SIZES)), draw(st.sampled_from([0, 1]))
-    enough = hopper_coarse_wgrad.DENSITY
+    enough = hopper_coarse_wgrad.FULLNESS
     layout = draw(small_layouts(40).filter(lambda layout: layout.nnz > 0 and layout.density >= enough))
     return Problem(Op.WGRAD, layout, block, DType.BFLOAT16, batch=draw(st.sampled_from([None, 64, 20000])), axis=axis)
 
@@ -101,9 +102,37 @@ def test_what_it_serves() -> None:
     assert hopper_coarse_wgrad.serves(many, BIG)
     few, nothing = bernoulli(64, 64, 0.1), Layout(np.zeros((4, 4), bool))
     for change in (
-        {"layout": few}, {"layout": nothing}, {"gate": True}, {"dtype": DType.FLOAT32}, {"block_size": 32}, {"op": Op.FPROP},
+        {"layout": few}, {"layout": nothing}, {"gate": True}, {"dtype": DType.FLOAT32}, {"block_size": 128}, {"op": Op.FPROP},
     ):  # fmt: skip
         assert not hopper_coarse_wgrad.serves(replace(many, **change), BIG)
         assert not list(hopper_coarse_wgrad.shortlist(replace(many, **change), BIG))
     assert not hopper_coarse_wgrad.serves(many, SMALL)
     assert isinstance(choose(replace(many, layout=bernoulli(256, 256, 0.5)), BIG), HopperCoarseWGradPlan)
+
+
+def test_few_blocks_that_fill_coarse_ones() -> None:
+    """What counts is how full coarse blocks are, not the layout: dense groups, in a layout of which they are a tenth and less."""
+    for block in hopper_coarse_wgrad.BLOCK_SIZES:
+        problem = Problem(Op.WGRAD, block_diagonal(4096 // block, 4096 // block, 16), block, DType.BFLOAT16, batch=2048)
+        assert problem.layout.density < hopper_coarse_wgrad.FULLNESS
+        assert hopper_coarse_wgrad.fullness(problem) == 1
+        assert isinstance(choose(problem, TARGETS["sm_90a"]), HopperCoarseWGradPlan)
+    half = Layout(np.kron(np.eye(8, dtype=bool), np.triu(np.ones((8, 8), bool))))
+    assert hopper_coarse_wgrad.fullness(replace(problem, layout=half, block_size=16)) == 36 / 64
+    assert (
+        hopper_coarse_wgrad.fullness(replace(problem, layout=Layout([[1]]), block_size=16)) == 1
+    )  # ends within a coarse block
+
+
+@pytest.mark.skipif(COMPILER is None, reason="there is no g++")
+@pytest.mark.parametrize("block", hopper_coarse_wgrad.BLOCK_SIZES)
+def test_accumulation_in_lines(block: int) -> None:
+    """dW of 16 bits, to which is added what was there, of blocks that are stored."""
+    problem = Problem(Op.WGRAD, bernoulli(208 // block, 280 // block, 0.5), block, DType.FLOAT16, batch=1024)
+    arrays: dict[str, Any] = operands(problem, 40)
+    exact = expected(problem, arrays) + 2
+    draft = next(draft for draft in hopper_coarse_wgrad.drafts(problem, BIG) if draft.splits == 1)
+    plan = hopper_coarse_wgrad.assemble(problem, BIG, draft)
+    assert plan.stores_lines
+    got = run(plan, {**arrays, "out": np.full(exact.shape, 2, np.float16)}, exact.shape, n=40, accumulate=1)
+    np.testing.assert_allclose(got, exact, rtol=5e-3, atol=5e-2)

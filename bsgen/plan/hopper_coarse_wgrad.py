@@ -1,7 +1,7 @@
-"""Plans for wgrad on Hopper with blocks of 8 and 16 of which many are stored: whole sums, of which stored blocks are kept.
+"""Plans for wgrad on Hopper where many blocks of 128 x 128 elements are stored: whole sums, of which stored blocks are kept.
 
 Tiles, rings and splits are those of plan/hopper_wgrad.py for the layout of *coarse* blocks, 128 wide, that hold a stored block or
-more. It costs what a dense product does, whatever the blocks are, so gates and layouts of few blocks are left to the others.
+more. It costs what their dense product does, whatever the blocks are, so gates and coarse blocks of few are left to the others.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from bsgen.plan.tile import math_of
 from bsgen.plan.warpgroup import WARPGROUP_ROWS
 from bsgen.problem import DType, Op, Problem, Target
 
-BLOCK_SIZES, COARSE = (8, 16), 128
-DENSITY = 0.15  # the least share of blocks for which it is considered
-# Of what the cost model says, which was fitted to less full tiles, and seconds beside it (`tests/gpu/results/coarse_h200.json`).
-FITTED, BESIDE = 0.875, 14e-6
+BLOCK_SIZES, COARSE = (8, 16, 32, 64), 128
+FULLNESS = 0.15  # the least share of the blocks in coarse ones that must be stored for it to be considered
+# Seconds of an element that is kept, and of a row of its block, beside what the cost model says of the sums
+# (`tests/gpu/results/coarse_h200.json`).
+KEPT_ELEMENT, KEPT_ROW = 0.12e-12, 3.1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +51,9 @@ class HopperCoarseWGradPlan(HopperWGradPlan):
 def serves(problem: Problem, target: Target) -> bool:
     """Whether this family can do it."""
     served = problem.op is Op.WGRAD and problem.block_size in BLOCK_SIZES and problem.dtype is not DType.FLOAT32
-    many = problem.layout.nnz > 0 and problem.layout.density >= DENSITY
-    return target.arch == "sm_90a" and served and many and not problem.gate
+    if target.arch != "sm_90a" or not served or problem.gate or not problem.layout.nnz:
+        return False
+    return fullness(problem) >= FULLNESS
 
 
 def coarsened(problem: Problem) -> Problem:
@@ -64,10 +66,20 @@ def coarsened(problem: Problem) -> Problem:
     return replace(problem, layout=Layout(used), block_size=COARSE)
 
 
+def fullness(problem: Problem) -> float:
+    """The share of the blocks in coarse ones, within the layout, that are stored."""
+    width, (rows, columns) = COARSE // problem.block_size, problem.layout.shape
+    used = coarsened(problem).layout.mask
+    inside = np.repeat(np.repeat(used, width, axis=0), width, axis=1)[:rows, :columns]
+    return problem.layout.nnz / int(np.count_nonzero(inside))
+
+
 def drafts(problem: Problem, target: Target) -> Iterator[Draft]:
     """Those of the problem for coarse blocks."""
+    rows = problem.layout.nnz * problem.block_size
+    beside = rows * (KEPT_ROW + problem.block_size * KEPT_ELEMENT)
     for draft in hopper_wgrad.drafts(coarsened(problem), target) if serves(problem, target) else ():
-        yield replace(draft, cost=replace(draft.cost, seconds=FITTED * draft.cost.seconds + BESIDE))
+        yield replace(draft, cost=replace(draft.cost, seconds=draft.cost.seconds + beside))
 
 
 def candidates(problem: Problem, target: Target) -> Iterator[HopperCoarseWGradPlan]:

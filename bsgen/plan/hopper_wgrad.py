@@ -131,7 +131,7 @@ class HopperWGradPlan:
     @property
     def stores_lines(self) -> bool:
         """Whether results pass through shared memory on their way to dW, so that whole lines are stored: those of 16 bits."""
-        return not (self.summed_later or self.coarse or self.problem.wgrad_dtype)
+        return not (self.summed_later or self.problem.wgrad_dtype)
 
     @property
     def gradient_lanes(self) -> int:

@@ -296,7 +296,8 @@ __device__ __forceinline__ void store(const Sums& sums, int count, const int* un
                 for (int i = 0; i < kStored / 4; ++i) chunks[i] = load_shared_chunk(chunk_at(i));
                 __syncwarp();
 #pragma unroll
-                for (int i = 0; i < kStored / 4; ++i) store_global_chunk(to + i * (4 * kBlock), chunks[i]);
+                for (int i = 0; i < kStored / 4; ++i)
+                    store_global_chunk(to + i * (4 * kBlock), chunks[i]);
             }
     }
 }

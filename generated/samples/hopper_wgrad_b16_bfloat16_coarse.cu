@@ -8,11 +8,12 @@
 using u32 = unsigned int;
 
 constexpr int kBlock = 128, kSteps = 4;  // features of dy of a unit; multiply steps along the rows of a stage
-constexpr int kStored = 16, kAcross = kBlock / kStored, kDown = 64 / kStored;  // a stored block's side; blocks across and down a unit
+constexpr int kSide = 16, kAcross = kBlock / kSide, kDown = 64 / kSide;  // a stored block's side; blocks across and down a unit
 constexpr int kGroups = 3, kUnits = 2;  // warpgroups that multiply, units of each
 constexpr int kThreads = 128 * (kGroups + 1);
 constexpr int kStages = 7, kStageRows = 64, kPanels = 4;
 constexpr int kRowBytes = 128, kPanelBytes = kStageRows * kRowBytes, kStageBytes = kPanels * kPanelBytes;
+constexpr int kStored = 8, kScratchBytes = 1024;  // chunks of 16 bytes of a row that are stored together; of a warp, for 8 such rows
 constexpr u32 kPanelHigh = 1073741888u, kWeightsHigh = kPanelHigh;  // high word of the matrix descriptors (PTX: wgmma)
 constexpr int kStep = 16 * kRowBytes / 16;  // from a multiply step to the next, in 16 bytes
 
@@ -78,6 +79,54 @@ __device__ __forceinline__ void producers_sync() {
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
+// 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
+__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+
+// Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
+template <int Chunks>
+__device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
+    constexpr u32 kSpread = Chunks < 8 ? Chunks : 8;
+    return (row * Chunks + (chunk ^ (row / (8 / kSpread) % kSpread))) * 16;
+}
+
+// Four 8 x 8 matrices of 16-bit elements into shared memory (PTX: stmatrix, sm_90); lane l gives row l % 8 of matrix l / 8.
+__device__ __forceinline__ void stmatrix_x4(u32 address, const u32 (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]),
+                 "r"(r[3]) : "memory");
+}
+
+// 16 bytes of shared memory.
+__device__ __forceinline__ uint4 load_shared_chunk(u32 address) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+    return v;
+}
+
+// 16 bytes into shared memory.
+__device__ __forceinline__ void store_chunk(u32 address, uint4 v) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
+// 16 bytes to device memory.
+__device__ __forceinline__ void store_global_chunk(void* global, uint4 v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
+// The warps that multiply meet (PTX: bar.sync).
+template <int Threads>
+__device__ __forceinline__ void consumers_sync() {
+    asm volatile("bar.sync 2, %0;" ::"n"(Threads) : "memory");
+}
+
+// Has a value read from memory here, not where it is needed.
+template <class T>
+__device__ __forceinline__ void read_here(T& value) {
+    asm volatile("" : "+r"(value));
+}
+
 // The multiply step of a warpgroup, 64 rows x 128 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
 // the first, commit after the last, wait before its registers or shared memory change.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -289,29 +338,52 @@ __device__ __forceinline__ void produce(const TensorMap& x, const TensorMap& dy,
 
 using Sums = float[kUnits][kBlock / 2];
 
-// Accumulators -> dW.
-__device__ __forceinline__ void store(const Sums& sums, int count, const int* kept, Element* __restrict__ dw, int accumulate) {
-    const int lane = threadIdx.x % 32, top = threadIdx.x / 32 % 4 * 16 + lane / 4, left = lane % 4 * 2;
+// Accumulators -> dW, 8 rows of up to 64 columns at a time: through shared memory, so that each lane stores 16 bytes of a stored block, if there is one.
+__device__ __forceinline__ void store(const Sums& sums, int count, const int* kept, Element* __restrict__ dw, u32 scratch, int accumulate) {
+    const int lane = threadIdx.x % 32, top = threadIdx.x / 32 % 4 * 16;
+    const auto chunk_at = [&](int i) { return scratch + swizzled<kStored>(i * 4 + lane / kStored, lane % kStored); };  // this lane's i-th
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
         if (u >= count) break;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int row = top + half * 8;
-            const int* blocks = kept + (u * kDown + row / kStored) * kAcross;
+        for (int half = 0; half < 2; ++half)
 #pragma unroll
-            for (int j = 0; j < kBlock / 8; ++j) {
-                const int block = blocks[j * 8 / kStored];
-                if (block < 0) continue;
-                Element* to = dw + static_cast<long long>(block) * (kStored * kStored) + row % kStored * kStored + j * 8 % kStored + left;
-                float2 v = make_float2(sums[u][j * 4 + half * 2], sums[u][j * 4 + half * 2 + 1]);
+            for (int j = 0; j < kBlock / 8; j += kStored) {
+                const int row = top + half * 8, column = (j + lane % kStored) * 8;
+                int place = (u * kDown + row / kSide) * kAcross + column / kSide;
+                read_here(place);  // else all are read at once, into registers that there are not
+                const int block = kept[place];
+                Element* to = dw + static_cast<long long>(block) * (kSide * kSide) + (row % kSide + lane / kStored) * kSide + column % kSide;
                 if (accumulate) {
-                    const float2 old = load_pair(to);
-                    v.x += old.x, v.y += old.y;
+#pragma unroll
+                    for (int i = 0; i < kStored / 4; ++i) store_chunk(chunk_at(i), block < 0 ? uint4{} : *reinterpret_cast<const uint4*>(to + i * (4 * kSide)));
+                    __syncwarp();
                 }
-                store_pair(to, v);
+#pragma unroll
+                for (int part = 0; part < kStored; part += 4) {
+                    const u32 matrices = scratch + swizzled<kStored>(lane % 8, part + lane / 8);
+                    u32 old[4] = {}, words[4];
+                    if (accumulate) {
+                        ldmatrix_x4(old, matrices);
+                        __syncwarp();  // every lane has its words before others take their place
+                    }
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        const float* two = sums[u] + (j + part + i) * 4 + half * 2;
+                        const float2 before = unpack(old[i]);
+                        words[i] = pack(two[0] + before.x, two[1] + before.y);
+                    }
+                    stmatrix_x4(matrices, words);
+                }
+                __syncwarp();
+                uint4 chunks[kStored / 4];
+#pragma unroll
+                for (int i = 0; i < kStored / 4; ++i) chunks[i] = load_shared_chunk(chunk_at(i));
+                __syncwarp();
+#pragma unroll
+                for (int i = 0; i < kStored / 4; ++i)
+                    if (block >= 0) store_global_chunk(to + i * (4 * kSide), chunks[i]);
             }
-        }
     }
 }
 
@@ -365,5 +437,6 @@ bsgen_wgrad_b16_bfloat16_hopper_97ba793baadd2629(const __grid_constant__ TensorM
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
     wgmma_wait<0>();
-    store(sums, count, kKept + mine * (kUnits * kDown * kAcross), dw, accumulate);
+    consumers_sync<kGroups * 128>();  // no stage is read any more
+    store(sums, count, kKept + mine * (kUnits * kDown * kAcross), dw, stages_base + threadIdx.x / 32 * kScratchBytes, accumulate);
 }
