@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ def test_names_are_unique_and_every_suite_is_there() -> None:
         "small-world",
         "skewed",
         "structure",
+        "grouped",
         "paper",
         "floors",
         "small",
@@ -85,6 +87,14 @@ def test_skewed_layouts_have_twins_with_as_many_blocks() -> None:
 def test_structure_has_the_density_of_its_random_twin() -> None:
     for case in select(Selection(("structure",))):
         assert case.layout.density == pytest.approx(0.1, rel=0.05)
+
+
+def test_groups_are_dense() -> None:
+    cases = select(Selection(("grouped",), block_sizes=(8, 128), rows=(4096,)))
+    assert [(case.block_size, round(1 / case.layout.density)) for case in cases] == list(product((8, 128), (1, 4, 16)))
+    for case in cases:
+        width = int(case.layout.density * case.layout.shape[0])
+        assert case.layout.mask[:width, :width].all()
 
 
 def test_epilogues_are_compared_with_the_plain_product() -> None:

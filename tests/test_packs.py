@@ -567,12 +567,14 @@ def test_compiled_out_of_a_pack_is_not_cached_again(file: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
-def test_an_interrupted_build_is_one_line_and_goes_on(folder: Path, file: Path, tmp_path: Path) -> None:
+def test_an_interrupted_build_is_one_line_and_goes_on(folder: Path, tmp_path: Path) -> None:
     """Ctrl-C, which a terminal sends to all processes; what was compiled by then is not compiled again. A build that was done
     before it came, on a busy machine, is begun anew."""
+    longer = folder / "longer.toml"
+    longer.write_text(SPEC.replace("[64, 4096]", "[8, 16, 32, 64, 128, 256, 1024, 4096]"))
     for turn in range(5):
         out, cache = tmp_path / f"made{turn}.bsp", tmp_path / f"cache{turn}"
-        command = [sys.executable, "-m", "bsgen", "pack", "build", str(folder / "spec.toml"), "-o", str(out), "-j", "2"]
+        command = [sys.executable, "-m", "bsgen", "pack", "build", str(longer), "-o", str(out), "-j", "2"]
         env = {**os.environ, "BSGEN_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
         end = time.monotonic() + 60
@@ -588,5 +590,5 @@ def test_an_interrupted_build_is_one_line_and_goes_on(folder: Path, file: Path, 
     before = {path: path.stat().st_ino for path in cache.rglob("*.bin")}
     assert before
     subprocess.run(command, env=env, check=True, capture_output=True)
-    assert load_pack(out).index == load_pack(file).index
+    assert list(load_pack(out).problems()) == []
     assert all(path.stat().st_ino == inode for path, inode in before.items())

@@ -110,6 +110,17 @@ def structure(block_sizes: Iterable[int]) -> Iterator[Case]:
         yield Case("structure", "watts-strogatz 4096", _ring(128, 12, 0.2), n, balanced=base.name)
 
 
+def grouped(block_sizes: Iterable[int]) -> Iterator[Case]:
+    """A dense layer, and layers in groups, whose blocks along the diagonal are dense."""
+    for block, groups, n in product(block_sizes, (1, 4, 16), (256, 4096, 16384)):
+        name = f"in {groups} groups 4096" if groups > 1 else "dense 4096"
+        yield Case("grouped", name, _in_groups(4096 // block, groups), n, block)
+
+
+def _in_groups(side: int, groups: int) -> Callable[[], Layout]:
+    return lambda: topology.block_diagonal(side, side, groups)
+
+
 def epilogue(block_sizes: Iterable[int]) -> Iterator[Case]:
     """What a bias, an activation and a residual add to a product, as they are in a transformer's feed-forward layers."""
     gelu = Activation.GELU
@@ -184,6 +195,7 @@ SUITES: dict[str, Callable[[Iterable[int]], Iterator[Case]]] = {
     "small-world": small_world,
     "skewed": skewed,
     "structure": structure,
+    "grouped": grouped,
     "paper": paper,
     "floors": floors,
     "small": small,

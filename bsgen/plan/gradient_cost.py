@@ -23,6 +23,7 @@ from bsgen.ranges import DEFAULT_ROWS
 # Bytes a clock that each SM gets from L2 when all ask, and the most that one gets, by the lines of a copy.
 L2_RATE, ALONE_RATE = {32: 37.9, 64: 34.4}, {32: 73.7, 64: 112.0}
 SHARED_RATE, OVERLAP, MEMORY_OVERLAP = 128.0, 10.8, 2.27
+REGISTER_STEP = 105.0  # clocks of a multiply step whose x passes through registers; a warpgroup's follow one another
 ARRIVAL = 2260.0  # clocks from a stage's copies to its return, which all stages of a ring share
 START = 617.0  # clocks of a thread block beside its stages
 STORE, PASSED_STORE = 46.0, 80.8  # bytes of sums a clock, to dW in 16 bits; in float32
@@ -50,12 +51,14 @@ def _stage_clocks(counts: TileCounts, geo: GradientGeometry, share: float) -> ND
     arriving = counts.panels * geo.panel_bytes
     reads = counts.units * (WARPGROUP_ROWS + geo.block) * geo.rows * geo.itemsize
     lines = geo.rows if geo.axis else geo.depth
-    demands = (
+    demands = [
         arriving / min(L2_RATE[lines] / share, ALONE_RATE[lines]),
         (arriving + reads) / SHARED_RATE,
         counts.units * (geo.steps * geo.block / 2),
         np.full(len(arriving), ARRIVAL / geo.stages),
-    )
+    ]
+    if geo.in_registers:
+        demands.append(counts.units / geo.groups * geo.steps * REGISTER_STEP)
     together: NDArray[np.float64] = np.sum(np.array(demands) ** OVERLAP, axis=0) ** (1 / OVERLAP)
     return together
 

@@ -2,7 +2,8 @@
 
     PYTHONPATH=. python3 tests/gpu/bench_variants.py [SUITE ...] [--json FILE]
 
-*narrow*, *turned*, *wgrad*, *coarse*: the Hopper kernels for blocks of 8 and 16.
+*narrow*, *turned*, *wgrad*: the Hopper kernels for blocks of 8 and 16.
+*coarse*: wgrad by whole sums of 128 x 128. *joined*: dense and block-diagonal layouts, one product of all of a warpgroup's blocks.
 *wide_wgrad*: wgrad of b = 32, 64 and 128, few rows and many.
 *axis*: features first, for which the cost model has not been fitted.
 *lines*, *small*: b = 32, many rows and few: panels, pieces and results in lines of 64 bytes and of 128.
@@ -60,6 +61,10 @@ def _random(b: int, density: float, size: int = SIZE) -> Layout:
     return topology.random(size // b, size // b, density=density, seed=1)
 
 
+def _grouped(b: int, groups: int) -> Layout:
+    return topology.block_diagonal(SIZE // b, SIZE // b, groups)
+
+
 def _problem(op: Op, b: int, density: float, n: int = 16384, size: int = SIZE) -> Problem:
     return Problem(op, _random(b, density, size), b, DType.BFLOAT16, batch=n)
 
@@ -97,15 +102,16 @@ def wide_wgrad(b: int, density: float, n: int, size: int = SIZE) -> Case:
     return f"wgrad b{b} {density:.0%} N={n} {size} wide", problem, plans
 
 
-def coarse(b: int, density: float, n: int = 16384, size: int = SIZE, first: int = 1) -> Case:
-    """Gradients of weights of 8 and 16 as coarse blocks: for each ring, split and number of tiles the cheapest plan by the model,
-    and the best that sums stored blocks alone."""
-    problem = replace(_problem(Op.WGRAD, b, density, n, size), axis=first)
+def coarse(b: int, name: str, layout: Layout, n: int = 16384, first: int = 1) -> Case:
+    """Gradients of weights as coarse blocks: for each ring, split and number of tiles the cheapest plan by the model, and the best
+    that sums stored blocks alone."""
+    problem = Problem(Op.WGRAD, layout, b, DType.BFLOAT16, batch=n, axis=first)
     drafts = hopper_coarse_wgrad.drafts(problem, TARGET)
     best = _cheapest(drafts, lambda draft: (draft.geometry.rows, draft.splits, len(draft.tiles)))
-    plans = [partial(hopper_coarse_wgrad.assemble, problem, TARGET, draft) for draft in best[: MOST // 2]]
-    alone = [partial(_same, plan) for plan in hopper_narrow_wgrad.shortlist(problem, TARGET)]
-    return f"wgrad b{b} {density:.0%} N={n} {size} axis {first} coarse", problem, [*plans, *alone]
+    plans = [partial(hopper_coarse_wgrad.assemble, problem, TARGET, draft) for draft in best[:4]]
+    family = hopper_narrow_wgrad if b in hopper_narrow_wgrad.BLOCK_SIZES else hopper_wgrad
+    alone = [partial(_same, plan) for plan in family.shortlist(problem, TARGET)]
+    return f"wgrad b{b} {name} N={n} axis {first} coarse", problem, [*plans, *alone]
 
 
 def axis(op: Op, b: int, density: float) -> Case:
@@ -211,6 +217,19 @@ def middle(op: Op, b: int, layout_name: str, layout: Layout, n: int) -> Case:
     return f"{op} b{b} {layout_name} N={n} middle", problem, _plans(problem, suited)
 
 
+def joined(op: Op, b: int, name: str, layout: Layout, n: int) -> Case:
+    """Joined products and others: of both the cheapest plans by the model for each tile, alone and in clusters, with the ring that
+    suits it, the likeliest first."""
+    problem = Problem(op, layout, b, DType.BFLOAT16, batch=n)
+    drafts = [draft for draft in hopper.drafts(problem, TARGET, across=(1,), rings=(1,)) if draft.band == 1]
+    plans = []
+    for most, together in ((5, True), (2, False)):
+        own = [draft for draft in drafts if draft.geometry.shape.joined == together]
+        for best in _cheapest(own, _clustered)[:most]:
+            plans.append(hopper.suited(problem, [draft for draft in own if _clustered(draft) == _clustered(best)]))
+    return f"{op} b{b} {name} N={n} joined", problem, _plans(problem, plans)
+
+
 def _clustered(draft: hopper.Draft) -> tuple[object, ...]:
     return _tile(draft), draft.geometry.shape.cluster, draft.geometry.shape.across
 
@@ -274,9 +293,30 @@ SUITES: dict[str, list[Callable[[], Case]]] = {
         partial(wide_wgrad, 32, 0.2, 1024, SIZE // 4),
     ],
     "coarse": [
-        *(partial(coarse, b, density) for b in (16, 8) for density in (0.2, 0.3, 0.5, 1.0)),
-        *(partial(coarse, b, 0.5, 16384, SIZE, 0) for b in (16, 8)),
-        *(partial(coarse, b, 0.5, n, size) for b in (16, 8) for n, size in ((4096, SIZE), (16384, SIZE // 4))),
+        *(
+            partial(coarse, b, f"{SIZE} {density:.0%}", _random(b, density), n)
+            for b, densities in ((8, (0.2, 0.5)), (16, (0.3, 0.5)), (32, (0.5, 0.7, 1.0)), (64, (0.7, 1.0)))
+            for density in densities
+            for n in (256, 2048, 16384)
+        ),
+        *(
+            partial(coarse, b, f"{SIZE} in {groups} groups", _grouped(b, groups), n)
+            for b in (8, 16, 32, 64)
+            for groups in (4, 16)
+            for n in (64, 256, 2048, 16384)
+        ),
+        *(partial(coarse, b, f"{SIZE} 50%", _random(b, 0.5), 16384, 0) for b in (16, 32)),
+        *(partial(coarse, b, f"{SIZE // 4} 100%", _random(b, 1.0, SIZE // 4), 4096) for b in (16, 32)),
+    ],
+    "joined": [
+        *(
+            partial(joined, op, b, f"{SIZE} {name}", layout, n)
+            for b in (32, 64)
+            for name, layout in (("100%", _random(b, 1.0)), *((f"in {g} groups", _grouped(b, g)) for g in (4, 16)))
+            for op, n in ((Op.FPROP, 1024), (Op.FPROP, 4096), (Op.FPROP, 16384), (Op.DGRAD, 16384))
+        ),
+        partial(joined, Op.FPROP, 32, f"{SIZE // 4} 100%", _random(32, 1.0, SIZE // 4), 4096),
+        partial(joined, Op.FPROP, 32, f"{3 * SIZE} 100%", _random(32, 1.0, 3 * SIZE), 4096),
     ],
     "axis": [
         *(partial(axis, Op.FPROP, b, density) for b in (8, 16, 32) for density in (0.01, 0.1)),

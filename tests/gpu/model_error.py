@@ -29,7 +29,7 @@ from bsgen.plan.hopper_shapes import few_rows, rings_worth
 from bsgen.plan.warpgroup import streamed
 from bsgen.problem import Problem
 
-FILES = ("lines", "forms", "rings", "four", "across", "direct", "six", "middle")
+FILES = ("lines", "forms", "rings", "four", "across", "direct", "six", "middle", "joined")
 RESULTS = [Path(__file__).parent / "results" / f"{name}_h200.json" for name in FILES]
 GRADIENTS = Path(__file__).parent / "results" / "wide_wgrad_h200.json"
 FITTED = (
