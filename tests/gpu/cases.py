@@ -61,6 +61,7 @@ LAYOUTS = {
     "holes": _holes,
     "hub": _hub,
     "full": lambda blocks: np.ones((blocks // 2, blocks // 2), bool),
+    "grouped": lambda blocks: bsgen.topology.block_diagonal(12, 24, 2).mask,
     "banded": _banded,
     "barabasi": lambda blocks: bsgen.topology.barabasi_albert(blocks=blocks, m=3, seed=0).mask,
     "wide": lambda blocks: _random(2 * blocks, 0.2)[: blocks // 3],

@@ -71,15 +71,13 @@ def narrow(problem: Problem, target: Target) -> list[HopperNarrowPlan]:
 
 
 def gradients(problem: Problem, target: Target) -> list[Plan]:
-    """Plans of Hopper's wgrad: one of each ring, with splits and without, of tiles of turning sizes."""
+    """Plans of Hopper's wgrad: one of each ring, with splits and without, of tiles of turning sizes; and those of whole sums."""
+    whole = _in_turn(hopper_coarse_wgrad.drafts(problem, target), lambda draft: (draft.geometry.rows, draft.splits > 1))
+    coarse = [hopper_coarse_wgrad.assemble(problem, target, draft) for draft in whole]
     if hopper_narrow_wgrad.serves(problem, target):
-        plans = _in_turn(hopper_narrow_wgrad.candidates(problem, target), _ring_of_narrow)
-        coarse = _in_turn(
-            hopper_coarse_wgrad.drafts(problem, target), lambda draft: (draft.geometry.rows, draft.splits > 1)
-        )
-        return [*plans, *(hopper_coarse_wgrad.assemble(problem, target, draft) for draft in coarse)]
+        return [*_in_turn(hopper_narrow_wgrad.candidates(problem, target), _ring_of_narrow), *coarse]
     drafts = _in_turn(hopper_wgrad.drafts(problem, target), lambda draft: (draft.geometry.rows, draft.splits))
-    return [hopper_wgrad.assemble(problem, target, draft) for draft in drafts[::2]]
+    return [*(hopper_wgrad.assemble(problem, target, draft) for draft in drafts[::2]), *coarse]
 
 
 def _ring_of_narrow(plan: HopperNarrowWGradPlan) -> object:

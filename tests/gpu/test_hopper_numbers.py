@@ -12,7 +12,7 @@ from bsgen.plan import Plan, hopper, hopper_narrow, streamed
 from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Problem
 from bsgen.runtime import driver
 
-NAMES = ("random1", "random10", "random50", "one", "holes", "hub", "full", "banded", "wide", "tall")
+NAMES = ("random1", "random10", "random50", "one", "holes", "hub", "full", "grouped", "banded", "wide", "tall")
 BATCHES = (1, 3, 64, 129, 1000, 4097)
 KINDS = [(op, block, "bfloat16") for op in ("fprop", "dgrad") for block in hopper.BLOCK_SIZES]
 KINDS += [("fprop", 32, "float16"), ("dgrad", 64, "float16")]
