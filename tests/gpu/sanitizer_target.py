@@ -72,7 +72,7 @@ def hopper_plans(problem: Problem, target: Target) -> list[Plan]:
 
 
 def joined_plans(problem: Problem, target: Target) -> list[Plan]:
-    """A third of those of a dense layout whose products are joined: what they read by lines and pairs differs, their forms do not."""
+    """Of a dense layout, every third plan whose products are joined: forms take turns at clusters, pairs and whole lines."""
     return [plan for plan in spread(problem, target) if plan.geometry.shape.joined][::3]
 
 
