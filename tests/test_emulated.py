@@ -132,6 +132,8 @@ def test_joined_products(op: Op) -> None:
         )
         drafts = joined(problem, form)
         check(hopper.assemble(problem, BIG, sample(drafts, 1)[0]), 136)
+    strided = Problem(op, Layout(np.equal.outer(np.arange(12) % 2, np.arange(16) % 2)), 32, DType.BFLOAT16, batch=1000)
+    check(hopper.assemble(strided, BIG, joined(strided, lambda draft: draft.grouping == "alike")[-1]), 136)
     if op is Op.DGRAD:
         problem = Problem(op, grouped, 32, DType.FLOAT32, batch=1000)
         check(hopper.assemble(problem, BIG, sample(joined(problem, form), 1)[0]), 70)

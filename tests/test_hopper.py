@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict, replace
 from itertools import product
 
@@ -124,16 +125,15 @@ def test_tiles_leave_no_sm_without_work(size: int, n: int) -> None:
 
 @given(small_layouts(), st.sampled_from([1, 2, 3, 4]), st.sampled_from([Op.FPROP, Op.DGRAD]))
 def test_output_blocks_that_are_alike(layout: Layout, repeated: int, op: Op) -> None:
-    """As many as any run of so many from the first on have the same inputs, and no number that is more."""
-    mask = np.repeat(layout.mask, repeated, axis=1)
-    problem = Problem(op, Layout(mask if op is Op.FPROP else mask.T), 32, DType.BFLOAT16)
-
-    def are(count: int) -> bool:
-        outputs = mask.shape[1]
-        runs = [mask[:, at : at + count] for at in range(0, outputs, count)]
-        return outputs % count == 0 and all((run == run[:, :1]).all() for run in runs)
-
-    assert output_blocks(problem).alike == max(count for count in range(1, mask.shape[1] + 1) if are(count))
+    """The most by which those that have the same inputs, wherever they are, can be counted off."""
+    mask = np.tile(layout.mask, repeated)
+    view = output_blocks(Problem(op, Layout(mask if op is Op.FPROP else mask.T), 32, DType.BFLOAT16))
+    columns = [tuple(column) for column in mask.T.tolist()]
+    assert all(len({columns[output] for output in own}) == 1 for own in view.classes)
+    assert sorted(output for own in view.classes for output in own) == list(range(mask.shape[1]))
+    counts = Counter(columns).values()
+    assert len(view.classes) == len(counts)
+    assert view.alike == max(count for count in range(1, mask.shape[1] + 1) if not any(n % count for n in counts))
 
 
 @thorough
@@ -145,8 +145,8 @@ def test_output_blocks_that_are_alike(layout: Layout, repeated: int, op: Op) -> 
     st.sampled_from([2, 4, 12]),
 )
 def test_tables_of_joined_products(data: st.DataObject, op: Op, block: int, layout: Layout, repeated: int) -> None:
-    """Where output blocks have the same inputs, one product is of all that a warpgroup has."""
-    mask = np.repeat(layout.mask, repeated, axis=1)
+    """Where output blocks have the same inputs, one product is of all that a warpgroup has, neighbours or not."""
+    mask = np.repeat(layout.mask, repeated, axis=1) if data.draw(st.booleans()) else np.tile(layout.mask, repeated)
     assume(mask.any())
     problem = Problem(op, Layout(mask if op is Op.FPROP else mask.T), block, DType.BFLOAT16, batch=20000)
     drafts = [draft for draft in hopper.drafts(problem, BIG) if draft.geometry.shape.joined]

@@ -62,11 +62,17 @@ class OutputBlocks:
         return (self.inputs_total - len(np.unique(self.inputs))) / self.inputs_total
 
     @cached_property
+    def classes(self) -> tuple[list[int], ...]:
+        """Output blocks that have the same inputs, in the order of the first of each."""
+        found: dict[bytes, list[int]] = {}
+        for output, inputs in enumerate(np.split(self.inputs, self.starts[1:-1])):
+            found.setdefault(inputs.tobytes(), []).append(output)
+        return tuple(found.values())
+
+    @cached_property
     def alike(self) -> int:
-        """The most output blocks of which any so many neighbours, counted off from the first, have the same inputs."""
-        runs = np.split(self.inputs, self.starts[1:-1])
-        changes = [at for at in range(1, self.outputs) if not np.array_equal(runs[at - 1], runs[at])]
-        return math.gcd(self.outputs, *changes)
+        """The most by which all output blocks can be counted off so that those counted together have the same inputs."""
+        return math.gcd(*map(len, self.classes))
 
     def part(self, output: int, target: int, begin: int, end: int) -> Part:
         """The inputs `begin` ... `end - 1` of an output block as one part."""

@@ -76,6 +76,17 @@ def joinable(tiles: Tiles, slots: int) -> bool:
     return all(np.array_equal(run[0], each) for run in runs for each in run[1:])
 
 
+def alike(view: OutputBlocks, tile_slots: int, coupled: int = 1) -> Iterator[Grouping]:
+    """Output blocks that have the same inputs one after the other, where they are not so already and `coupled` neighbouring ones
+    stay together."""
+    order = [output for own in view.classes for output in own]
+    runs = zip(order[::coupled], order[coupled - 1 :: coupled], strict=True)
+    together = all(first % coupled == 0 and last == first + coupled - 1 for first, last in runs)
+    if together and order != sorted(order):
+        parts, _ = split(view, max(1, int(view.work.max())))
+        yield "alike", _in_tiles([parts[output] for output in order], tile_slots), ()
+
+
 def neighbours(view: OutputBlocks, columns: int, slots: int) -> Iterator[Grouping]:
     """Ways that leave each two neighbouring output blocks in neighbouring slots: contiguous; for skewed layouts balanced."""
     parts, _ = split(view, max(1, int(view.work.max())))

@@ -12,7 +12,7 @@ import numpy as np
 from bsgen.outline import Grid, Launch, TensorMap
 from bsgen.plan.blocks import IntArray, OutputBlocks, Part, Reduction, output_blocks
 from bsgen.plan.cost import Cost
-from bsgen.plan.grouping import Grouping, Tiles, groupings, joinable, neighbours, similar
+from bsgen.plan.grouping import Grouping, Tiles, alike, groupings, joinable, neighbours, similar
 from bsgen.plan.hopper_cost import Counts, hopper_cost, tile_counts
 from bsgen.plan.hopper_shapes import ACROSS, BARRIER_BYTES, MORE_STAGES, few_rows, rings_worth, shapes, stores_fit
 from bsgen.plan.product import NO_OUTPUT, ProductPlan
@@ -238,7 +238,7 @@ def drafts(
     for shape in shapes(problem, target, across, rings or rings_worth(problem, view.idle), view.alike):
         geo = warpgroup_geometry(problem, shape)
         for width in (1, 2)[: 1 + shape.paired]:
-            key = shape.columns, shape.slots, geo.store_slots, width
+            key = shape.columns, shape.slots, geo.store_slots, width, shape.joined
             if key not in ways:
                 ways[key] = list(_groupings(view, geo, target, width))
             for index, (grouping, parts, reductions) in enumerate(ways[key]):
@@ -264,6 +264,8 @@ def _filled_up(tiles: Tiles, shape: WarpgroupShape) -> Tiles:
 def _groupings(view: OutputBlocks, geo: WarpgroupGeometry, target: Target, width: int) -> Iterator[Grouping]:
     """Ways to fill tiles where inputs come one at a time; or `width` at a time, those that this adds."""
     shape = geo.shape
+    if width == 1 and shape.joined:
+        yield from alike(view, shape.tile_slots, geo.store_slots)
     if width == 1 and geo.coupled:
         yield from neighbours(view, shape.columns, shape.slots)
     elif width == 1:

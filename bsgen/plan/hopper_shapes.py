@@ -94,8 +94,8 @@ RINGED_CLUSTERS = {64: 2, 128: 1}
 def shapes(
     problem: Problem, target: Target, across: Sequence[int], rings: Sequence[int], alike: int = 1
 ) -> Iterator[WarpgroupShape]:
-    """Every shape whose accumulators fit the registers, alone and in clusters, with every ring; of `alike` output blocks, which
-    have the same inputs, products may be joined."""
+    """Every shape whose accumulators fit the registers, alone and in clusters, with every ring; where output blocks can be counted
+    off by `alike` that have the same inputs, products may be joined."""
     for (row_groups, columns, m_tiles, width), ringed in _forms(problem, target, rings):
         slots = width // problem.block_size
         tall, turned = row_groups * m_tiles > 1, is_turned(problem.op, math_of(problem))

@@ -1,27 +1,31 @@
 // dx = dy @ W.T for one block-sparse W [512, 512], float32.
 // Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_tf32, tile 128 x 256, 2 x 2 warpgroups of 64 x 128, 3 stages of 72 KiB, balanced groups.
+// Plan: hopper, wgmma_tf32, tile 128 x 256, 1 x 4 warpgroups of 128 x 64, joined, 3 stages of 72 KiB, alike groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
-// blocks; for each panel that it visits, it multiplies its rows by the pieces of its slots.
+// blocks; it multiplies its rows of a panel by the pieces of all at once.
 
 using u32 = unsigned int;
 
 constexpr int kFeaturesOut = 512;  // of a row of dx
 constexpr int kBlock = 32, kSteps = 4;  // a block's side; multiply steps along the inputs of a panel
-constexpr int kRowGroups = 2, kColumns = 2;  // warpgroups down and across
-constexpr int kMTiles = 1, kSlots = 4;  // 64-row tiles and output blocks of each
+constexpr int kRowGroups = 1, kColumns = 4;  // warpgroups down and across
+constexpr int kMTiles = 2, kSlots = 2;  // 64-row tiles and output blocks of each
 constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
 constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
 constexpr int kTiles = 2, kNoOutput = -2147483647;
-constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 80;  // a stage ends with its record
+constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 176;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
-constexpr int kRowBytes = 128, kPanelBytes = 16384, kBoxBytes = 4096, kPieceBytes = 4096;
+constexpr int kPanelBytes = 16384, kBoxBytes = 4096;
 constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 16777216u;  // words of the matrix descriptor of a piece (PTX: wgmma)
+constexpr u32 kPanelHigh = 1073741888u;
+constexpr u32 kPlace = 32767;  // bits of a product that say where its panel is
+constexpr int kTileStep = 512;  // from a 64-row tile to the next in a panel, in 16 bytes
+constexpr int kStepBytes = 32;
 constexpr int kWeightsStep = 2;  // from a multiply step to the next, in 16 bytes
 constexpr int kStoredSlots = 1;  // output blocks that are stored together
-constexpr int kLoads = 10;  // words of a stage in kLoadTable
+constexpr int kLoads = 11;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -103,13 +107,7 @@ __device__ __forceinline__ void producers_sync() {
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
-// 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
-__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
-}
-
-// The multiply step of a warpgroup, 64 rows x 32 columns x 8 (PTX: wgmma, sm_90a). Asynchronous: fence before
+// The multiply step of a warpgroup, 64 rows x 64 columns x 8 (PTX: wgmma, sm_90a). Asynchronous: fence before
 // the first, commit after the last, wait before its registers or shared memory change.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -124,16 +122,20 @@ __device__ __forceinline__ u32 matrix_address(u32 shared) {
     return (shared & 0x3ffff) / 16;
 }
 
-// sums += a * B; a in registers, B [8, 32] where the low word of its descriptor, b, says.
-__device__ __forceinline__ void wgmma(float (&sums)[16], const u32 (&a)[4], u32 b) {
+// sums += A * B; A [64, 8] and B [8, 64] where the low words of their descriptors say.
+__device__ __forceinline__ void wgmma(float (&sums)[32], u32 a, u32 b) {
     asm volatile(
-        "{ .reg .b64 b; mov.b64 b, {%20, %21};\n"
-        "wgmma.mma_async.sync.aligned.m64n32k8.f32.tf32.tf32 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-        "}, {%16, %17, %18, %19}, b, 1, 1, 1; }"
+        "{ .reg .b64 b; mov.b64 b, {%33, %34};\n"
+        ".reg .b64 a; mov.b64 a, {%32, %35};\n"
+        "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+        "}, a, b, 1, 1, 1; }"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
-          "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(kWeightsHigh));
+          "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15]),
+          "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]), "+f"(sums[22]), "+f"(sums[23]),
+          "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31])
+        : "r"(a), "r"(b), "n"(kWeightsHigh), "n"(kPanelHigh));
 }
 
 using Element = float;
@@ -145,44 +147,70 @@ __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
 
-constexpr int kTileStages = 8;  // of each tile
+__device__ const int __align__(16) kTileStages[] = {
+    0,8,15,
+};
+
 __device__ const int __align__(16) kTargets[] = {
-    2,5,11,13,6,0,3,8,10,7,12,15,14,1,4,9,
+    0,4,8,12,1,9,2,10,3,11,5,13,6,14,7,15,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    1282,0,32,256,1152,0,1536,288,0,0,1282,64,96,320,1024,2560,
-    1184,352,0,0,1794,128,160,384,1216,32,1568,416,1056,2592,1794,192,
-    224,448,2304,1248,768,480,2336,800,1282,256,288,512,1280,64,1600,544,
-    0,0,1282,320,352,576,1088,2624,1312,608,0,0,1794,384,416,640,
-    1344,96,1632,672,1120,2656,1794,448,480,704,2368,1376,832,736,2400,864,
-    1794,0,32,1792,2432,2688,896,1824,128,1664,1794,64,96,1856,2720,160,
-    1696,1888,1408,2944,1282,128,160,1920,2464,2752,928,1952,0,0,1282,192,
-    224,1984,1440,2976,2784,2016,0,0,1794,256,288,2048,2496,2816,960,2080,
-    192,1728,1794,320,352,2112,2848,224,1760,2144,1472,3008,1282,384,416,2176,
-    2528,2880,992,2208,0,0,1282,448,480,2240,1504,3040,2912,2272,0,0,
+    2050,0,96,0,896,1536,2432,256,1792,352,1888,2050,32,64,128,1664,
+    288,1824,160,1696,320,1856,2050,128,160,32,928,1568,2464,384,1920,416,
+    1952,1026,192,224,448,1984,480,2016,0,0,0,0,2050,256,352,64,
+    960,1600,2496,512,2048,608,2144,2050,288,320,192,1728,544,2080,224,1760,
+    576,2112,2050,384,416,96,992,1632,2528,640,2176,672,2208,1026,448,480,
+    704,2240,736,2272,0,0,0,0,1538,0,64,1152,2688,1024,2560,1184,
+    2720,0,0,1026,96,128,1408,2944,1216,2752,0,0,0,0,2050,160,
+    192,1056,2592,768,2304,1248,2784,1440,2976,1026,224,256,800,2336,1280,2816,
+    0,0,0,0,1538,320,352,1088,2624,1312,2848,1472,3008,0,0,1026,
+    384,416,1344,2880,1120,2656,0,0,0,0,2050,448,480,832,2368,1376,
+    2912,1504,3040,864,2400,
 };  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    131080,65560,0,134217729,16384,201326593,0,150994955,0,0,0,0,0,0,0,0,
-    0,0,0,0,131080,65560,0,134217739,16384,201326593,0,184549377,0,0,0,0,
-    0,0,0,0,0,0,0,0,131080,65560,0,134217729,16384,201326603,0,150994955,
-    0,0,0,0,0,0,0,0,0,0,0,0,131080,131096,0,134217733,
-    16384,201326597,0,167772165,16384,234881028,0,0,0,0,0,0,0,0,0,0,
-    131080,65560,0,134217729,16384,201326593,0,150994955,0,0,0,0,0,0,0,0,
-    0,0,0,0,131080,65560,0,134217739,16384,201326593,0,184549377,0,0,0,0,
-    0,0,0,0,0,0,0,0,131080,65560,0,134217729,16384,201326603,0,150994955,
-    0,0,0,0,0,0,0,0,0,0,0,0,131080,131096,0,134217733,
-    16384,201326597,0,167772165,16384,234881028,0,0,0,0,0,0,0,0,0,0,
-    131080,131096,0,134217733,16384,201326593,0,167772165,16384,218103818,0,0,0,0,0,0,
-    0,0,0,0,131080,65560,0,134217729,16384,201326603,0,150994955,0,0,0,0,
-    0,0,0,0,0,0,0,0,131080,65560,0,134217733,16384,201326593,0,167772165,
-    0,0,0,0,0,0,0,0,0,0,0,0,131080,65560,0,134217739,
-    16384,201326593,0,184549377,0,0,0,0,0,0,0,0,0,0,0,0,
-    131080,131096,0,134217733,16384,201326593,0,167772165,16384,218103818,0,0,0,0,0,0,
-    0,0,0,0,131080,65560,0,134217729,16384,201326603,0,150994955,0,0,0,0,
-    0,0,0,0,0,0,0,0,131080,65560,0,134217733,16384,201326593,0,167772165,
-    0,0,0,0,0,0,0,0,0,0,0,0,131080,65560,0,134217739,
-    16384,201326593,0,184549377,0,0,0,0,0,0,0,0,0,0,0,0,
-};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups; visits
+    32,1,36,1,40,0,40,2,134217728,167772160,201326592,234882048,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,32,0,32,0,
+    32,2,40,2,134217728,201327616,167772160,234882048,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,32,1,36,1,40,0,40,2,
+    134217728,167772160,201326592,234882048,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,32,0,32,0,32,0,32,2,134217728,167773184,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    32,1,36,1,40,0,40,2,134217728,167772160,201326592,234882048,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,32,0,32,0,
+    32,2,40,2,134217728,201327616,167772160,234882048,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,32,1,36,1,40,0,40,2,
+    134217728,167772160,201326592,234882048,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,32,0,32,0,32,0,32,2,134217728,167773184,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    32,0,32,1,36,2,44,0,167773184,134217728,201327616,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,32,0,32,0,
+    32,1,36,1,167773184,134217728,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,32,1,36,1,40,1,44,1,
+    167773184,134217728,201327616,234882048,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,32,1,36,0,36,1,40,0,134217728,167773184,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    32,0,32,1,36,1,40,1,134217728,167772160,201327616,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,32,0,32,1,
+    36,1,40,0,167773184,134217728,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,32,2,40,0,40,1,44,1,
+    134217728,234882048,167772160,201326592,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,
+};  // [stages, kRecordBytes / 4]: byte of the first product, their number, for each column of warpgroups; products
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
 struct Tiles {
@@ -206,7 +234,7 @@ struct Walk {
     __device__ __forceinline__ bool more() const { return tile < tiles.count; }
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
-        next_stage = group * kTileStages, next_last = next_stage + kTileStages;
+        next_stage = kTileStages[group], next_last = kTileStages[group + 1];
     }
     __device__ __forceinline__ void skip() {
         while (stage == last && more()) {
@@ -252,66 +280,39 @@ __device__ __forceinline__ u32 uniform(u32 value) {
 }
 
 using Sums = float[kMTiles][kSlots][kBlock / 2];
-using Fragments = u32[kMTiles][kSteps][4];
 
-// The rows of a panel that a warp multiplies, as fragments; rows are swizzled as TMA wrote them.
-__device__ __forceinline__ void load_fragments(Fragments& a, u32 rows, u32 panel) {
-    const u32 from = rows + panel;
-#pragma unroll
-    for (int m = 0; m < kMTiles; ++m)
-#pragma unroll
-        for (int k = 0; k < kSteps; ++k) {
-            ldmatrix_x4(a[m][k], (from ^ (k * 32)) + m * (64 * kRowBytes));
-        }
-}
-
-// Multiply a panel by the pieces of slots First (if Mask & 1) and First + 1 (if Mask & 2), which lie at b. One group of steps.
-template <int First, int Mask>
-__device__ __forceinline__ void multiply_slots(Sums& sums, const Fragments& a, u32 b) {
+// Multiply the warpgroup's rows of a panel by the pieces of its slots, which lie one after the other; the low words of their matrix descriptors. One group of steps.
+__device__ __forceinline__ void multiply(Sums& sums, u32 panel, u32 piece) {
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kSteps; ++k)
 #pragma unroll
-        for (int m = 0; m < kMTiles; ++m) {
-            if (Mask & 1) wgmma(sums[m][First], a[m][k], b + k * kWeightsStep);
-            if (Mask & 2) wgmma(sums[m][First + 1], a[m][k], b + k * kWeightsStep + (Mask & 1) * (kPieceBytes / 16));
-        }
+        for (int m = 0; m < kMTiles; ++m) wgmma(reinterpret_cast<float(&)[kSlots * kBlock / 2]>(sums[m]), panel + k * (kStepBytes / 16) + m * kTileStep, piece + k * kWeightsStep);
     wgmma_commit();
 }
 
-// Multiply a panel by the pieces of the slots in `mask` from First on, which lie one after the other from b on. Accumulators need fixed
-// registers, so each set of two slots has code of its own. A visit has at least one slot.
-template <int First = 0>
-__device__ __forceinline__ void multiply_panel(Sums& sums, const Fragments& a, u32 mask, u32 b) {
-    if constexpr (kSlots == 1) {
-        multiply_slots<0, 1>(sums, a, b);
-    } else {
-        const u32 pair = mask >> First & 3;
-        if (pair == 3)
-            multiply_slots<First, 3>(sums, a, b);
-        else if (pair == 1)
-            multiply_slots<First, 1>(sums, a, b);
-        else if (kSlots == 2 || pair == 2)
-            multiply_slots<First, 2>(sums, a, b);
-        if constexpr (First + 2 < kSlots) multiply_panel<First + 2>(sums, a, mask, b + (pair - (pair >> 1)) * (kPieceBytes / 16));
+// All products of a stage. The head of a column is two words: byte of its first
+// product; how many there are. A product is a word: where its panel is, in 16 bytes; and its first piece << 16.
+// Past the last product lie two that are safe to read.
+__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 panels, u32 pieces, int column) {
+    const bool reads = threadIdx.x % 32 == 0;  // the lane that gives the stage back
+    uint2 head = {};
+    if (reads) head = load_shared_pair(record + column * 8);
+    const u32 counts = uniform(head.y);
+    u32 at = record + uniform(head.x), ahead = 0;
+    if (reads) ahead = load_shared(at);
+    u32 next = uniform(ahead);
+    at += 4;
+    if (reads) ahead = load_shared(at);
+#pragma unroll 1
+    for (u32 count = counts; count; --count) {
+        const u32 product = next;
+        next = uniform(ahead);
+        at += 4;
+        if (reads) ahead = load_shared(at);
+        multiply(sums, panels + (product & kPlace), pieces + (product >> 16));
     }
-}
-
-// All visits of a stage. A visit is two words: where its panel is, in bytes; and the mask of the slots that use it, with the place of
-// their first piece in 16 bytes << 16. Past the last visit lies one that is safe to follow.
-__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows, u32 b, int column) {
-    const u32 bounds = uniform(load_shared(record + column * 4));
-    u32 count = bounds >> 16, at = record + (bounds & 0xffff);
-    if (count == 0) return;
-    uint2 visit = load_shared_pair(at);
-    Fragments a;
-    do {
-        load_fragments(a, rows, visit.x);
-        const u32 word = uniform(visit.y);
-        visit = load_shared_pair(at += 8);
-        multiply_panel(sums, a, word & 255, b + (word >> 16));
-        wgmma_wait<0>();
-    } while (--count);
+    wgmma_wait<0>();
 }
 
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
@@ -375,11 +376,8 @@ bsgen_dgrad_b32_float32_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         wait_for_kernel_ahead();
-        const int column = group % kColumns, lane = threadIdx.x % 32;
+        const int column = group % kColumns;
         const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
-        // Where this lane's chunk of a fragment lies in a panel (PTX: ldmatrix), swizzled.
-        const u32 r = row + lane % 16;
-        const u32 place = r * kRowBytes + ((lane / 16 ^ r % 8) * 16);
         int slot = 0;
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
@@ -387,12 +385,10 @@ bsgen_dgrad_b32_float32_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
             int targets[kSlots];
             load_targets(targets, tile_group * kColumns + column);
             Sums sums = {};
-            int last = kTileStages;
-            asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
-            for (int s = 0; s < last; ++s) {
+            for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
-                multiply_stage(sums, stage + kRecord, stage + place, matrix_address(stage) + kWeightsLow, column);
+                multiply_stage(sums, stage + kRecord, matrix_address(stage) + group / kColumns * (kMTiles * kTileStep), matrix_address(stage) + kWeightsLow, column);
                 give_back(empty, slot, parity);
             }
 #pragma unroll

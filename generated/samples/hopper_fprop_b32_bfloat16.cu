@@ -1,10 +1,10 @@
 // y = x @ W for one block-sparse W [1024, 1024], bfloat16.
 // Layout 8bd202088863656e: 384 of 1024 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_bf16, tile 128 x 256, 1 x 2 warpgroups of 128 x 128, clusters of 2, coupled, 3 stages of 72 KiB, similar groups.
+// Plan: hopper, wgmma_bf16, tile 128 x 256, 1 x 2 warpgroups of 128 x 128, clusters of 2, joined, 3 stages of 74 KiB, alike groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
-// blocks; for each panel that it visits, it multiplies its rows by the pieces of its slots.
+// blocks; it multiplies its rows of a panel by the pieces of all at once.
 
 using u32 = unsigned int;
 
@@ -16,15 +16,19 @@ constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), k
 constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
 constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
 constexpr int kTiles = 4, kNoOutput = -2147483647;
-constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 144;  // a stage ends with its record
+constexpr int kStages = 3, kStageBytes = 75776, kRecordBytes = 160;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
-constexpr int kRowBytes = 64, kPanelBytes = 8192, kBoxBytes = 2048, kPieceBytes = 2048;
+constexpr int kPanelBytes = 8192, kBoxBytes = 2048;
 constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
+constexpr u32 kPanelHigh = 2147483680u;
+constexpr u32 kPlace = 32767;  // bits of a product that say where its panel is
+constexpr int kTileStep = 256;  // from a 64-row tile to the next in a panel, in 16 bytes
+constexpr int kStepBytes = 32;
 constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
-constexpr int kStoredSlots = 2;  // output blocks that are stored together
-constexpr int kStored = 8;  // chunks of 16 bytes of a row that are stored together
-constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
-constexpr int kLoads = 24;  // words of a stage in kLoadTable
+constexpr int kStoredSlots = 1;  // output blocks that are stored together
+constexpr int kStored = 4;  // chunks of 16 bytes of a row that are stored together
+constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
+constexpr int kLoads = 28;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -155,13 +159,7 @@ __device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, 
         "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
 }
 
-// 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
-__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
-}
-
-// The multiply step of a warpgroup, 64 rows x 32 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
+// The multiply step of a warpgroup, 64 rows x 128 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
 // the first, commit after the last, wait before its registers or shared memory change.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -176,16 +174,26 @@ __device__ __forceinline__ u32 matrix_address(u32 shared) {
     return (shared & 0x3ffff) / 16;
 }
 
-// sums += a * B; a in registers, B [16, 32] where the low word of its descriptor, b, says.
-__device__ __forceinline__ void wgmma(float (&sums)[16], const u32 (&a)[4], u32 b) {
+// sums += A * B; A [64, 16] and B [16, 128] where the low words of their descriptors say.
+__device__ __forceinline__ void wgmma(float (&sums)[64], u32 a, u32 b) {
     asm volatile(
-        "{ .reg .b64 b; mov.b64 b, {%20, %21};\n"
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-        "}, {%16, %17, %18, %19}, b, 1, 1, 1, 1; }"
+        "{ .reg .b64 b; mov.b64 b, {%65, %66};\n"
+        ".reg .b64 a; mov.b64 a, {%64, %67};\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+        "}, a, b, 1, 1, 1, 0, 1; }"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
-          "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(kWeightsHigh));
+          "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15]),
+          "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]), "+f"(sums[22]), "+f"(sums[23]),
+          "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31]),
+          "+f"(sums[32]), "+f"(sums[33]), "+f"(sums[34]), "+f"(sums[35]), "+f"(sums[36]), "+f"(sums[37]), "+f"(sums[38]), "+f"(sums[39]),
+          "+f"(sums[40]), "+f"(sums[41]), "+f"(sums[42]), "+f"(sums[43]), "+f"(sums[44]), "+f"(sums[45]), "+f"(sums[46]), "+f"(sums[47]),
+          "+f"(sums[48]), "+f"(sums[49]), "+f"(sums[50]), "+f"(sums[51]), "+f"(sums[52]), "+f"(sums[53]), "+f"(sums[54]), "+f"(sums[55]),
+          "+f"(sums[56]), "+f"(sums[57]), "+f"(sums[58]), "+f"(sums[59]), "+f"(sums[60]), "+f"(sums[61]), "+f"(sums[62]), "+f"(sums[63])
+        : "r"(a), "r"(b), "n"(kWeightsHigh), "n"(kPanelHigh));
 }
 
 // Elements are bfloat16, kept as bits.
@@ -208,105 +216,103 @@ __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
 
-constexpr int kTileStages = 6;  // of each tile
+__device__ const int __align__(16) kTileStages[] = {
+    0,6,11,15,20,
+};
+
 __device__ const int __align__(16) kTargets[] = {
-    0,1,8,9,16,17,24,25,2,3,10,11,18,19,26,27,
-    4,5,12,13,20,21,28,29,6,7,14,15,22,23,30,31,
+    0,4,8,12,16,20,24,28,1,9,17,25,2,10,18,26,
+    3,11,19,27,5,13,21,29,6,14,22,30,7,15,23,31,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    4099,0,32,64,0,64,128,192,256,320,384,448,512,544,768,800,
-    1024,1056,1280,1312,0,0,0,0,4100,128,192,256,288,1792,1856,1920,
-    1984,2304,2432,2560,2688,3072,3136,3200,3264,3328,3392,3456,3520,0,0,0,
-    4099,320,384,448,3584,3616,3840,3872,4096,4128,4352,4384,4864,4928,4992,5056,
-    5376,5504,5632,5760,0,0,0,0,4099,512,544,576,6144,6208,6272,6336,
-    6400,6464,6528,6592,6656,6688,6912,6944,7168,7200,7424,7456,0,0,0,0,
-    4100,640,704,768,800,7936,8000,8064,8128,8448,8576,8704,8832,9216,9280,9344,
-    9408,9472,9536,9600,9664,0,0,0,4099,832,896,960,9728,9760,9984,10016,
-    10240,10272,10496,10528,11008,11072,11136,11200,11520,11648,11776,11904,0,0,0,0,
-    4099,32,64,160,288,352,416,480,576,608,832,864,1088,1120,1344,1376,
-    2048,2112,2176,2240,0,0,0,0,4100,192,224,288,416,2336,2464,2592,
-    2720,2816,2880,2944,3008,3360,3424,3488,3552,5120,5184,5248,5312,0,0,0,
-    4099,320,448,480,3648,3680,3904,3936,4160,4192,4416,4448,5408,5536,5664,5792,
-    5888,5952,6016,6080,0,0,0,0,4099,544,576,672,6432,6496,6560,6624,
-    6720,6752,6976,7008,7232,7264,7488,7520,8192,8256,8320,8384,0,0,0,0,
-    4100,704,736,800,928,8480,8608,8736,8864,8960,9024,9088,9152,9504,9568,9632,
-    9696,11264,11328,11392,11456,0,0,0,4099,832,960,992,9792,9824,10048,10080,
-    10304,10336,10560,10592,11552,11680,11808,11936,12032,12096,12160,12224,0,0,0,0,
-    4099,0,64,128,32,96,160,224,640,672,896,928,1152,1184,1408,1440,
-    1824,1888,1952,2016,0,0,0,0,4100,160,192,256,384,2080,2144,2208,
-    2272,2368,2496,2624,2752,3104,3168,3232,3296,4896,4960,5024,5088,0,0,0,
-    4099,320,416,448,3712,3744,3968,4000,4224,4256,4480,4512,5152,5216,5280,5344,
-    5440,5568,5696,5824,0,0,0,0,4099,512,576,640,6176,6240,6304,6368,
-    6784,6816,7040,7072,7296,7328,7552,7584,7968,8032,8096,8160,0,0,0,0,
-    4100,672,704,768,896,8224,8288,8352,8416,8512,8640,8768,8896,9248,9312,9376,
-    9440,11040,11104,11168,11232,0,0,0,4099,832,928,960,9856,9888,10112,10144,
-    10368,10400,10624,10656,11296,11360,11424,11488,11584,11712,11840,11968,0,0,0,0,
-    5123,64,96,192,704,736,960,992,1216,1248,1472,1504,1536,1568,1600,1632,
-    1664,1696,1728,1760,2400,2528,2656,2784,5123,224,320,352,2848,2912,2976,3040,
-    3776,3808,4032,4064,4288,4320,4544,4576,4608,4640,4672,4704,4736,4768,4800,4832,
-    4099,448,480,576,5472,5600,5728,5856,5920,5984,6048,6112,6848,6880,7104,7136,
-    7360,7392,7616,7648,0,0,0,0,4099,608,704,736,7680,7712,7744,7776,
-    7808,7840,7872,7904,8544,8672,8800,8928,8992,9056,9120,9184,0,0,0,0,
-    5123,832,864,960,9920,9952,10176,10208,10432,10464,10688,10720,10752,10784,10816,10848,
-    10880,10912,10944,10976,11616,11744,11872,12000,1025,992,12064,12128,12192,12256,0,0,
+    6147,0,64,128,0,32,64,96,128,160,192,224,512,640,768,896,
+    1024,1152,1280,1408,1792,1824,1856,1888,1920,1952,1984,2016,6147,192,256,320,
+    2304,2368,2432,2496,2560,2624,2688,2752,3072,3104,3136,3168,3200,3232,3264,3296,
+    3584,3712,3840,3968,4096,4224,4352,4480,6147,384,448,512,4864,4896,4928,4960,
+    4992,5024,5056,5088,5376,5440,5504,5568,5632,5696,5760,5824,6144,6176,6208,6240,
+    6272,6304,6336,6368,6147,576,640,704,6656,6784,6912,7040,7168,7296,7424,7552,
+    7936,7968,8000,8032,8064,8096,8128,8160,8448,8512,8576,8640,8704,8768,8832,8896,
+    6147,768,832,896,9216,9248,9280,9312,9344,9376,9408,9440,9728,9856,9984,10112,
+    10240,10368,10496,10624,11008,11040,11072,11104,11136,11168,11200,11232,2049,960,11520,11584,
+    11648,11712,11776,11840,11904,11968,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,5123,32,64,160,256,320,384,448,
+    288,352,416,480,544,800,1056,1312,576,832,1088,1344,2048,2112,2176,2240,
+    0,0,0,0,5123,192,288,320,2336,2464,2592,2720,3328,3392,3456,3520,
+    3360,3424,3488,3552,3616,3872,4128,4384,3648,3904,4160,4416,0,0,0,0,
+    5124,416,448,544,672,5120,5184,5248,5312,5408,5536,5664,5792,6400,6464,6528,
+    6592,6432,6496,6560,6624,8192,8256,8320,8384,0,0,0,5123,576,704,800,
+    6688,6944,7200,7456,6720,6976,7232,7488,8480,8608,8736,8864,9472,9536,9600,9664,
+    9504,9568,9632,9696,0,0,0,0,4099,832,928,960,9760,10016,10272,10528,
+    9792,10048,10304,10560,11264,11328,11392,11456,11552,11680,11808,11936,0,0,0,0,
+    0,0,0,0,5124,64,160,224,416,608,864,1120,1376,672,928,1184,
+    1440,2080,2144,2208,2272,2816,2880,2944,3008,5152,5216,5280,5344,0,0,0,
+    5123,320,480,576,3680,3936,4192,4448,3744,4000,4256,4512,5888,5952,6016,6080,
+    6752,7008,7264,7520,6816,7072,7328,7584,0,0,0,0,5124,672,736,832,
+    928,8224,8288,8352,8416,8960,9024,9088,9152,9824,10080,10336,10592,9888,10144,10400,
+    10656,11296,11360,11424,11488,0,0,0,1025,992,12032,12096,12160,12224,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,5123,64,96,192,704,960,1216,1472,736,992,1248,1504,
+    1536,1600,1664,1728,1568,1632,1696,1760,2400,2528,2656,2784,0,0,0,0,
+    5123,224,320,352,2848,2912,2976,3040,3776,4032,4288,4544,3808,4064,4320,4576,
+    4608,4672,4736,4800,4640,4704,4768,4832,0,0,0,0,5124,448,480,576,
+    704,5472,5600,5728,5856,5920,5984,6048,6112,6848,7104,7360,7616,6880,7136,7392,
+    7648,8544,8672,8800,8928,0,0,0,5123,608,736,832,7680,7744,7808,7872,
+    7712,7776,7840,7904,8992,9056,9120,9184,9920,10176,10432,10688,9952,10208,10464,10720,
+    0,0,0,0,4099,864,960,992,10752,10816,10880,10944,10784,10848,10912,10976,
+    11616,11744,11872,12000,12064,12128,12192,12256,0,0,0,0,0,0,0,0,
 };  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    196616,196640,0,100663301,8192,134217738,16384,167772175,0,117440517,8192,150994954,16384,201326607,0,0,
+    16,3,28,3,100663296,167772672,234882048,134217728,201327104,268436480,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,262152,262184,0,134217733,8192,167772165,16384,201326597,24576,234881034,0,150994949,
-    8192,184549381,16384,218103813,24576,251658250,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,196616,196640,0,100663311,8192,167772165,16384,201326597,
-    0,134217743,8192,184549381,16384,218103813,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,196616,196640,0,100663301,
-    8192,134217738,16384,167772175,0,117440517,8192,150994954,16384,201326607,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,3,28,3,100663296,167772672,234882048,134217728,
+    201327104,268436480,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    262152,262184,0,134217733,8192,167772165,16384,201326597,24576,234881034,0,150994949,8192,184549381,16384,218103813,
-    24576,251658250,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,196616,196640,0,100663311,8192,167772165,16384,201326597,0,134217743,8192,184549381,
-    16384,218103813,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,196616,196640,0,100663301,8192,134217743,16384,201326597,
-    0,117440517,8192,167772175,16384,218103813,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,262152,262184,0,134217733,
-    8192,167772170,16384,201326597,24576,234881029,0,150994949,8192,184549386,16384,218103813,24576,251658245,0,0,
+    16,3,28,3,100663296,167772672,234882048,134217728,201327104,268436480,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    196616,196640,0,100663311,8192,167772165,16384,201326602,0,134217743,8192,184549381,16384,218103818,0,0,
+    0,0,0,0,0,0,0,0,16,3,28,3,100663296,167772672,234882048,134217728,
+    201327104,268436480,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,196616,196640,0,100663301,8192,134217743,16384,201326597,0,117440517,8192,167772175,
-    16384,218103813,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,262152,262184,0,134217733,8192,167772170,16384,201326597,
-    24576,234881029,0,150994949,8192,184549386,16384,218103813,24576,251658245,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,196616,196640,0,100663311,
-    8192,167772165,16384,201326602,0,134217743,8192,184549381,16384,218103818,0,0,0,0,0,0,
+    16,3,28,3,100663296,167772672,234882048,134217728,201327104,268436480,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    196616,196640,0,100663301,8192,134217743,16384,201326597,0,117440517,8192,167772175,16384,218103813,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,33554432,67108864,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,262152,262184,0,134217738,8192,167772165,16384,201326597,24576,234881029,0,150994954,
-    8192,184549381,16384,218103813,24576,251658245,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,196616,196640,0,100663311,8192,167772170,16384,201326597,
-    0,134217743,8192,184549386,16384,218103813,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,196616,196640,0,100663301,
-    8192,134217743,16384,201326597,0,117440517,8192,167772175,16384,218103813,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    262152,262184,0,134217738,8192,167772165,16384,201326597,24576,234881029,0,150994954,8192,184549381,16384,218103813,
-    24576,251658245,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,196616,196640,0,100663311,8192,167772170,16384,201326597,0,134217743,8192,184549386,
-    16384,218103813,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,196616,196640,0,100663311,8192,167772175,16384,234881029,
-    0,134217743,8192,201326607,16384,251658245,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,196616,196640,0,100663301,
-    8192,134217743,16384,201326607,0,117440517,8192,167772175,16384,234881039,0,0,0,0,0,0,
+    16,2,24,3,100663296,167772672,134217728,201327104,234882048,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    196616,196640,0,100663301,8192,134217733,16384,167772175,0,117440517,8192,150994949,16384,201326607,0,0,
+    0,0,0,0,0,0,0,0,16,2,24,3,134218240,201327616,100663296,167772672,
+    234882048,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,196616,196640,0,100663311,8192,167772165,16384,201326597,0,134217743,8192,184549381,
-    16384,218103813,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,196616,196640,0,100663311,8192,167772175,16384,234881029,
-    0,134217743,8192,201326607,16384,251658245,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,65544,65552,0,33554437,
-    0,50331653,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,4,201327616,134217728,167772672,234882048,268436992,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups; visits
+    0,0,0,0,0,0,0,0,16,2,24,3,100663296,201327616,134217728,167772672,
+    234882048,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,3,100663296,134217728,167772672,201327616,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,2,24,3,134217728,234882048,167772160,201327104,
+    268436992,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,3,28,2,100663296,167772672,201327616,134217728,234882048,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,2,24,3,167772672,201327616,134217728,234882048,
+    268436992,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,0,33554432,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,3,28,2,100663296,167772672,234882048,134217728,
+    201327104,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,3,28,2,100663296,134218240,201327616,167772672,234882048,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,4,32,1,134217728,167772672,201327616,268436992,
+    234882048,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,3,28,2,100663296,167772672,201327616,134217728,234882048,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,3,28,1,100663296,167772672,201327616,134217728,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+};  // [stages, kRecordBytes / 4]: byte of the first product, their number, for each column of warpgroups; products
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
 struct Tiles {
@@ -330,7 +336,7 @@ struct Walk {
     __device__ __forceinline__ bool more() const { return tile < tiles.count; }
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
-        next_stage = group * kTileStages, next_last = next_stage + kTileStages;
+        next_stage = kTileStages[group], next_last = kTileStages[group + 1];
     }
     __device__ __forceinline__ void skip() {
         while (stage == last && more()) {
@@ -381,66 +387,39 @@ __device__ __forceinline__ u32 uniform(u32 value) {
 }
 
 using Sums = float[kMTiles][kSlots][kBlock / 2];
-using Fragments = u32[kMTiles][kSteps][4];
 
-// The rows of a panel that a warp multiplies, as fragments; rows are swizzled as TMA wrote them.
-__device__ __forceinline__ void load_fragments(Fragments& a, u32 rows, u32 panel) {
-    const u32 from = rows + panel;
-#pragma unroll
-    for (int m = 0; m < kMTiles; ++m)
-#pragma unroll
-        for (int k = 0; k < kSteps; ++k) {
-            ldmatrix_x4(a[m][k], (from ^ (k * 32)) + m * (64 * kRowBytes));
-        }
-}
-
-// Multiply a panel by the pieces of slots First (if Mask & 1) and First + 1 (if Mask & 2), which lie at b. One group of steps.
-template <int First, int Mask>
-__device__ __forceinline__ void multiply_slots(Sums& sums, const Fragments& a, u32 b) {
+// Multiply the warpgroup's rows of a panel by the pieces of its slots, which lie one after the other; the low words of their matrix descriptors. One group of steps.
+__device__ __forceinline__ void multiply(Sums& sums, u32 panel, u32 piece) {
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kSteps; ++k)
 #pragma unroll
-        for (int m = 0; m < kMTiles; ++m) {
-            if (Mask & 1) wgmma(sums[m][First], a[m][k], b + k * kWeightsStep);
-            if (Mask & 2) wgmma(sums[m][First + 1], a[m][k], b + k * kWeightsStep + (Mask & 1) * (kPieceBytes / 16));
-        }
+        for (int m = 0; m < kMTiles; ++m) wgmma(reinterpret_cast<float(&)[kSlots * kBlock / 2]>(sums[m]), panel + k * (kStepBytes / 16) + m * kTileStep, piece + k * kWeightsStep);
     wgmma_commit();
 }
 
-// Multiply a panel by the pieces of the slots in `mask` from First on, which lie one after the other from b on. Accumulators need fixed
-// registers, so each set of two slots has code of its own. A visit has at least one slot.
-template <int First = 0>
-__device__ __forceinline__ void multiply_panel(Sums& sums, const Fragments& a, u32 mask, u32 b) {
-    if constexpr (kSlots == 1) {
-        multiply_slots<0, 1>(sums, a, b);
-    } else {
-        const u32 pair = mask >> First & 3;
-        if (pair == 3)
-            multiply_slots<First, 3>(sums, a, b);
-        else if (pair == 1)
-            multiply_slots<First, 1>(sums, a, b);
-        else if (kSlots == 2 || pair == 2)
-            multiply_slots<First, 2>(sums, a, b);
-        if constexpr (First + 2 < kSlots) multiply_panel<First + 2>(sums, a, mask, b + (pair - (pair >> 1)) * (kPieceBytes / 16));
+// All products of a stage. The head of a column is two words: byte of its first
+// product; how many there are. A product is a word: where its panel is, in 16 bytes; and its first piece << 16.
+// Past the last product lie two that are safe to read.
+__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 panels, u32 pieces, int column) {
+    const bool reads = threadIdx.x % 32 == 0;  // the lane that gives the stage back
+    uint2 head = {};
+    if (reads) head = load_shared_pair(record + column * 8);
+    const u32 counts = uniform(head.y);
+    u32 at = record + uniform(head.x), ahead = 0;
+    if (reads) ahead = load_shared(at);
+    u32 next = uniform(ahead);
+    at += 4;
+    if (reads) ahead = load_shared(at);
+#pragma unroll 1
+    for (u32 count = counts; count; --count) {
+        const u32 product = next;
+        next = uniform(ahead);
+        at += 4;
+        if (reads) ahead = load_shared(at);
+        multiply(sums, panels + (product & kPlace), pieces + (product >> 16));
     }
-}
-
-// All visits of a stage. A visit is two words: where its panel is, in bytes; and the mask of the slots that use it, with the place of
-// their first piece in 16 bytes << 16. Past the last visit lies one that is safe to follow.
-__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows, u32 b, int column) {
-    const u32 bounds = uniform(load_shared(record + column * 4));
-    u32 count = bounds >> 16, at = record + (bounds & 0xffff);
-    if (count == 0) return;
-    uint2 visit = load_shared_pair(at);
-    Fragments a;
-    do {
-        load_fragments(a, rows, visit.x);
-        const u32 word = uniform(visit.y);
-        visit = load_shared_pair(at += 8);
-        multiply_panel(sums, a, word & 255, b + (word >> 16));
-        wgmma_wait<0>();
-    } while (--count);
+    wgmma_wait<0>();
 }
 
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
@@ -449,7 +428,7 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int s = 0; s < kSlots; s += kStoredSlots) {
-        const int target = targets[s];  // and the one behind it
+        const int target = targets[s];
         if (target == kNoOutput) continue;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -467,7 +446,7 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
                     }
                     stmatrix_x4(scratch + swizzled<kStored>(lane % 8, part + lane / 8), words);
                 }
-                // Through shared memory, so that each lane stores 16 bytes of a row, and eight of them a line.
+                // Through shared memory, so that each lane stores 16 bytes of a row.
                 __syncwarp();
                 uint4 chunks[kStored / 4];
 #pragma unroll
@@ -522,12 +501,9 @@ bsgen_fprop_b32_bfloat16_hopper_8bd202088863656e(const __grid_constant__ TensorM
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 176;");
         wait_for_kernel_ahead();
-        const int column = group % kColumns, lane = threadIdx.x % 32;
+        const int column = group % kColumns;
         const u32 scratch = empty + kStages * 8 + threadIdx.x / 32 * kScratchBytes;
         const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
-        // Where this lane's chunk of a fragment lies in a panel (PTX: ldmatrix), swizzled.
-        const u32 r = row + lane % 16;
-        const u32 place = r * kRowBytes + ((lane / 16 ^ r / 2 % 4) * 16);
         int slot = 0;
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
@@ -535,12 +511,10 @@ bsgen_fprop_b32_bfloat16_hopper_8bd202088863656e(const __grid_constant__ TensorM
             int targets[kSlots];
             load_targets(targets, tile_group * kColumns + column);
             Sums sums = {};
-            int last = kTileStages;
-            asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
-            for (int s = 0; s < last; ++s) {
+            for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
-                multiply_stage(sums, stage + kRecord, stage + place, matrix_address(stage) + kWeightsLow, column);
+                multiply_stage(sums, stage + kRecord, matrix_address(stage) + group / kColumns * (kMTiles * kTileStep), matrix_address(stage) + kWeightsLow, column);
                 give_back(empty, slot, parity);
             }
 #pragma unroll

@@ -1,34 +1,34 @@
 // y = x @ W for one block-sparse W [1024, 1024] and its epilogue, float16.
 // Layout d11c92dfca3bf62c: 96 of 256 blocks of 64 x 64 (37.50 %).
-// Plan: hopper, wgmma_f16, tile 128 x 128, 1 x 2 warpgroups of 128 x 64, 2 rings of 2 stages of 52 KiB, contiguous groups.
+// Plan: hopper, wgmma_f16, tile 128 x 256, 1 x 2 warpgroups of 128 x 128, clusters of 2, joined, 4 stages of 54 KiB, alike groups.
 //
-// Persistent thread blocks, and in them kRings rings each, walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps the rings
+// Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
-// blocks; slot after slot, it multiplies its rows of a panel by a piece.
+// blocks; it multiplies its rows of a panel by the pieces of all at once.
 
 using u32 = unsigned int;
 
 constexpr int kFeaturesOut = 1024;  // of a row of y
 constexpr int kBlock = 64, kSteps = 4;  // a block's side; multiply steps along the inputs of a panel
 constexpr int kRowGroups = 1, kColumns = 2;  // warpgroups down and across
-constexpr int kMTiles = 2, kSlots = 1;  // 64-row tiles and output blocks of each
-constexpr int kRings = 2;  // of stages, each with warpgroups and tiles of its own: while those of one store results, those of the other multiply
-constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kRings * kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
-constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
-constexpr int kTiles = 8, kNoOutput = -2147483647;
-constexpr int kStages = 2, kStageBytes = 53248, kRecordBytes = 160;  // a stage ends with its record
-constexpr int kRecord = kStageBytes - kRecordBytes, kRingBytes = kStages * kStageBytes;
+constexpr int kMTiles = 2, kSlots = 2;  // 64-row tiles and output blocks of each
+constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
+constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
+constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
+constexpr int kTiles = 4, kNoOutput = -2147483647;
+constexpr int kStages = 4, kStageBytes = 55296, kRecordBytes = 160;  // a stage ends with its record
+constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kPanelBytes = 16384, kBoxBytes = 8192;
 constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 33554432u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr u32 kPanelHigh = 1073741888u;
 constexpr u32 kPlace = 32767;  // bits of a product that say where its panel is
-constexpr int kCountBits = 8, kTileStep = 512;  // of the number of a slot's products; from a 64-row tile to the next in a panel, in 16 bytes
+constexpr int kTileStep = 512;  // from a 64-row tile to the next in a panel, in 16 bytes
 constexpr int kStepBytes = 32;
 constexpr int kWeightsStep = 128;  // from a multiply step to the next, in 16 bytes
 constexpr int kStoredSlots = 1;  // output blocks that are stored together
 constexpr int kStored = 8;  // chunks of 16 bytes of a row that are stored together
 constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
-constexpr int kLoads = 5;  // words of a stage in kLoadTable
+constexpr int kLoads = 6;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -125,14 +125,41 @@ __device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 by
                  "l"(global), "r"(bytes), "r"(barrier) : "memory");
 }
 
-// The two warps that load a ring meet (PTX: bar.sync): neither is a stage behind the other, where it would mistake one phase of a barrier
-// for the next.
-__device__ __forceinline__ void producers_sync(int ring) { asm volatile("bar.sync %0, 64;" ::"r"(ring + 1) : "memory"); }
+// The warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
+template <int Threads = 128>
+__device__ __forceinline__ void producers_sync() {
+    asm volatile("bar.sync 1, %0;" ::"n"(Threads) : "memory");
+}
+
 // Programmatic dependent launch (PTX: griddepcontrol). The kernel ahead in the stream may still run, until which has ended nothing may be
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
-// The multiply step of a warpgroup, 64 rows x 64 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
+// Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
+
+// All threads of the cluster meet. Orders nothing else: barriers have a fence of their own, and no thread reads what another wrote.
+__device__ __forceinline__ void cluster_sync() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// Arrive on the barrier that lies where `barrier` does, in the thread block of that rank. Only reads of shared memory come before it,
+// so the scope of the thread block will do; that of the cluster would wait for the memory system at each arrival.
+__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
+    asm volatile(
+        "{ .reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(barrier), "r"(rank) : "memory");
+}
+
+// tma_load into every thread block whose bit is set in `ranks`, and their barriers.
+__device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned short ranks) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
+        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
+}
+
+// The multiply step of a warpgroup, 64 rows x 128 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
 // the first, commit after the last, wait before its registers or shared memory change.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -147,19 +174,25 @@ __device__ __forceinline__ u32 matrix_address(u32 shared) {
     return (shared & 0x3ffff) / 16;
 }
 
-// sums += A * B; A [64, 16] and B [16, 64] where the low words of their descriptors say.
-__device__ __forceinline__ void wgmma(float (&sums)[32], u32 a, u32 b) {
+// sums += A * B; A [64, 16] and B [16, 128] where the low words of their descriptors say.
+__device__ __forceinline__ void wgmma(float (&sums)[64], u32 a, u32 b) {
     asm volatile(
-        "{ .reg .b64 b; mov.b64 b, {%33, %34};\n"
-        ".reg .b64 a; mov.b64 a, {%32, %35};\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
+        "{ .reg .b64 b; mov.b64 b, {%65, %66};\n"
+        ".reg .b64 a; mov.b64 a, {%64, %67};\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
         "}, a, b, 1, 1, 1, 0, 1; }"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
           "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15]),
           "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]), "+f"(sums[22]), "+f"(sums[23]),
-          "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31])
+          "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31]),
+          "+f"(sums[32]), "+f"(sums[33]), "+f"(sums[34]), "+f"(sums[35]), "+f"(sums[36]), "+f"(sums[37]), "+f"(sums[38]), "+f"(sums[39]),
+          "+f"(sums[40]), "+f"(sums[41]), "+f"(sums[42]), "+f"(sums[43]), "+f"(sums[44]), "+f"(sums[45]), "+f"(sums[46]), "+f"(sums[47]),
+          "+f"(sums[48]), "+f"(sums[49]), "+f"(sums[50]), "+f"(sums[51]), "+f"(sums[52]), "+f"(sums[53]), "+f"(sums[54]), "+f"(sums[55]),
+          "+f"(sums[56]), "+f"(sums[57]), "+f"(sums[58]), "+f"(sums[59]), "+f"(sums[60]), "+f"(sums[61]), "+f"(sums[62]), "+f"(sums[63])
         : "r"(a), "r"(b), "n"(kWeightsHigh), "n"(kPanelHigh));
 }
 
@@ -192,149 +225,104 @@ __device__ __forceinline__ float2 finish(float2 v, float2 bias) {
     return v;
 }
 
-constexpr int kTileStages = 6;  // of each tile
+__device__ const int __align__(16) kTileStages[] = {
+    0,8,16,22,30,
+};
+
 __device__ const int __align__(16) kTargets[] = {
-    0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,
+    0,4,8,12,1,9,2,10,3,11,5,13,6,14,7,15,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    514,0,64,0,256,513,128,512,576,0,514,256,384,1792,2304,514,
-    512,576,3072,3328,513,640,3584,3648,0,514,768,896,4864,5376,514,64,
-    320,320,2048,513,128,640,704,0,514,384,448,2368,2816,514,576,832,
-    3392,5120,513,640,3712,3776,0,514,896,960,5440,5888,514,0,256,64,
-    1856,513,128,768,832,0,514,320,384,2112,2432,514,512,768,3136,4928,
-    513,640,3840,3904,0,514,832,896,5184,5504,513,128,896,960,0,513,
-    192,1536,1600,0,514,384,448,2496,2880,513,640,3968,4032,0,513,704,
-    4608,4672,0,514,896,960,5568,5952,514,0,64,128,384,513,128,1024,
-    1088,0,514,256,384,1920,2560,514,512,576,3200,3456,513,640,4096,4160,
-    0,514,768,896,4992,5632,514,64,320,448,2176,513,128,1152,1216,0,
-    514,384,448,2624,2944,514,576,832,3520,5248,513,640,4224,4288,0,514,
-    896,960,5696,6016,514,0,256,192,1984,513,128,1280,1344,0,514,320,
-    384,2240,2688,514,512,768,3264,5056,513,640,4352,4416,0,514,832,896,
-    5312,5760,513,128,1408,1472,0,513,192,1664,1728,0,514,384,448,2752,
-    3008,513,640,4480,4544,0,513,704,4736,4800,0,514,896,960,5824,6080,
+    1025,0,0,64,128,192,1025,128,512,768,1024,1280,1025,256,1792,1856,
+    1920,1984,1025,384,2304,2432,2560,2688,1025,512,3072,3136,3200,3264,1025,640,
+    3584,3840,4096,4352,1025,768,4864,4928,4992,5056,1025,896,5376,5504,5632,5760,
+    1025,64,256,384,320,448,1025,128,576,1088,640,1152,513,320,2048,2176,
+    0,0,513,384,2368,2624,0,0,1025,576,3328,3456,3392,3520,1025,640,
+    3648,4160,3712,4224,513,832,5120,5248,0,0,513,896,5440,5696,0,0,
+    1025,128,704,1216,832,1344,513,320,2112,2240,0,0,513,448,2816,2944,
+    0,0,1025,640,3776,4288,3904,4416,513,832,5184,5312,0,0,513,960,
+    5888,6016,0,0,1025,128,896,1408,960,1472,1025,192,1536,1664,1600,1728,
+    513,384,2496,2752,0,0,513,448,2880,3008,0,0,1025,640,3968,4480,
+    4032,4544,1025,704,4608,4736,4672,4800,513,896,5568,5824,0,0,513,960,
+    5952,6080,0,0,
 };  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    16,1,20,1,134217728,167773184,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,67108864,100663296,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,2,24,0,134217728,167773184,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,134217728,167773184,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,67108864,100663296,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,2,24,0,134217728,167773184,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,2,24,0,134217728,167773184,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,67108864,100663296,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,134217728,167773184,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,2,24,0,134217728,167773184,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,67108864,100663296,0,0,0,0,0,0,0,0,0,0,
+    16,0,16,1,67108864,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,134217728,167773184,0,0,
+    0,0,0,0,0,0,0,0,16,0,16,1,67108864,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,2,24,0,134217728,167773184,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,67108864,100663296,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,167773184,134217728,0,0,0,0,0,0,0,0,0,0,
+    16,0,16,1,67108864,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,2,24,0,134217728,167773184,0,0,
+    0,0,0,0,0,0,0,0,16,0,16,1,67108864,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,67108864,100663296,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,167773184,134217728,0,0,
+    0,0,0,0,0,0,0,0,16,0,16,1,67108864,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,67108864,100663296,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,0,67108864,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,67108864,100663296,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,2,24,0,134217728,167773184,0,0,0,0,0,0,0,0,0,0,
+    16,0,16,1,67108864,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,67108864,100663296,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,0,67108864,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,67108864,100663296,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,2,24,0,134217728,167773184,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,134217728,167773184,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,0,67108864,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,67108864,100663296,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,0,67108864,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,2,24,0,134217728,167773184,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,134217728,167773184,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,67108864,100663296,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,0,67108864,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,2,24,0,134217728,167773184,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,0,67108864,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,2,24,0,134217728,167773184,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,67108864,100663296,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,134217728,167773184,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,2,24,0,134217728,167773184,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,67108864,100663296,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,134217728,167773184,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,2,24,0,134217728,167773184,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,67108864,100663296,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,167773184,134217728,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,2,24,0,134217728,167773184,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,67108864,100663296,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,167773184,134217728,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,67108864,100663296,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,67108864,100663296,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,2,24,0,134217728,167773184,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,67108864,100663296,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,67108864,100663296,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,2,24,0,134217728,167773184,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-};  // [stages, kRecordBytes / 4]: byte of the first product, counts of each slot << 8 * slot, for each column of warpgroups; products
+};  // [stages, kRecordBytes / 4]: byte of the first product, their number, for each column of warpgroups; products
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
 struct Tiles {
@@ -358,7 +346,7 @@ struct Walk {
     __device__ __forceinline__ bool more() const { return tile < tiles.count; }
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
-        next_stage = group * kTileStages, next_last = next_stage + kTileStages;
+        next_stage = kTileStages[group], next_last = kTileStages[group + 1];
     }
     __device__ __forceinline__ void skip() {
         while (stage == last && more()) {
@@ -369,31 +357,36 @@ struct Walk {
     __device__ __forceinline__ void advance() { ++stage, skip(); }
 };
 
-// Fills a ring of stages, tile after tile; two warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
-__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int ring) {
+// Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
     const int lane = threadIdx.x % 32;
-    const bool mine = lane % (4 / kRings) == threadIdx.x / 32 % 4 / kRings;
+    const bool mine = lane % 4 == threadIdx.x / 32 % 4;
     const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
     Walk walk(tiles, first_tile, stride);
     int slot = 0, ahead = fetch(walk);
     u32 parity = 1;
     wait_for_kernel_ahead();
     while (walk.more()) {
-        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows;
+        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows + rank * kRows;
         walk.advance();
         ahead = fetch(walk);  // arrives while the copies of this stage are issued
         const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
         const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
         barrier_wait(empty + slot * 8, parity);
-        producers_sync(ring);
+        producers_sync();
         if (lane == 0 && mine) {
             barrier_expect(barrier, panels * kPanelBytes + boxes * kBoxBytes + kRecordBytes);
             bulk_load(stage + kRecord, kRecords + s * (kRecordBytes / 4), kRecordBytes, barrier);
         }
         if (mine && lane > 0 && lane <= panels)
             tma_load(stage + (lane - 1) * kPanelBytes, activations, load, row0, barrier);
-        else if (mine && lane > panels && lane <= panels + boxes)
-            tma_load(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier);
+        else if (mine && lane > panels && lane <= panels + boxes && lane / 4 % kCluster == rank)
+            tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
+        if (++slot == kStages) slot = 0, parity ^= 1;
+    }
+    // The neighbours give back what is left here, too: their arrivals must find this thread block.
+    for (int i = 0; i < kStages; ++i) {
+        barrier_wait(empty + slot * 8, parity);
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
 }
@@ -405,18 +398,18 @@ __device__ __forceinline__ u32 uniform(u32 value) {
 
 using Sums = float[kMTiles][kSlots][kBlock / 2];
 
-// Multiply the warpgroup's rows of a panel by a piece, for a slot; the low words of their matrix descriptors. One group of steps.
-__device__ __forceinline__ void multiply(Sums& sums, int slot, u32 panel, u32 piece) {
+// Multiply the warpgroup's rows of a panel by the pieces of its slots, which lie one after the other; the low words of their matrix descriptors. One group of steps.
+__device__ __forceinline__ void multiply(Sums& sums, u32 panel, u32 piece) {
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kSteps; ++k)
 #pragma unroll
-        for (int m = 0; m < kMTiles; ++m) wgmma(sums[m][slot], panel + k * (kStepBytes / 16) + m * kTileStep, piece + k * kWeightsStep);
+        for (int m = 0; m < kMTiles; ++m) wgmma(reinterpret_cast<float(&)[kSlots * kBlock / 2]>(sums[m]), panel + k * (kStepBytes / 16) + m * kTileStep, piece + k * kWeightsStep);
     wgmma_commit();
 }
 
-// All products of a stage, slot after slot, for accumulators need fixed registers. The head of a column is two words: byte of its first
-// product; how many each slot has, kCountBits each. A product is a word: where its panel is, in 16 bytes; and its piece << 16.
+// All products of a stage. The head of a column is two words: byte of its first
+// product; how many there are. A product is a word: where its panel is, in 16 bytes; and its first piece << 16.
 // Past the last product lie two that are safe to read.
 __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 panels, u32 pieces, int column) {
     const bool reads = threadIdx.x % 32 == 0;  // the lane that gives the stage back
@@ -428,35 +421,20 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 panel
     u32 next = uniform(ahead);
     at += 4;
     if (reads) ahead = load_shared(at);
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s)
 #pragma unroll 1
-        for (u32 count = counts >> s * kCountBits & (1 << kCountBits) - 1; count; --count) {
-            const u32 product = next;
-            next = uniform(ahead);
-            at += 4;
-            if (reads) ahead = load_shared(at);
-            multiply(sums, s, panels + (product & kPlace), pieces + (product >> 16));
-        }
+    for (u32 count = counts; count; --count) {
+        const u32 product = next;
+        next = uniform(ahead);
+        at += 4;
+        if (reads) ahead = load_shared(at);
+        multiply(sums, panels + (product & kPlace), pieces + (product >> 16));
+    }
     wgmma_wait<0>();
-}
-
-using Biases = u32[kSlots][kBlock / 8];
-
-// The bias of each output that a lane holds, two at a time.
-__device__ __forceinline__ void load_biases(Biases& biases, const int (&targets)[kSlots], const Element* __restrict__ bias) {
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s)
-#pragma unroll
-        for (int j = 0; j < kBlock / 8; ++j) {
-            biases[s][j] = targets[s] < 0 ? 0 : *reinterpret_cast<const u32*>(bias + targets[s] * kBlock + j * 8 + threadIdx.x % 4 * 2);
-            read_here(biases[s][j]);
-        }
 }
 
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
 __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int (&targets)[kSlots], int row0, int n,
-                                      Element* __restrict__ y, const Biases& biases, u32 scratch) {
+                                      Element* __restrict__ y, const Element* __restrict__ bias, u32 scratch) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int s = 0; s < kSlots; s += kStoredSlots) {
@@ -473,7 +451,7 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
                     for (int i = 0; i < 4; ++i) {
                         const int step = j + part + i;  // of 8 columns
                         const float* two = sums[s + step / (kBlock / 8)] + step % (kBlock / 8) * 4 + half * 2;
-                        const float2 v = finish(make_float2(two[0], two[1]), unpack(biases[s + step / (kBlock / 8)][step % (kBlock / 8)]));
+                        const float2 v = finish(make_float2(two[0], two[1]), load_pair(bias + target * kBlock + step * 8 + lane % 4 * 2));
                         words[i] = pack(v.x, v.y);
                     }
                     stmatrix_x4(scratch + swizzled<kStored>(lane % 8, part + lane / 8), words);
@@ -494,7 +472,7 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
     }
 }
 
-// The output blocks of a warpgroup, read a tile ahead, so that a tile can begin with its biases.
+// The output blocks of a warpgroup, read long before they are needed.
 __device__ __forceinline__ void load_targets(int (&targets)[kSlots], int warpgroup) {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
@@ -506,53 +484,44 @@ __device__ __forceinline__ void load_targets(int (&targets)[kSlots], int warpgro
 // Gives a stage back to the warps that load, once every lane has read its last of it, and goes on to the next.
 __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(empty + slot * 8);
+    if (threadIdx.x % 32 == 0)
+        for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
     if (++slot == kStages) slot = 0, parity ^= 1;
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, 1)
+extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
 bsgen_fprop_b64_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, const Element* __restrict__ bias, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
-    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), ring = warp < kRings * kGroups * 4 ? warp / (kGroups * 4) : warp % kRings, group = warp / 4 - ring * kGroups;
-    const u32 rings_base = shared_address(shared), stages_base = rings_base + ring * kRingBytes, barriers = rings_base + kRings * kRingBytes;
-    const u32 full = barriers + ring * (kStages * 16), empty = full + kStages * 8;
-    const int first_tile = blockIdx.x + ring * (gridDim.x), stride = gridDim.x * kRings;
+    const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
+    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
     const Tiles tiles(n);
 
     if (threadIdx.x == 0) {
         let_kernel_behind_begin();
         tma_prefetch(x_map), tma_prefetch(w_map);
-        for (int r = 0; r < kRings; ++r)
-            for (int i = 0; i < kStages; ++i) barrier_init(barriers + (r * 2 * kStages + i) * 8, 1), barrier_init(barriers + ((r * 2 + 1) * kStages + i) * 8, kGroups * 4);
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
         barrier_init_fence();
     }
-    __syncthreads();
+    cluster_sync();
 
-    if (warp >= kRings * kGroups * 4) {
+    if (group == kGroups) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        produce(x_map, w_map, stages_base, full, empty, tiles, first_tile, stride, ring);
+        produce(x_map, w_map, stages_base, full, empty, tiles, first_tile, stride, rank);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 176;");
         wait_for_kernel_ahead();
         const int column = group % kColumns;
-        const u32 scratch = barriers + kRings * (kStages * 16) + threadIdx.x / 32 * kScratchBytes;
+        const u32 scratch = empty + kStages * 8 + threadIdx.x / 32 * kScratchBytes;
         const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
         int slot = 0;
         u32 parity = 0;
-        int next_targets[kSlots];
-        load_targets(next_targets, tiles.group(min(first_tile, tiles.count - 1)) * kColumns + column);
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
-            const int row0 = tiles.row(tile) * kTileRows;
+            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
             int targets[kSlots];
-#pragma unroll
-            for (int s = 0; s < kSlots; ++s) targets[s] = next_targets[s];
-            load_targets(next_targets, tiles.group(min(tile + stride, tiles.count - 1)) * kColumns + column);
-            Biases biases;
-            load_biases(biases, targets, bias);
+            load_targets(targets, tile_group * kColumns + column);
             Sums sums = {};
-            int last = kTileStages;
-            asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
-            for (int s = 0; s < last; ++s) {
+            for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
                 multiply_stage(sums, stage + kRecord, matrix_address(stage) + group / kColumns * (kMTiles * kTileStep), matrix_address(stage) + kWeightsLow, column);
@@ -560,7 +529,8 @@ bsgen_fprop_b64_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
             }
 #pragma unroll
             for (int m = 0; m < kMTiles; ++m)
-                store(sums[m], targets, row0 + row + m * 64, n, y, biases, scratch);
+                store(sums[m], targets, row0 + row + m * 64, n, y, bias, scratch);
         }
     }
+    cluster_sync();  // none ends before its neighbours have come so far
 }
