@@ -1,31 +1,32 @@
 // dx = dy @ W.T for one block-sparse W [512, 512], float32.
-// Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_tf32, tile 128 x 256, 1 x 4 warpgroups of 128 x 64, joined, 3 stages of 72 KiB, alike groups.
+// Layout cb3f72e59c903015: 72 of 256 blocks of 32 x 32 (28.12 %).
+// Plan: hopper, wgmma_tf32, tile 128 x 128, 1 x 2 warpgroups of 128 x 64, 2 rings of 2 stages of 54 KiB, balanced groups.
 //
-// Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
+// Persistent thread blocks, and in them kRings rings each, walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps the rings
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
-// blocks; it multiplies its rows of a panel by the pieces of all at once.
+// blocks; slot after slot, it multiplies its rows of a panel by a piece.
 
 using u32 = unsigned int;
 
 constexpr int kFeaturesOut = 512;  // of a row of dx
 constexpr int kBlock = 32, kSteps = 4;  // a block's side; multiply steps along the inputs of a panel
-constexpr int kRowGroups = 1, kColumns = 4;  // warpgroups down and across
+constexpr int kRowGroups = 1, kColumns = 2;  // warpgroups down and across
 constexpr int kMTiles = 2, kSlots = 2;  // 64-row tiles and output blocks of each
-constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
+constexpr int kRings = 2;  // of stages, each with warpgroups and tiles of its own: while those of one store results, those of the other multiply
+constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kRings * kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
 constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
-constexpr int kTiles = 2, kNoOutput = -2147483647;
-constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 176;  // a stage ends with its record
-constexpr int kRecord = kStageBytes - kRecordBytes;
+constexpr int kTiles = 4, kNoOutput = -2147483647;
+constexpr int kStages = 2, kStageBytes = 55296, kRecordBytes = 160;  // a stage ends with its record
+constexpr int kRecord = kStageBytes - kRecordBytes, kRingBytes = kStages * kStageBytes;
 constexpr int kPanelBytes = 16384, kBoxBytes = 4096;
 constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 16777216u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr u32 kPanelHigh = 1073741888u;
 constexpr u32 kPlace = 32767;  // bits of a product that say where its panel is
-constexpr int kTileStep = 512;  // from a 64-row tile to the next in a panel, in 16 bytes
+constexpr int kCountBits = 8, kTileStep = 512;  // of the number of a slot's products; from a 64-row tile to the next in a panel, in 16 bytes
 constexpr int kStepBytes = 32;
 constexpr int kWeightsStep = 2;  // from a multiply step to the next, in 16 bytes
 constexpr int kStoredSlots = 1;  // output blocks that are stored together
-constexpr int kLoads = 11;  // words of a stage in kLoadTable
+constexpr int kLoads = 8;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -97,17 +98,14 @@ __device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 by
                  "l"(global), "r"(bytes), "r"(barrier) : "memory");
 }
 
-// The warps that load meet (PTX: bar.sync): none is a stage behind another, where it would mistake one phase of a barrier for the next.
-template <int Threads = 128>
-__device__ __forceinline__ void producers_sync() {
-    asm volatile("bar.sync 1, %0;" ::"n"(Threads) : "memory");
-}
-
+// The two warps that load a ring meet (PTX: bar.sync): neither is a stage behind the other, where it would mistake one phase of a barrier
+// for the next.
+__device__ __forceinline__ void producers_sync(int ring) { asm volatile("bar.sync %0, 64;" ::"r"(ring + 1) : "memory"); }
 // Programmatic dependent launch (PTX: griddepcontrol). The kernel ahead in the stream may still run, until which has ended nothing may be
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
-// The multiply step of a warpgroup, 64 rows x 64 columns x 8 (PTX: wgmma, sm_90a). Asynchronous: fence before
+// The multiply step of a warpgroup, 64 rows x 32 columns x 8 (PTX: wgmma, sm_90a). Asynchronous: fence before
 // the first, commit after the last, wait before its registers or shared memory change.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -122,19 +120,16 @@ __device__ __forceinline__ u32 matrix_address(u32 shared) {
     return (shared & 0x3ffff) / 16;
 }
 
-// sums += A * B; A [64, 8] and B [8, 64] where the low words of their descriptors say.
-__device__ __forceinline__ void wgmma(float (&sums)[32], u32 a, u32 b) {
+// sums += A * B; A [64, 8] and B [8, 32] where the low words of their descriptors say.
+__device__ __forceinline__ void wgmma(float (&sums)[16], u32 a, u32 b) {
     asm volatile(
-        "{ .reg .b64 b; mov.b64 b, {%33, %34};\n"
-        ".reg .b64 a; mov.b64 a, {%32, %35};\n"
-        "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+        "{ .reg .b64 b; mov.b64 b, {%17, %18};\n"
+        ".reg .b64 a; mov.b64 a, {%16, %19};\n"
+        "wgmma.mma_async.sync.aligned.m64n32k8.f32.tf32.tf32 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
         "}, a, b, 1, 1, 1; }"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
-          "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15]),
-          "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]), "+f"(sums[22]), "+f"(sums[23]),
-          "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31])
+          "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15])
         : "r"(a), "r"(b), "n"(kWeightsHigh), "n"(kPanelHigh));
 }
 
@@ -148,69 +143,88 @@ __device__ __forceinline__ float2 finish(float2 v) {
 }
 
 __device__ const int __align__(16) kTileStages[] = {
-    0,8,15,
+    0,7,12,19,24,
 };
 
 __device__ const int __align__(16) kTargets[] = {
-    0,4,8,12,1,9,2,10,3,11,5,13,6,14,7,15,
+    6,15,11,13,14,7,0,2,3,9,1,5,8,12,4,10,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    2050,0,96,0,896,1536,2432,256,1792,352,1888,2050,32,64,128,1664,
-    288,1824,160,1696,320,1856,2050,128,160,32,928,1568,2464,384,1920,416,
-    1952,1026,192,224,448,1984,480,2016,0,0,0,0,2050,256,352,64,
-    960,1600,2496,512,2048,608,2144,2050,288,320,192,1728,544,2080,224,1760,
-    576,2112,2050,384,416,96,992,1632,2528,640,2176,672,2208,1026,448,480,
-    704,2240,736,2272,0,0,0,0,1538,0,64,1152,2688,1024,2560,1184,
-    2720,0,0,1026,96,128,1408,2944,1216,2752,0,0,0,0,2050,160,
-    192,1056,2592,768,2304,1248,2784,1440,2976,1026,224,256,800,2336,1280,2816,
-    0,0,0,0,1538,320,352,1088,2624,1312,2848,1472,3008,0,0,1026,
-    384,416,1344,2880,1120,2656,0,0,0,0,2050,448,480,832,2368,1376,
-    2912,1504,3040,864,2400,
+    514,0,32,896,928,0,0,0,1026,64,96,960,992,1632,1888,0,
+    514,160,192,1920,1024,0,0,0,770,224,256,2240,1664,1056,0,0,
+    514,288,320,1952,1088,0,0,0,514,352,384,1696,1728,0,0,0,
+    769,416,2272,1760,1984,0,0,0,1026,0,96,2016,0,288,2048,0,
+    1026,160,192,2080,1120,320,352,0,1026,224,288,1152,32,2112,1184,0,
+    770,320,352,2144,64,2176,0,0,769,384,2208,96,384,0,0,0,
+    1026,32,64,416,128,768,448,0,514,96,128,480,1408,0,0,0,
+    514,160,192,160,800,0,0,0,514,224,256,512,1440,0,0,0,
+    514,288,320,192,832,0,0,0,770,352,416,544,224,1472,0,0,
+    769,480,576,256,864,0,0,0,1282,0,64,1216,1792,608,1504,1280,
+    1026,32,96,1248,1824,1536,640,0,770,128,160,672,1568,1312,0,0,
+    1026,224,256,1344,1856,704,1600,0,514,288,352,1376,736,0,0,0,
 };  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    32,1,36,1,40,0,40,2,134217728,167772160,201326592,234882048,0,0,0,0,
+    16,2,24,0,134217728,150995968,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,32,0,32,0,
-    32,2,40,2,134217728,201327616,167772160,234882048,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,32,1,36,1,40,0,40,2,
-    134217728,167772160,201326592,234882048,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,32,0,32,0,32,0,32,2,134217728,167773184,0,0,
+    0,0,0,0,0,0,0,0,16,2,24,257,134217728,150995968,167773184,184550400,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    32,1,36,1,40,0,40,2,134217728,167772160,201326592,234882048,0,0,0,0,
+    16,1,20,256,150995968,134217728,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,32,0,32,0,
-    32,2,40,2,134217728,201327616,167772160,234882048,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,32,1,36,1,40,0,40,2,
-    134217728,167772160,201326592,234882048,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,32,0,32,0,32,0,32,2,134217728,167773184,0,0,
+    0,0,0,0,0,0,0,0,16,257,24,1,167773184,134217728,150994944,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    32,0,32,1,36,2,44,0,167773184,134217728,201327616,0,0,0,0,0,
+    16,1,20,256,150995968,134217728,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,32,0,32,0,
-    32,1,36,1,167773184,134217728,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,32,1,36,1,40,1,44,1,
-    167773184,134217728,201327616,234882048,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,32,1,36,0,36,1,40,0,134217728,167773184,0,0,
+    0,0,0,0,0,0,0,0,16,0,16,2,134217728,150995968,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    32,0,32,1,36,1,40,1,134217728,167772160,201327616,0,0,0,0,0,
+    16,256,20,257,67108864,83886080,100663296,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,32,0,32,1,
-    36,1,40,0,167773184,134217728,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,2,24,257,134217728,184550400,150994944,167772160,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,32,2,40,0,40,1,44,1,
-    134217728,234882048,167772160,201326592,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,
-};  // [stages, kRecordBytes / 4]: byte of the first product, their number, for each column of warpgroups; products
+    16,257,24,512,134217728,150994944,167772160,184550400,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,513,28,1,167773184,134217728,184550400,150994944,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,2,24,1,134217728,167773184,150994944,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,257,67108864,83886080,100663296,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,2,24,257,134217728,184550400,150994944,167772160,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,257,24,0,134217728,150995968,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,0,16,257,134217728,150995968,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,257,24,0,134217728,150995968,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,0,16,257,134217728,150995968,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,257,24,1,134217728,167773184,150994944,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,257,67108864,83886080,100663296,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,258,28,257,134217728,201327616,150994944,167772160,
+    184549376,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,257,24,257,134217728,150994944,184550400,167772160,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,257,167773184,134217728,150994944,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,257,24,257,134217728,150994944,167772160,184550400,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,134217728,150995968,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+};  // [stages, kRecordBytes / 4]: byte of the first product, counts of each slot << 8 * slot, for each column of warpgroups; products
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
 struct Tiles {
@@ -245,10 +259,10 @@ struct Walk {
     __device__ __forceinline__ void advance() { ++stage, skip(); }
 };
 
-// Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
-__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride) {
+// Fills a ring of stages, tile after tile; two warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int ring) {
     const int lane = threadIdx.x % 32;
-    const bool mine = lane % 4 == threadIdx.x / 32 % 4;
+    const bool mine = lane % (4 / kRings) == threadIdx.x / 32 % 4 / kRings;
     const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
     Walk walk(tiles, first_tile, stride);
     int slot = 0, ahead = fetch(walk);
@@ -261,7 +275,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
         const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
         barrier_wait(empty + slot * 8, parity);
-        producers_sync();
+        producers_sync(ring);
         if (lane == 0 && mine) {
             barrier_expect(barrier, panels * kPanelBytes + boxes * kBoxBytes + kRecordBytes);
             bulk_load(stage + kRecord, kRecords + s * (kRecordBytes / 4), kRecordBytes, barrier);
@@ -281,18 +295,18 @@ __device__ __forceinline__ u32 uniform(u32 value) {
 
 using Sums = float[kMTiles][kSlots][kBlock / 2];
 
-// Multiply the warpgroup's rows of a panel by the pieces of its slots, which lie one after the other; the low words of their matrix descriptors. One group of steps.
-__device__ __forceinline__ void multiply(Sums& sums, u32 panel, u32 piece) {
+// Multiply the warpgroup's rows of a panel by a piece, for a slot; the low words of their matrix descriptors. One group of steps.
+__device__ __forceinline__ void multiply(Sums& sums, int slot, u32 panel, u32 piece) {
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kSteps; ++k)
 #pragma unroll
-        for (int m = 0; m < kMTiles; ++m) wgmma(reinterpret_cast<float(&)[kSlots * kBlock / 2]>(sums[m]), panel + k * (kStepBytes / 16) + m * kTileStep, piece + k * kWeightsStep);
+        for (int m = 0; m < kMTiles; ++m) wgmma(sums[m][slot], panel + k * (kStepBytes / 16) + m * kTileStep, piece + k * kWeightsStep);
     wgmma_commit();
 }
 
-// All products of a stage. The head of a column is two words: byte of its first
-// product; how many there are. A product is a word: where its panel is, in 16 bytes; and its first piece << 16.
+// All products of a stage, slot after slot, for accumulators need fixed registers. The head of a column is two words: byte of its first
+// product; how many each slot has, kCountBits each. A product is a word: where its panel is, in 16 bytes; and its piece << 16.
 // Past the last product lie two that are safe to read.
 __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 panels, u32 pieces, int column) {
     const bool reads = threadIdx.x % 32 == 0;  // the lane that gives the stage back
@@ -304,14 +318,16 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 panel
     u32 next = uniform(ahead);
     at += 4;
     if (reads) ahead = load_shared(at);
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s)
 #pragma unroll 1
-    for (u32 count = counts; count; --count) {
-        const u32 product = next;
-        next = uniform(ahead);
-        at += 4;
-        if (reads) ahead = load_shared(at);
-        multiply(sums, panels + (product & kPlace), pieces + (product >> 16));
-    }
+        for (u32 count = counts >> s * kCountBits & (1 << kCountBits) - 1; count; --count) {
+            const u32 product = next;
+            next = uniform(ahead);
+            at += 4;
+            if (reads) ahead = load_shared(at);
+            multiply(sums, s, panels + (product & kPlace), pieces + (product >> 16));
+        }
     wgmma_wait<0>();
 }
 
@@ -355,24 +371,26 @@ __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
-bsgen_dgrad_b32_float32_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ dx, int n) {
+bsgen_dgrad_b32_float32_hopper_cb3f72e59c903015(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ dx, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
-    const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
-    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    const int first_tile = blockIdx.x, stride = gridDim.x;
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), ring = warp < kRings * kGroups * 4 ? warp / (kGroups * 4) : warp % kRings, group = warp / 4 - ring * kGroups;
+    const u32 rings_base = shared_address(shared), stages_base = rings_base + ring * kRingBytes, barriers = rings_base + kRings * kRingBytes;
+    const u32 full = barriers + ring * (kStages * 16), empty = full + kStages * 8;
+    const int first_tile = blockIdx.x + ring * (gridDim.x), stride = gridDim.x * kRings;
     const Tiles tiles(n);
 
     if (threadIdx.x == 0) {
         let_kernel_behind_begin();
         tma_prefetch(dy_map), tma_prefetch(w_map);
-        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
+        for (int r = 0; r < kRings; ++r)
+            for (int i = 0; i < kStages; ++i) barrier_init(barriers + (r * 2 * kStages + i) * 8, 1), barrier_init(barriers + ((r * 2 + 1) * kStages + i) * 8, kGroups * 4);
         barrier_init_fence();
     }
     __syncthreads();
 
-    if (group == kGroups) {
+    if (warp >= kRings * kGroups * 4) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        produce(dy_map, w_map, stages_base, full, empty, tiles, first_tile, stride);
+        produce(dy_map, w_map, stages_base, full, empty, tiles, first_tile, stride, ring);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         wait_for_kernel_ahead();

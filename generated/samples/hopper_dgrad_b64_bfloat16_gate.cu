@@ -1,6 +1,6 @@
 // dx = dy @ (gate * W).T for one block-sparse W [512, 512], bfloat16.
-// Layout 0dd315799237382c: 24 of 64 blocks of 64 x 64 (37.50 %).
-// Plan: hopper, wgmma_bf16, tile 64 x 64, 1 x 1 warpgroups of 64 x 64, 3 stages of 74 KiB, contiguous groups, weights gated first.
+// Layout 931e837531d927b6: 24 of 64 blocks of 64 x 64 (37.50 %).
+// Plan: hopper, wgmma_bf16, tile 64 x 64, 1 x 1 warpgroups of 64 x 64, 4 stages of 55 KiB, contiguous groups, weights gated first.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -15,7 +15,7 @@ constexpr int kMTiles = 1, kSlots = 1;  // 64-row tiles and output blocks of eac
 constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
 constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
 constexpr int kTiles = 8, kNoOutput = -2147483647;
-constexpr int kStages = 3, kStageBytes = 75776, kRecordBytes = 144;  // a stage ends with its record
+constexpr int kStages = 4, kStageBytes = 56320, kRecordBytes = 144;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kPanelBytes = 8192, kBoxBytes = 8192;
 constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 33554432u;  // words of the matrix descriptor of a piece (PTX: wgmma)
@@ -28,7 +28,7 @@ constexpr int kStoredSlots = 1;  // output blocks that are stored together
 constexpr int kStored = 8;  // chunks of 16 bytes of a row that are stored together
 constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
 constexpr long long kGated = 49152;  // float32 elements of gate * W, which begins the workspace and is what the main kernel takes for w
-constexpr int kLoads = 9;  // words of a stage in kLoadTable
+constexpr int kLoads = 7;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -187,42 +187,45 @@ __device__ __forceinline__ float2 finish(float2 v) {
 }
 
 __device__ const int __align__(16) kTileStages[] = {
-    0,1,2,4,5,6,7,8,9,
+    0,1,2,3,5,7,8,10,11,
 };
 
 __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,4,5,6,7,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    514,0,256,0,64,0,0,0,0,514,64,128,128,192,0,0,
-    0,0,1028,0,64,128,192,256,320,384,448,1028,256,320,384,448,
-    512,576,640,704,514,384,448,768,832,0,0,0,0,514,0,256,
-    896,960,0,0,0,0,514,128,320,1024,1088,0,0,0,0,1028,
-    0,128,256,384,1152,1216,1280,1344,514,192,384,1408,1472,0,0,0,
-    0,
+    514,0,448,0,64,0,0,514,64,320,128,192,0,0,771,0,
+    320,384,256,320,384,771,64,128,192,448,512,576,257,448,640,0,
+    0,0,0,771,0,192,256,704,768,832,257,448,896,0,0,0,
+    0,514,64,384,960,1024,0,0,771,0,64,128,1088,1152,1216,514,
+    192,384,1280,1344,0,0,514,320,448,1408,1472,0,0,
 };  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
     8,2,67108864,100663808,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,8,2,67108864,100663808,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,8,4,134217728,167772672,201327616,234882560,0,0,
+    0,0,0,0,0,0,0,0,8,3,100663296,134218240,167773184,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,8,4,134217728,167772672,
-    201327616,234882560,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,8,3,100663296,134218240,
+    167773184,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    8,2,67108864,100663808,0,0,0,0,0,0,0,0,0,0,0,0,
+    8,1,33554432,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,8,3,100663296,134218240,167773184,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,8,1,33554432,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,8,2,67108864,100663808,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    8,3,100663296,134218240,167773184,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,8,2,67108864,100663808,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,8,2,67108864,100663808,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,8,4,134217728,167772672,
-    201327616,234882560,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    8,2,67108864,100663808,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,
 };  // [stages, kRecordBytes / 4]: byte of the first product, counts of each slot << 8 * slot, for each column of warpgroups; products
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
@@ -387,7 +390,7 @@ __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
-bsgen_dgrad_b64_bfloat16_hopper_0dd315799237382c(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ dx, int n) {
+bsgen_dgrad_b64_bfloat16_hopper_931e837531d927b6(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ dx, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
@@ -441,7 +444,7 @@ __device__ __forceinline__ u32 gated(u32 word, float gate) {
 
 // gate * W -> workspace, four chunks of 16 bytes a thread. A block whose gate is zero becomes zeros and is not read: it may hold anything.
 extern "C" __global__ void __launch_bounds__(kGateThreads)
-bsgen_dgrad_b64_bfloat16_hopper_0dd315799237382c_gate(const uint4* __restrict__ w, const float* __restrict__ gate, uint4* __restrict__ workspace) {
+bsgen_dgrad_b64_bfloat16_hopper_931e837531d927b6_gate(const uint4* __restrict__ w, const float* __restrict__ gate, uint4* __restrict__ workspace) {
     const long long first = blockIdx.x * 4ll * kGateThreads + threadIdx.x;
     float gates[4];
     uint4 chunks[4];

@@ -1,6 +1,6 @@
 // dx = W @ dy for one block-sparse W [512, 512], float16.
-// Layout 0dd315799237382c: 24 of 64 blocks of 64 x 64 (37.50 %).
-// Plan: hopper, wgmma_f16, tile 128 x 256, 1 x 4 warpgroups of 128 x 64, 3 stages of 72 KiB, contiguous groups.
+// Layout 931e837531d927b6: 24 of 64 blocks of 64 x 64 (37.50 %).
+// Plan: hopper, wgmma_f16, tile 128 x 256, 1 x 4 warpgroups of 128 x 64, 4 stages of 54 KiB, balanced groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -14,7 +14,7 @@ constexpr int kMTiles = 2, kSlots = 1;  // 64-row tiles and output blocks of eac
 constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
 constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
 constexpr int kTiles = 2, kNoOutput = -2147483647;
-constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 176;  // a stage ends with its record
+constexpr int kStages = 4, kStageBytes = 55296, kRecordBytes = 176;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kPanelBytes = 16384, kBoxBytes = 8192;
 constexpr int kPanelBoxes = 2, kBoxRows = 64, kPanelBoxBytes = 8192;  // a panel is loaded in boxes of kBoxRows rows
@@ -25,7 +25,7 @@ constexpr int kCountBits = 8, kTileStep = 512;  // of the number of a slot's pro
 constexpr int kStepBytes = 2048;
 constexpr int kWeightsStep = 2;  // from a multiply step to the next, in 16 bytes
 constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
-constexpr int kLoads = 7;  // words of a stage in kLoadTable
+constexpr int kLoads = 5;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -193,37 +193,48 @@ __device__ __forceinline__ float2 finish(float2 v) {
 }
 
 __device__ const int __align__(16) kTileStages[] = {
-    0,4,7,
+    0,5,11,
 };
 
 __device__ const int __align__(16) kTargets[] = {
-    0,1,2,3,4,5,6,7,
+    6,2,0,5,3,4,1,7,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    1026,0,64,0,256,128,320,770,128,192,192,384,448,0,770,256,
-    320,64,512,576,0,1026,384,448,640,768,704,832,1026,0,128,896,
-    1152,1024,1216,770,192,256,1408,960,1280,0,770,320,384,1088,1344,1472,
-    0,
+    769,0,1088,256,0,513,64,1152,960,0,514,128,192,1216,1280,514,
+    320,448,320,64,769,384,1344,384,1024,514,0,128,704,512,513,64,
+    448,128,0,513,192,576,768,0,257,256,832,0,0,513,320,192,
+    1408,0,769,448,640,896,1472,
 };  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    32,1,36,1,40,2,48,0,134217728,201327616,167772160,234882048,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,32,0,32,1,
-    36,2,44,0,134217728,167772160,201327616,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,32,1,36,0,36,2,44,0,
-    134217728,167772160,201327616,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,32,0,32,0,32,2,40,2,134217728,201327616,167772160,234882048,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    32,1,36,1,40,2,48,0,134217728,201327616,167772160,234882048,0,0,0,0,
+    32,1,36,1,40,1,44,0,67108864,100663296,134217728,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,32,1,36,0,
-    36,1,40,1,167773184,201327616,134217728,0,0,0,0,0,0,0,0,0,
+    36,0,36,1,67108864,100663296,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,32,0,32,1,36,1,40,1,
-    134217728,167773184,201327616,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,32,2,40,0,40,0,40,0,
+    134217728,167773184,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,32,0,32,1,36,1,40,0,134217728,167773184,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    32,1,36,1,40,0,40,1,67108864,100663296,134217728,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,32,1,36,1,
+    40,0,40,0,167773184,134217728,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,32,1,36,0,36,1,40,0,
+    67108864,100663296,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,32,1,36,1,40,0,40,0,67108864,100663296,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    32,0,32,1,36,0,36,0,67108864,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,32,0,32,0,
+    32,1,36,1,67108864,100663296,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,32,1,36,1,40,0,40,1,
+    67108864,100663296,134217728,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,
 };  // [stages, kRecordBytes / 4]: byte of the first product, counts of each slot << 8 * slot, for each column of warpgroups; products
@@ -382,7 +393,7 @@ __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
-bsgen_dgrad_b64_float16_hopper_0dd315799237382c(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ dx, int n) {
+bsgen_dgrad_b64_float16_hopper_931e837531d927b6(const __grid_constant__ TensorMap dy_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ dx, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);

@@ -1,34 +1,29 @@
 // y = x @ W for one block-sparse W [1024, 1024], bfloat16.
-// Layout 8bd202088863656e: 384 of 1024 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_bf16, tile 128 x 256, 1 x 2 warpgroups of 128 x 128, clusters of 2, joined, 3 stages of 74 KiB, alike groups.
+// Layout 8714e3b41f42a1a1: 286 of 1024 blocks of 32 x 32 (27.93 %).
+// Plan: hopper, wgmma_bf16, tile 128 x 256, 1 x 4 warpgroups of 128 x 64, paired, coupled, 4 stages of 52 KiB, balanced groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
-// blocks; it multiplies its rows of a panel by the pieces of all at once.
+// blocks; for each panel that it visits, it multiplies its rows by the pieces of its slots.
 
 using u32 = unsigned int;
 
 constexpr int kFeaturesOut = 1024;  // of a row of y
 constexpr int kBlock = 32, kSteps = 2;  // a block's side; multiply steps along the inputs of a panel
-constexpr int kRowGroups = 1, kColumns = 2;  // warpgroups down and across
-constexpr int kMTiles = 2, kSlots = 4;  // 64-row tiles and output blocks of each
+constexpr int kRowGroups = 1, kColumns = 4;  // warpgroups down and across
+constexpr int kMTiles = 2, kSlots = 2;  // 64-row tiles and output blocks of each
 constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
-constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
-constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
+constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
 constexpr int kTiles = 4, kNoOutput = -2147483647;
-constexpr int kStages = 3, kStageBytes = 75776, kRecordBytes = 160;  // a stage ends with its record
+constexpr int kStages = 4, kStageBytes = 53248, kRecordBytes = 192;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
-constexpr int kPanelBytes = 8192, kBoxBytes = 2048;
+constexpr int kRowBytes = 64, kPanelBytes = 8192, kBoxBytes = 2048, kPieceBytes = 2048;
 constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
-constexpr u32 kPanelHigh = 2147483680u;
-constexpr u32 kPlace = 32767;  // bits of a product that say where its panel is
-constexpr int kTileStep = 256;  // from a 64-row tile to the next in a panel, in 16 bytes
-constexpr int kStepBytes = 32;
 constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
-constexpr int kStoredSlots = 1;  // output blocks that are stored together
-constexpr int kStored = 4;  // chunks of 16 bytes of a row that are stored together
-constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
-constexpr int kLoads = 28;  // words of a stage in kLoadTable
+constexpr int kStoredSlots = 2;  // output blocks that are stored together
+constexpr int kStored = 8;  // chunks of 16 bytes of a row that are stored together
+constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
+constexpr int kLoads = 15;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -135,31 +130,13 @@ __device__ __forceinline__ void producers_sync() {
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
-// Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
-
-// All threads of the cluster meet. Orders nothing else: barriers have a fence of their own, and no thread reads what another wrote.
-__device__ __forceinline__ void cluster_sync() {
-    __syncwarp();
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+// 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
+__device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
 
-// Arrive on the barrier that lies where `barrier` does, in the thread block of that rank. Only reads of shared memory come before it,
-// so the scope of the thread block will do; that of the cluster would wait for the memory system at each arrival.
-__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
-    asm volatile(
-        "{ .reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(barrier), "r"(rank) : "memory");
-}
-
-// tma_load into every thread block whose bit is set in `ranks`, and their barriers.
-__device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned short ranks) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
-        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
-}
-
-// The multiply step of a warpgroup, 64 rows x 128 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
+// The multiply step of a warpgroup, 64 rows x 32 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
 // the first, commit after the last, wait before its registers or shared memory change.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -174,26 +151,16 @@ __device__ __forceinline__ u32 matrix_address(u32 shared) {
     return (shared & 0x3ffff) / 16;
 }
 
-// sums += A * B; A [64, 16] and B [16, 128] where the low words of their descriptors say.
-__device__ __forceinline__ void wgmma(float (&sums)[64], u32 a, u32 b) {
+// sums += a * B; a in registers, B [16, 32] where the low word of its descriptor, b, says.
+__device__ __forceinline__ void wgmma(float (&sums)[16], const u32 (&a)[4], u32 b) {
     asm volatile(
-        "{ .reg .b64 b; mov.b64 b, {%65, %66};\n"
-        ".reg .b64 a; mov.b64 a, {%64, %67};\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-        "}, a, b, 1, 1, 1, 0, 1; }"
+        "{ .reg .b64 b; mov.b64 b, {%20, %21};\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+        "}, {%16, %17, %18, %19}, b, 1, 1, 1, 1; }"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
-          "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15]),
-          "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]), "+f"(sums[22]), "+f"(sums[23]),
-          "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31]),
-          "+f"(sums[32]), "+f"(sums[33]), "+f"(sums[34]), "+f"(sums[35]), "+f"(sums[36]), "+f"(sums[37]), "+f"(sums[38]), "+f"(sums[39]),
-          "+f"(sums[40]), "+f"(sums[41]), "+f"(sums[42]), "+f"(sums[43]), "+f"(sums[44]), "+f"(sums[45]), "+f"(sums[46]), "+f"(sums[47]),
-          "+f"(sums[48]), "+f"(sums[49]), "+f"(sums[50]), "+f"(sums[51]), "+f"(sums[52]), "+f"(sums[53]), "+f"(sums[54]), "+f"(sums[55]),
-          "+f"(sums[56]), "+f"(sums[57]), "+f"(sums[58]), "+f"(sums[59]), "+f"(sums[60]), "+f"(sums[61]), "+f"(sums[62]), "+f"(sums[63])
-        : "r"(a), "r"(b), "n"(kWeightsHigh), "n"(kPanelHigh));
+          "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(kWeightsHigh));
 }
 
 // Elements are bfloat16, kept as bits.
@@ -217,102 +184,155 @@ __device__ __forceinline__ float2 finish(float2 v) {
 }
 
 __device__ const int __align__(16) kTileStages[] = {
-    0,6,11,15,20,
+    0,9,17,26,35,
 };
 
 __device__ const int __align__(16) kTargets[] = {
-    0,4,8,12,16,20,24,28,1,9,17,25,2,10,18,26,
-    3,11,19,27,5,13,21,29,6,14,22,30,7,15,23,31,
+    0,1,18,19,12,13,26,27,6,7,10,11,2,3,30,31,
+    20,21,16,17,4,5,8,9,28,29,24,25,22,23,14,15,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    6147,0,64,128,0,32,64,96,128,160,192,224,512,640,768,896,
-    1024,1152,1280,1408,1792,1824,1856,1888,1920,1952,1984,2016,6147,192,256,320,
-    2304,2368,2432,2496,2560,2624,2688,2752,3072,3104,3136,3168,3200,3232,3264,3296,
-    3584,3712,3840,3968,4096,4224,4352,4480,6147,384,448,512,4864,4896,4928,4960,
-    4992,5024,5056,5088,5376,5440,5504,5568,5632,5696,5760,5824,6144,6176,6208,6240,
-    6272,6304,6336,6368,6147,576,640,704,6656,6784,6912,7040,7168,7296,7424,7552,
-    7936,7968,8000,8032,8064,8096,8128,8160,8448,8512,8576,8640,8704,8768,8832,8896,
-    6147,768,832,896,9216,9248,9280,9312,9344,9376,9408,9440,9728,9856,9984,10112,
-    10240,10368,10496,10624,11008,11040,11072,11104,11136,11168,11200,11232,2049,960,11520,11584,
-    11648,11712,11776,11840,11904,11968,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,5123,32,64,160,256,320,384,448,
-    288,352,416,480,544,800,1056,1312,576,832,1088,1344,2048,2112,2176,2240,
-    0,0,0,0,5123,192,288,320,2336,2464,2592,2720,3328,3392,3456,3520,
-    3360,3424,3488,3552,3616,3872,4128,4384,3648,3904,4160,4416,0,0,0,0,
-    5124,416,448,544,672,5120,5184,5248,5312,5408,5536,5664,5792,6400,6464,6528,
-    6592,6432,6496,6560,6624,8192,8256,8320,8384,0,0,0,5123,576,704,800,
-    6688,6944,7200,7456,6720,6976,7232,7488,8480,8608,8736,8864,9472,9536,9600,9664,
-    9504,9568,9632,9696,0,0,0,0,4099,832,928,960,9760,10016,10272,10528,
-    9792,10048,10304,10560,11264,11328,11392,11456,11552,11680,11808,11936,0,0,0,0,
-    0,0,0,0,5124,64,160,224,416,608,864,1120,1376,672,928,1184,
-    1440,2080,2144,2208,2272,2816,2880,2944,3008,5152,5216,5280,5344,0,0,0,
-    5123,320,480,576,3680,3936,4192,4448,3744,4000,4256,4512,5888,5952,6016,6080,
-    6752,7008,7264,7520,6816,7072,7328,7584,0,0,0,0,5124,672,736,832,
-    928,8224,8288,8352,8416,8960,9024,9088,9152,9824,10080,10336,10592,9888,10144,10400,
-    10656,11296,11360,11424,11488,0,0,0,1025,992,12032,12096,12160,12224,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,5123,64,96,192,704,960,1216,1472,736,992,1248,1504,
-    1536,1600,1664,1728,1568,1632,1696,1760,2400,2528,2656,2784,0,0,0,0,
-    5123,224,320,352,2848,2912,2976,3040,3776,4032,4288,4544,3808,4064,4320,4576,
-    4608,4672,4736,4800,4640,4704,4768,4832,0,0,0,0,5124,448,480,576,
-    704,5472,5600,5728,5856,5920,5984,6048,6112,6848,7104,7360,7616,6880,7136,7392,
-    7648,8544,8672,8800,8928,0,0,0,5123,608,736,832,7680,7744,7808,7872,
-    7712,7776,7840,7904,8992,9056,9120,9184,9920,10176,10432,10688,9952,10208,10464,10720,
-    0,0,0,0,4099,864,960,992,10752,10816,10880,10944,10784,10848,10912,10976,
-    11616,11744,11872,12000,12064,12128,12192,12256,0,0,0,0,0,0,0,0,
-};  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
+    133378,0,128,0,192,224,96,352,512,1280,1504,1600,0,0,0,133378,
+    64,384,640,736,800,864,3872,3904,4288,4224,4352,0,0,0,68098,192,
+    512,1824,1856,2048,2144,2176,2432,4928,5088,5024,5056,0,0,68098,256,576,
+    2528,2560,2720,2848,2880,3104,3072,3168,5248,5312,0,0,67842,320,640,3200,
+    3232,3616,3648,3776,3808,5792,6048,6144,0,0,0,133122,448,768,4416,4672,
+    4608,4832,4896,7104,7424,7456,0,0,0,0,133378,704,832,6400,6560,6592,
+    6496,6752,6976,7008,7488,7712,0,0,0,67073,896,7872,8064,8096,7968,8224,
+    8384,0,0,0,0,0,0,0,66561,960,8512,8608,8672,8736,0,0,
+    0,0,0,0,0,0,0,133378,0,128,32,64,448,1376,1408,1312,
+    1568,1632,1664,0,0,0,68098,64,256,704,960,992,896,928,1216,1248,
+    2656,2592,2976,0,0,68354,192,352,1952,2016,1888,1920,2272,2304,2368,3552,
+    3584,3520,3840,0,133122,384,448,3936,4128,4384,4544,4576,4448,4768,4800,0,
+    0,0,0,67587,512,608,864,4960,4992,5152,5216,5536,5568,5632,7744,0,
+    0,0,68610,640,768,5888,5920,6016,5824,6208,6272,6240,6368,7200,7264,7136,
+    7392,132866,704,896,6464,6432,6816,6912,7904,7936,8320,0,0,0,0,0,
+    67329,960,8576,8832,8864,8768,8800,9088,9120,0,0,0,0,0,0,133378,
+    0,64,128,160,384,416,768,672,1120,1056,1088,0,0,0,133122,128,
+    192,1440,1344,1728,2080,1984,2464,2336,2400,0,0,0,0,133378,256,384,
+    2752,2624,2688,3008,3040,3968,4256,4160,4192,0,0,0,67843,320,544,768,
+    3360,3328,3264,3296,3712,3680,5184,7168,7232,0,0,133378,448,832,4704,4640,
+    4480,4512,4864,7616,7584,7520,7808,0,0,0,67329,576,5376,5408,5344,5280,
+    5664,5696,5600,0,0,0,0,0,0,133378,640,896,6112,5856,5952,5984,
+    6304,8000,8032,8256,8288,0,0,0,67073,704,6624,6656,7040,6848,6880,6944,
+    0,0,0,0,0,0,0,66817,960,8640,8544,8992,8928,8960,0,0,
+    0,0,0,0,0,0,67843,0,448,512,320,288,256,608,576,544,
+    480,4736,5120,0,0,133378,64,128,832,1184,1152,1024,1536,1472,1792,1760,
+    1696,0,0,0,133378,192,256,2208,2240,2112,2496,2912,2944,2816,2784,3136,
+    0,0,0,133122,320,640,3456,3488,3392,3424,3744,6176,6080,6336,0,0,
+    0,0,67586,384,768,4064,4096,4000,4032,4320,7360,7328,7296,0,0,0,
+    0,133378,576,960,5504,5440,5472,5760,5728,8704,9056,9024,8896,0,0,0,
+    66817,704,6784,6688,6720,6528,7072,0,0,0,0,0,0,0,0,66817,
+    832,7680,7648,7552,7840,7776,0,0,0,0,0,0,0,0,67329,896,
+    8192,8160,8128,8480,8448,8416,8352,0,0,0,0,0,0,
+};  // [stages, kLoads]: copies of panels | boxes << 8 | those of the copies that bring two panels << 16, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    16,3,28,3,100663296,167772672,234882048,134217728,201327104,268436480,0,0,0,0,0,0,
+    262160,131120,65600,65608,1,134217729,65,167772162,16385,184549377,16449,201326594,1,142606339,65,176160770,
+    1,159383553,16385,192937986,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,3,28,3,100663296,167772672,234882048,134217728,
-    201327104,268436480,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    196624,65576,131120,131136,1,134217729,65,159383554,16385,167772163,16449,184549378,1,142606337,16449,192937986,
+    1,150994946,16449,201326594,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,3,28,3,100663296,167772672,234882048,134217728,201327104,268436480,0,0,0,0,0,0,
+    131088,196640,65592,65600,1,100663299,16384,150994945,1,117440514,65,142606338,16384,159383554,16384,167772163,
+    1,125829123,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,3,28,3,100663296,167772672,234882048,134217728,
-    201327104,268436480,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,131104,131120,131136,1,100663299,16384,167772161,1,117440513,65,142606337,65,150994946,16384,176160770,
+    1,125829123,65,159383554,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,3,28,3,100663296,167772672,234882048,134217728,201327104,268436480,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,33554432,67108864,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,2,24,3,100663296,167772672,134217728,201327104,234882048,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,2,24,3,134218240,201327616,100663296,167772672,
-    234882048,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,4,201327616,134217728,167772672,234882048,268436992,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,2,24,3,100663296,201327616,134217728,167772672,
-    234882048,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,3,100663296,134217728,167772672,201327616,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,2,24,3,134217728,234882048,167772160,201327104,
-    268436992,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,3,28,2,100663296,167772672,201327616,134217728,234882048,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,2,24,3,167772672,201327616,134217728,234882048,
-    268436992,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,0,33554432,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,3,28,2,100663296,167772672,234882048,134217728,
-    201327104,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,3,28,2,100663296,134218240,201327616,167772672,234882048,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,4,32,1,134217728,167772672,201327616,268436992,
-    234882048,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,3,28,2,100663296,167772672,201327616,134217728,234882048,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,3,28,1,100663296,167772672,201327616,134217728,
+    131088,32,131104,131120,1,100663299,16384,150994945,65,117440515,16384,159383554,65,134217731,16384,167772161,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-};  // [stages, kRecordBytes / 4]: byte of the first product, their number, for each column of warpgroups; products
+    131088,65568,196648,131136,1,134217729,16385,176160769,1,142606337,1,150994945,65,159383554,16449,184549377,
+    65,167772162,16449,192937985,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    196624,131112,65592,65600,1,134217729,16385,192937985,16449,201326594,1,142606339,65,176160771,1,159383554,
+    1,167772161,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,131104,65584,56,1,67108865,65,100663298,1,75497475,65,109051906,1,92274689,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,32,65568,65576,1,67108865,65,92274690,1,75497473,1,83886082,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    196624,262184,65608,65616,1,134217730,16385,159383554,16449,192937985,1,142606337,65,150994946,16385,167772162,
+    16449,201326593,16385,176160770,16385,184549378,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    196624,65576,131120,131136,1,100663297,65,109051906,16384,159383554,65,117440514,65,125829123,16384,167772161,
+    65,142606339,16384,176160769,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    196624,131112,131128,131144,1,100663297,65,150994946,16384,159383554,1,109051905,16384,167772162,1,117440515,
+    16384,176160770,1,134217731,16384,184549378,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,65568,131112,131128,1,134217730,16449,192937986,16385,159383555,65,142606338,16385,176160770,65,150994946,
+    16385,184549378,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    196624,65576,65584,65592,1,134217731,16384,167772163,24576,192937986,16384,184549377,65,150994945,65,159383553,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,196640,196664,196688,1,100663299,16384,167772162,1,117440513,65,142606338,16384,176160770,1,125829121,
+    65,150994946,16384,184549378,1,134217729,65,159383554,16384,192937986,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,196640,65592,65600,65,159383554,16385,167772162,1,134217730,16385,176160769,16449,184549378,1,142606337,
+    1,150994945,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,65568,65576,65584,1,67108865,65,75497474,65,83886082,65,92274691,65,109051907,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,131104,131120,65600,16385,167772162,16449,184549378,1,134217731,16449,192937987,65,150994946,16385,176160770,
+    65,159383554,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    262160,48,131120,131136,1,134217729,65,150994945,16385,159383554,16449,176160770,1,142606337,16449,184549378,
+    16385,167772161,16449,192937986,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    65552,131096,196648,196672,1,134217729,16385,176160769,16449,184549378,1,142606338,65,159383553,16449,192937986,
+    1,150994946,65,167772161,16449,201326594,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,196640,131128,131144,1,134217730,65,167772162,1,142606338,65,176160770,16384,184549377,1,150994945,
+    24576,192937985,1,159383553,24576,201326593,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    262160,131120,65600,131144,1,134217730,65,167772162,16385,176160770,16449,201326594,1,142606337,16385,184549377,
+    1,150994946,1,159383554,16385,192937986,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,65568,65576,65584,1,67108867,65,100663299,1,83886082,1,92274689,65,117440514,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,196624,131112,131128,1,134217730,65,167772162,16385,176160771,1,142606338,16449,192937986,1,150994947,
+    16449,201326594,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,32,65568,65576,1,67108867,65,83886082,65,92274691,65,109051905,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,65568,65576,48,1,67108866,65,83886082,65,92274691,1,75497474,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    262160,131120,131136,65616,1,134217729,65,159383554,16384,192937985,24576,201326593,1,142606338,65,167772162,
+    1,150994946,65,176160770,65,184549378,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    262160,196656,72,131144,1,134217729,65,142606338,16385,167772161,16449,184549378,65,150994946,16385,176160769,
+    16449,192937985,65,159383554,16449,201326594,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,65568,262184,72,1,134217731,16385,167772163,16385,184549378,1,150994946,65,159383554,16385,192937985,
+    16449,201326593,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,196640,56,65592,1,134217731,16385,176160769,1,150994947,65,167772162,16449,192937986,16385,184549378,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,65568,131112,65592,1,100663299,16384,142606337,16384,150994945,1,117440515,65,134217730,16384,159383554,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    196624,196648,65600,65608,1,134217729,16385,176160769,16449,184549378,1,142606339,65,159383553,16449,192937986,
+    65,167772162,16449,201326594,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    65552,24,131096,65576,1,67108865,1,75497475,65,100663297,1,92274690,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,32,65568,131112,1,67108865,65,92274690,1,75497473,1,83886082,65,100663298,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,131104,131120,65600,1,67108865,65,92274690,1,75497474,65,100663298,1,83886082,65,109051906,
+    65,117440514,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups; visits
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
 struct Tiles {
@@ -348,7 +368,7 @@ struct Walk {
 };
 
 // Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
-__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& activation_pairs, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride) {
     const int lane = threadIdx.x % 32;
     const bool mine = lane % 4 == threadIdx.x / 32 % 4;
     const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
@@ -357,10 +377,10 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
     u32 parity = 1;
     wait_for_kernel_ahead();
     while (walk.more()) {
-        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows + rank * kRows;
+        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows;
         walk.advance();
         ahead = fetch(walk);  // arrives while the copies of this stage are issued
-        const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
+        const int head = __shfl_sync(~0u, load, 0), copies = head & 255, boxes = head >> 8 & 255, pairs = head >> 16, panels = copies + pairs;
         const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
         barrier_wait(empty + slot * 8, parity);
         producers_sync();
@@ -368,15 +388,12 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
             barrier_expect(barrier, panels * kPanelBytes + boxes * kBoxBytes + kRecordBytes);
             bulk_load(stage + kRecord, kRecords + s * (kRecordBytes / 4), kRecordBytes, barrier);
         }
-        if (mine && lane > 0 && lane <= panels)
-            tma_load(stage + (lane - 1) * kPanelBytes, activations, load, row0, barrier);
-        else if (mine && lane > panels && lane <= panels + boxes && lane / 4 % kCluster == rank)
-            tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
-        if (++slot == kStages) slot = 0, parity ^= 1;
-    }
-    // The neighbours give back what is left here, too: their arrivals must find this thread block.
-    for (int i = 0; i < kStages; ++i) {
-        barrier_wait(empty + slot * 8, parity);
+        if (mine && lane > 0 && lane <= pairs)
+            tma_load(stage + (lane - 1) * (2 * kPanelBytes), activation_pairs, load, row0, barrier);
+        else if (mine && lane > pairs && lane <= copies)
+            tma_load(stage + (lane - 1 + pairs) * kPanelBytes, activations, load, row0, barrier);
+        else if (mine && lane > copies && lane <= copies + boxes)
+            tma_load(stage + panels * kPanelBytes + (lane - copies - 1) * kBoxBytes, weights, 0, load, barrier);
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
 }
@@ -387,39 +404,71 @@ __device__ __forceinline__ u32 uniform(u32 value) {
 }
 
 using Sums = float[kMTiles][kSlots][kBlock / 2];
+using Fragments = u32[kMTiles][kSteps][4];
 
-// Multiply the warpgroup's rows of a panel by the pieces of its slots, which lie one after the other; the low words of their matrix descriptors. One group of steps.
-__device__ __forceinline__ void multiply(Sums& sums, u32 panel, u32 piece) {
+// Where a lane's chunk of its first fragment lies in a panel, and in one of a pair, whose rows lie side by side in lines of 128 bytes.
+struct Rows { u32 alone, paired; };
+
+// The rows of a panel that a warp multiplies, as fragments, swizzled as TMA wrote them. `panel` is its place in bytes, which are a
+// multiple of 128, and bits: 1 for one of a pair, 64 for the second.
+__device__ __forceinline__ void load_fragments(Fragments& a, const Rows& rows, u32 panel) {
+    const bool paired = panel & 1;
+    const u32 from = ((paired ? rows.paired : rows.alone) + (panel & ~127u)) ^ (panel & 64), tile = paired ? 64 * 2 * kRowBytes : 64 * kRowBytes;
+#pragma unroll
+    for (int m = 0; m < kMTiles; ++m)
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) {
+            ldmatrix_x4(a[m][k], (from ^ (k * 32)) + m * tile);
+        }
+}
+
+// Multiply a panel by the pieces of slots First (if Mask & 1) and First + 1 (if Mask & 2), which lie at b. One group of steps.
+template <int First, int Mask>
+__device__ __forceinline__ void multiply_slots(Sums& sums, const Fragments& a, u32 b) {
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kSteps; ++k)
 #pragma unroll
-        for (int m = 0; m < kMTiles; ++m) wgmma(reinterpret_cast<float(&)[kSlots * kBlock / 2]>(sums[m]), panel + k * (kStepBytes / 16) + m * kTileStep, piece + k * kWeightsStep);
+        for (int m = 0; m < kMTiles; ++m) {
+            if (Mask & 1) wgmma(sums[m][First], a[m][k], b + k * kWeightsStep);
+            if (Mask & 2) wgmma(sums[m][First + 1], a[m][k], b + k * kWeightsStep + (Mask & 1) * (kPieceBytes / 16));
+        }
     wgmma_commit();
 }
 
-// All products of a stage. The head of a column is two words: byte of its first
-// product; how many there are. A product is a word: where its panel is, in 16 bytes; and its first piece << 16.
-// Past the last product lie two that are safe to read.
-__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 panels, u32 pieces, int column) {
-    const bool reads = threadIdx.x % 32 == 0;  // the lane that gives the stage back
-    uint2 head = {};
-    if (reads) head = load_shared_pair(record + column * 8);
-    const u32 counts = uniform(head.y);
-    u32 at = record + uniform(head.x), ahead = 0;
-    if (reads) ahead = load_shared(at);
-    u32 next = uniform(ahead);
-    at += 4;
-    if (reads) ahead = load_shared(at);
-#pragma unroll 1
-    for (u32 count = counts; count; --count) {
-        const u32 product = next;
-        next = uniform(ahead);
-        at += 4;
-        if (reads) ahead = load_shared(at);
-        multiply(sums, panels + (product & kPlace), pieces + (product >> 16));
+// Multiply a panel by the pieces of the slots in `mask` from First on, which lie one after the other from b on. Accumulators need fixed
+// registers, so each set of two slots has code of its own. A visit has at least one slot.
+template <int First = 0>
+__device__ __forceinline__ void multiply_panel(Sums& sums, const Fragments& a, u32 mask, u32 b) {
+    if constexpr (kSlots == 1) {
+        multiply_slots<0, 1>(sums, a, b);
+    } else {
+        const u32 pair = mask >> First & 3;
+        if (pair == 3)
+            multiply_slots<First, 3>(sums, a, b);
+        else if (pair == 1)
+            multiply_slots<First, 1>(sums, a, b);
+        else if (kSlots == 2 || pair == 2)
+            multiply_slots<First, 2>(sums, a, b);
+        if constexpr (First + 2 < kSlots) multiply_panel<First + 2>(sums, a, mask, b + (pair - (pair >> 1)) * (kPieceBytes / 16));
     }
-    wgmma_wait<0>();
+}
+
+// All visits of a stage. A visit is two words: where its panel is, in bytes; and the mask of the slots that use it, with the place of
+// their first piece in 16 bytes << 16. Past the last visit lies one that is safe to follow.
+__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, const Rows& rows, u32 b, int column) {
+    const u32 bounds = uniform(load_shared(record + column * 4));
+    u32 count = bounds >> 16, at = record + (bounds & 0xffff);
+    if (count == 0) return;
+    uint2 visit = load_shared_pair(at);
+    Fragments a;
+    do {
+        load_fragments(a, rows, visit.x);
+        const u32 word = uniform(visit.y);
+        visit = load_shared_pair(at += 8);
+        multiply_panel(sums, a, word & 255, b + (word >> 16));
+        wgmma_wait<0>();
+    } while (--count);
 }
 
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
@@ -428,7 +477,7 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int s = 0; s < kSlots; s += kStoredSlots) {
-        const int target = targets[s];
+        const int target = targets[s];  // and the one behind it
         if (target == kNoOutput) continue;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -446,7 +495,7 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
                     }
                     stmatrix_x4(scratch + swizzled<kStored>(lane % 8, part + lane / 8), words);
                 }
-                // Through shared memory, so that each lane stores 16 bytes of a row.
+                // Through shared memory, so that each lane stores 16 bytes of a row, and eight of them a line.
                 __syncwarp();
                 uint4 chunks[kStored / 4];
 #pragma unroll
@@ -474,47 +523,50 @@ __device__ __forceinline__ void load_targets(int (&targets)[kSlots], int warpgro
 // Gives a stage back to the warps that load, once every lane has read its last of it, and goes on to the next.
 __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
+    if (threadIdx.x % 32 == 0) barrier_arrive(empty + slot * 8);
     if (++slot == kStages) slot = 0, parity ^= 1;
 }
 
-extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
-bsgen_fprop_b32_bfloat16_hopper_8bd202088863656e(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, int n) {
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
+bsgen_fprop_b32_bfloat16_hopper_8714e3b41f42a1a1(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap x_pairs_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
+    const int first_tile = blockIdx.x, stride = gridDim.x;
     const Tiles tiles(n);
 
     if (threadIdx.x == 0) {
         let_kernel_behind_begin();
-        tma_prefetch(x_map), tma_prefetch(w_map);
-        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
+        tma_prefetch(x_map), tma_prefetch(x_pairs_map), tma_prefetch(w_map);
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
         barrier_init_fence();
     }
-    cluster_sync();
+    __syncthreads();
 
     if (group == kGroups) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        produce(x_map, w_map, stages_base, full, empty, tiles, first_tile, stride, rank);
+        produce(x_map, x_pairs_map, w_map, stages_base, full, empty, tiles, first_tile, stride);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 176;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         wait_for_kernel_ahead();
-        const int column = group % kColumns;
+        const int column = group % kColumns, lane = threadIdx.x % 32;
         const u32 scratch = empty + kStages * 8 + threadIdx.x / 32 * kScratchBytes;
         const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
+        // Where this lane's chunk of a fragment lies in a panel (PTX: ldmatrix), swizzled.
+        const u32 r = row + lane % 16;
+        const u32 place = r * kRowBytes + ((lane / 16 ^ r / 2 % 4) * 16);
+        const u32 paired_place = r * (2 * kRowBytes) + ((lane / 16 ^ r % 8) * 16);
         int slot = 0;
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
-            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
+            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows;
             int targets[kSlots];
             load_targets(targets, tile_group * kColumns + column);
             Sums sums = {};
             for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
-                multiply_stage(sums, stage + kRecord, matrix_address(stage) + group / kColumns * (kMTiles * kTileStep), matrix_address(stage) + kWeightsLow, column);
+                multiply_stage(sums, stage + kRecord, {stage + place, stage + paired_place}, matrix_address(stage) + kWeightsLow, column);
                 give_back(empty, slot, parity);
             }
 #pragma unroll
@@ -522,5 +574,4 @@ bsgen_fprop_b32_bfloat16_hopper_8bd202088863656e(const __grid_constant__ TensorM
                 store(sums[m], targets, row0 + row + m * 64, n, y, scratch);
         }
     }
-    cluster_sync();  // none ends before its neighbours have come so far
 }

@@ -1,32 +1,29 @@
 // y = W.T @ x for one block-sparse W [512, 512] and its epilogue, bfloat16.
-// Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_bf16, tile 256 x 128, 2 x 2 warpgroups of 128 x 64, clusters of 2, joined, 4 stages of 54 KiB, alike groups.
+// Layout cb3f72e59c903015: 72 of 256 blocks of 32 x 32 (28.12 %).
+// Plan: hopper, wgmma_bf16, tile 128 x 256, 1 x 4 warpgroups of 128 x 64, 3 stages of 72 KiB, balanced groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
-// blocks; it multiplies its rows of a panel by the pieces of all at once.
+// blocks; for each panel that it visits, it multiplies its rows by the pieces of its slots.
 
 using u32 = unsigned int;
 
 constexpr int kBlock = 32, kSteps = 2;  // a block's side; multiply steps along the inputs of a panel
-constexpr int kRowGroups = 2, kColumns = 2;  // warpgroups down and across
+constexpr int kRowGroups = 1, kColumns = 4;  // warpgroups down and across
 constexpr int kMTiles = 2, kSlots = 2;  // 64-row tiles and output blocks of each
 constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
-constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
-constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
-constexpr int kTiles = 4, kNoOutput = -2147483647;
-constexpr int kStages = 4, kStageBytes = 55296, kRecordBytes = 160;  // a stage ends with its record
+constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
+constexpr int kTiles = 2, kNoOutput = -2147483647;
+constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 256;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
-constexpr int kPanelBytes = 16384, kBoxBytes = 2048;
-constexpr int kPanelBoxes = 4, kBoxRows = 64, kPanelBoxBytes = 4096;  // a panel is loaded in boxes of kBoxRows rows
+constexpr int kPanelBytes = 8192, kBoxBytes = 2048, kPieceBytes = 2048;
+constexpr int kPanelBoxes = 2, kBoxRows = 64, kPanelBoxBytes = 4096;  // a panel is loaded in boxes of kBoxRows rows
 constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
-constexpr u32 kPanelHigh = 1073741888u;
-constexpr u32 kPlace = 32767;  // bits of a product that say where its panel is
-constexpr int kTileStep = 256;  // from a 64-row tile to the next in a panel, in 16 bytes
+constexpr int kLineBytes = 128;  // of a feature in a box
 constexpr int kStepBytes = 2048;
 constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
 constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
-constexpr int kLoads = 11;  // words of a stage in kLoadTable
+constexpr int kLoads = 21;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -133,30 +130,6 @@ __device__ __forceinline__ void producers_sync() {
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
-// Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
-
-// All threads of the cluster meet. Orders nothing else: barriers have a fence of their own, and no thread reads what another wrote.
-__device__ __forceinline__ void cluster_sync() {
-    __syncwarp();
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-
-// Arrive on the barrier that lies where `barrier` does, in the thread block of that rank. Only reads of shared memory come before it,
-// so the scope of the thread block will do; that of the cluster would wait for the memory system at each arrival.
-__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
-    asm volatile(
-        "{ .reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(barrier), "r"(rank) : "memory");
-}
-
-// tma_load into every thread block whose bit is set in `ranks`, and their barriers.
-__device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned short ranks) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
-        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
-}
-
 __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
@@ -173,7 +146,7 @@ __device__ __forceinline__ void store_chunk(u32 address, uint4 v) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
-// The multiply step of a warpgroup, 64 rows x 64 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
+// The multiply step of a warpgroup, 64 rows x 32 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
 // the first, commit after the last, wait before its registers or shared memory change.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -188,20 +161,16 @@ __device__ __forceinline__ u32 matrix_address(u32 shared) {
     return (shared & 0x3ffff) / 16;
 }
 
-// sums += A * B; A [64, 16] and B [16, 64] where the low words of their descriptors say.
-__device__ __forceinline__ void wgmma(float (&sums)[32], u32 a, u32 b) {
+// sums += a * B; a in registers, B [16, 32] where the low word of its descriptor, b, says.
+__device__ __forceinline__ void wgmma(float (&sums)[16], const u32 (&a)[4], u32 b) {
     asm volatile(
-        "{ .reg .b64 b; mov.b64 b, {%33, %34};\n"
-        ".reg .b64 a; mov.b64 a, {%32, %35};\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-        "}, a, b, 1, 1, 1, 1, 1; }"
+        "{ .reg .b64 b; mov.b64 b, {%20, %21};\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+        "}, {%16, %17, %18, %19}, b, 1, 1, 1, 1; }"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
-          "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15]),
-          "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]), "+f"(sums[22]), "+f"(sums[23]),
-          "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31])
-        : "r"(a), "r"(b), "n"(kWeightsHigh), "n"(kPanelHigh));
+          "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(kWeightsHigh));
 }
 
 // Elements are bfloat16, kept as bits.
@@ -253,66 +222,46 @@ __device__ __forceinline__ float2 finish(float2 v, float2 bias, float2 residual)
     return v;
 }
 
-__device__ const int __align__(16) kTileStages[] = {
-    0,4,8,11,15,
-};
-
+constexpr int kTileStages = 3;  // of each tile
 __device__ const int __align__(16) kTargets[] = {
-    0,4,8,12,1,9,2,10,3,11,5,13,6,14,7,15,
+    7,15,3,2,5,6,10,12,0,14,1,8,9,13,11,4,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    2050,0,64,0,32,64,96,256,384,512,640,2050,128,192,896,928,
-    960,992,1152,1216,1280,1344,2050,256,320,1536,1568,1600,1632,1792,1920,2048,
-    2176,2050,384,448,2432,2464,2496,2528,2688,2752,2816,2880,2050,32,64,128,
-    192,160,224,288,544,320,576,1026,160,192,1024,1088,1184,1312,0,0,
-    0,0,2050,288,320,1664,1728,1696,1760,1824,2080,1856,2112,1026,416,448,
-    2560,2624,2720,2848,0,0,0,0,1538,64,160,352,608,416,672,1056,
-    1120,0,0,1538,224,320,1408,1472,1888,2144,1952,2208,0,0,1026,416,
-    480,2592,2656,2944,3008,0,0,0,0,2050,64,96,448,704,480,736,
-    768,832,800,864,1026,192,224,1248,1376,1440,1504,0,0,0,0,2050,
-    320,352,1984,2240,2016,2272,2304,2368,2336,2400,1026,448,480,2784,2912,2976,
-    3040,0,0,0,0,
+    3589,0,32,64,96,128,32,64,96,256,160,320,352,384,512,576,
+    480,448,704,640,0,3845,160,192,224,256,352,864,800,832,992,960,
+    1024,1088,1152,1120,1344,1280,1312,1664,1632,1728,2052,384,416,448,480,1856,
+    1888,1920,2048,2080,2144,2208,2240,0,0,0,0,0,0,0,0,2822,
+    0,32,64,96,128,160,0,128,192,224,288,416,544,608,736,672,
+    768,0,0,0,3589,192,224,256,288,320,896,928,1056,1184,1216,1248,
+    1376,1440,1472,1408,1504,1536,1600,1568,0,2565,352,384,416,448,480,1760,
+    1696,1792,1824,1952,1984,2016,2112,2176,2272,0,0,0,0,0,
 };  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    16,2,24,2,134217728,167773184,150994944,184550400,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,2,24,2,134217728,167773184,150994944,184550400,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,2,24,2,134217728,167773184,150994944,184550400,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,2,24,2,134217728,167773184,150994944,184550400,
+    262160,131120,131136,131152,0,167772161,8192,192937986,24576,234881027,32768,268435457,24576,251658243,32768,276824065,
+    8192,201326593,16384,209715203,0,176160771,16384,226492418,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,2,24,2,134217728,167773184,150994944,184550400,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,0,16,2,134217728,150995968,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,2,24,2,134217728,167773184,150994944,184550400,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,0,16,2,134217728,150995968,0,0,
+    262160,196656,262216,196712,0,167772162,16384,226492417,24576,243269633,32768,268435457,8192,192937987,24576,251658242,
+    32768,276824065,0,176160770,8192,209715202,16384,234881025,24576,260046849,0,184549377,8192,218103809,32768,285212674,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,2,134217728,150994944,167773184,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,2,24,1,134217728,150995968,167773184,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,150995968,134217728,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,2,24,2,134217728,167773184,150994944,184550400,
+    131088,131104,131120,65600,0,134217729,24576,192937985,8192,142606337,16384,159383553,8192,150994945,16384,167772161,
+    16384,176160771,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,2,24,0,134217728,150995968,0,0,0,0,0,0,0,0,0,0,
+    196624,196648,65600,196680,0,201326593,16384,234881025,32768,260046849,8192,209715201,24576,243269633,40960,285212673,
+    8192,218103809,8192,226492417,24576,251658241,32768,268435459,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,2,24,2,134217728,167773184,150994944,184550400,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    196624,262184,196680,131168,0,167772161,16384,201326593,32768,251658241,0,176160771,16384,209715201,24576,226492418,
+    32768,260046851,8192,192937985,16384,218103809,24576,234881026,24576,243269634,32768,276824066,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,2,24,0,134217728,150995968,0,0,0,0,0,0,0,0,0,0,
+    131088,65568,262184,131144,8192,184549377,24576,218103809,8192,192937985,0,167772162,16384,201326595,24576,226492417,
+    32768,243269634,0,176160769,24576,234881025,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,
-};  // [stages, kRecordBytes / 4]: byte of the first product, their number, for each column of warpgroups; products
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+};  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups; visits
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
 struct Tiles {
@@ -336,7 +285,7 @@ struct Walk {
     __device__ __forceinline__ bool more() const { return tile < tiles.count; }
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
-        next_stage = kTileStages[group], next_last = kTileStages[group + 1];
+        next_stage = group * kTileStages, next_last = next_stage + kTileStages;
     }
     __device__ __forceinline__ void skip() {
         while (stage == last && more()) {
@@ -348,7 +297,7 @@ struct Walk {
 };
 
 // Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
-__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride) {
     const int lane = threadIdx.x % 32;
     const bool mine = lane % 4 == threadIdx.x / 32 % 4;
     const auto fetch = [&](const Walk& walk) { return lane < kLoads && walk.more() ? kLoadTable[walk.stage * kLoads + lane] : 0; };
@@ -357,7 +306,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
     u32 parity = 1;
     wait_for_kernel_ahead();
     while (walk.more()) {
-        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows + rank * kRows;
+        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows;
         walk.advance();
         ahead = fetch(walk);  // arrives while the copies of this stage are issued
         const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
@@ -371,13 +320,8 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         if (mine && lane > 0 && lane <= panels)
             for (int box = 0; box < kPanelBoxes; ++box)
                 tma_load(stage + (lane - 1) * kPanelBytes + box * kPanelBoxBytes, activations, row0 + box * kBoxRows, load, barrier);
-        else if (mine && lane > panels && lane <= panels + boxes && lane / 4 % kCluster == rank)
-            tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
-        if (++slot == kStages) slot = 0, parity ^= 1;
-    }
-    // The neighbours give back what is left here, too: their arrivals must find this thread block.
-    for (int i = 0; i < kStages; ++i) {
-        barrier_wait(empty + slot * 8, parity);
+        else if (mine && lane > panels && lane <= panels + boxes)
+            tma_load(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier);
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
 }
@@ -388,39 +332,66 @@ __device__ __forceinline__ u32 uniform(u32 value) {
 }
 
 using Sums = float[kMTiles][kSlots][kBlock / 2];
+using Fragments = u32[kMTiles][kSteps][4];
 
-// Multiply the warpgroup's rows of a panel by the pieces of its slots, which lie one after the other; the low words of their matrix descriptors. One group of steps.
-__device__ __forceinline__ void multiply(Sums& sums, u32 panel, u32 piece) {
+// The rows of a panel that a warp multiplies, as fragments; features are swizzled as TMA wrote them.
+__device__ __forceinline__ void load_fragments(Fragments& a, u32 rows, u32 panel) {
+    const u32 from = rows + panel;
+#pragma unroll
+    for (int m = 0; m < kMTiles; ++m)
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) {
+            ldmatrix_x4_trans(a[m][k], from + k * kStepBytes + m * kPanelBoxBytes);
+        }
+}
+
+// Multiply a panel by the pieces of slots First (if Mask & 1) and First + 1 (if Mask & 2), which lie at b. One group of steps.
+template <int First, int Mask>
+__device__ __forceinline__ void multiply_slots(Sums& sums, const Fragments& a, u32 b) {
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kSteps; ++k)
 #pragma unroll
-        for (int m = 0; m < kMTiles; ++m) wgmma(reinterpret_cast<float(&)[kSlots * kBlock / 2]>(sums[m]), panel + k * (kStepBytes / 16) + m * kTileStep, piece + k * kWeightsStep);
+        for (int m = 0; m < kMTiles; ++m) {
+            if (Mask & 1) wgmma(sums[m][First], a[m][k], b + k * kWeightsStep);
+            if (Mask & 2) wgmma(sums[m][First + 1], a[m][k], b + k * kWeightsStep + (Mask & 1) * (kPieceBytes / 16));
+        }
     wgmma_commit();
 }
 
-// All products of a stage. The head of a column is two words: byte of its first
-// product; how many there are. A product is a word: where its panel is, in 16 bytes; and its first piece << 16.
-// Past the last product lie two that are safe to read.
-__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 panels, u32 pieces, int column) {
-    const bool reads = threadIdx.x % 32 == 0;  // the lane that gives the stage back
-    uint2 head = {};
-    if (reads) head = load_shared_pair(record + column * 8);
-    const u32 counts = uniform(head.y);
-    u32 at = record + uniform(head.x), ahead = 0;
-    if (reads) ahead = load_shared(at);
-    u32 next = uniform(ahead);
-    at += 4;
-    if (reads) ahead = load_shared(at);
-#pragma unroll 1
-    for (u32 count = counts; count; --count) {
-        const u32 product = next;
-        next = uniform(ahead);
-        at += 4;
-        if (reads) ahead = load_shared(at);
-        multiply(sums, panels + (product & kPlace), pieces + (product >> 16));
+// Multiply a panel by the pieces of the slots in `mask` from First on, which lie one after the other from b on. Accumulators need fixed
+// registers, so each set of two slots has code of its own. A visit has at least one slot.
+template <int First = 0>
+__device__ __forceinline__ void multiply_panel(Sums& sums, const Fragments& a, u32 mask, u32 b) {
+    if constexpr (kSlots == 1) {
+        multiply_slots<0, 1>(sums, a, b);
+    } else {
+        const u32 pair = mask >> First & 3;
+        if (pair == 3)
+            multiply_slots<First, 3>(sums, a, b);
+        else if (pair == 1)
+            multiply_slots<First, 1>(sums, a, b);
+        else if (kSlots == 2 || pair == 2)
+            multiply_slots<First, 2>(sums, a, b);
+        if constexpr (First + 2 < kSlots) multiply_panel<First + 2>(sums, a, mask, b + (pair - (pair >> 1)) * (kPieceBytes / 16));
     }
-    wgmma_wait<0>();
+}
+
+// All visits of a stage. A visit is two words: where its panel is, in bytes; and the mask of the slots that use it, with the place of
+// their first piece in 16 bytes << 16. Past the last visit lies one that is safe to follow.
+__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows, u32 b, int column) {
+    const u32 bounds = uniform(load_shared(record + column * 4));
+    u32 count = bounds >> 16, at = record + (bounds & 0xffff);
+    if (count == 0) return;
+    uint2 visit = load_shared_pair(at);
+    Fragments a;
+    do {
+        load_fragments(a, rows, visit.x);
+        const u32 word = uniform(visit.y);
+        visit = load_shared_pair(at += 8);
+        multiply_panel(sums, a, word & 255, b + (word >> 16));
+        wgmma_wait<0>();
+    } while (--count);
 }
 
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums. A line of either is a feature; N is a multiple of 8.
@@ -474,47 +445,51 @@ __device__ __forceinline__ void load_targets(int (&targets)[kSlots], int warpgro
 // Gives a stage back to the warps that load, once every lane has read its last of it, and goes on to the next.
 __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
+    if (threadIdx.x % 32 == 0) barrier_arrive(empty + slot * 8);
     if (++slot == kStages) slot = 0, parity ^= 1;
 }
 
-extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
-bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, const Element* __restrict__ bias, const Element* __restrict__ residual, int n) {
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
+bsgen_fprop_b32_bfloat16_hopper_cb3f72e59c903015(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, const Element* __restrict__ bias, const Element* __restrict__ residual, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
+    const int first_tile = blockIdx.x, stride = gridDim.x;
     const Tiles tiles(n);
 
     if (threadIdx.x == 0) {
         let_kernel_behind_begin();
         tma_prefetch(x_map), tma_prefetch(w_map);
-        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
         barrier_init_fence();
     }
-    cluster_sync();
+    __syncthreads();
 
     if (group == kGroups) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        produce(x_map, w_map, stages_base, full, empty, tiles, first_tile, stride, rank);
+        produce(x_map, w_map, stages_base, full, empty, tiles, first_tile, stride);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         wait_for_kernel_ahead();
-        const int column = group % kColumns;
+        const int column = group % kColumns, lane = threadIdx.x % 32;
         const u32 scratch = empty + kStages * 8 + threadIdx.x / 32 * kScratchBytes;
         const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
+        // Where this lane's chunk of a fragment lies in a panel (PTX: ldmatrix), swizzled.
+        const u32 feature = lane % 8 + lane / 16 * 8, chunk = threadIdx.x / 32 % 4 * 2 + lane / 8 % 2;
+        const u32 place = group / kColumns * kMTiles * kPanelBoxBytes + feature * kLineBytes + (chunk ^ feature % 8) * 16;
         int slot = 0;
         u32 parity = 0;
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
-            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
+            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows;
             int targets[kSlots];
             load_targets(targets, tile_group * kColumns + column);
             Sums sums = {};
-            for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
+            int last = kTileStages;
+            asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
+            for (int s = 0; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
-                multiply_stage(sums, stage + kRecord, matrix_address(stage) + group / kColumns * (kMTiles * kTileStep), matrix_address(stage) + kWeightsLow, column);
+                multiply_stage(sums, stage + kRecord, stage + place, matrix_address(stage) + kWeightsLow, column);
                 give_back(empty, slot, parity);
             }
 #pragma unroll
@@ -522,5 +497,4 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
                 store(sums[m], targets, row0 + row + m * 64, n, y, bias, residual, scratch);
         }
     }
-    cluster_sync();  // none ends before its neighbours have come so far
 }

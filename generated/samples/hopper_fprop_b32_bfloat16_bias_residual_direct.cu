@@ -1,37 +1,37 @@
 // y = x @ W for one block-sparse W [512, 512] and its epilogue, bfloat16.
-// Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_bf16, tile 128 x 256, 1 x 4 warpgroups of 128 x 64, joined, paired, 3 stages of 72 KiB, alike groups.
+// Layout cb3f72e59c903015: 72 of 256 blocks of 32 x 32 (28.12 %).
+// Plan: hopper, wgmma_bf16, tile 128 x 384, 1 x 3 warpgroups of 128 x 128, paired, 3 stages of 73 KiB, contiguous groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
-// blocks; it multiplies its rows of a panel by the pieces of all at once.
+// blocks; slot after slot, it multiplies its rows of a panel by a piece.
 
 using u32 = unsigned int;
 
 constexpr int kFeaturesOut = 512;  // of a row of y
 constexpr int kBlock = 32, kSteps = 2;  // a block's side; multiply steps along the inputs of a panel
-constexpr int kRowGroups = 1, kColumns = 4;  // warpgroups down and across
-constexpr int kMTiles = 2, kSlots = 2;  // 64-row tiles and output blocks of each
+constexpr int kRowGroups = 1, kColumns = 3;  // warpgroups down and across
+constexpr int kMTiles = 2, kSlots = 4;  // 64-row tiles and output blocks of each
 constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
 constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
 constexpr int kTiles = 2, kNoOutput = -2147483647;
-constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 176;  // a stage ends with its record
+constexpr int kStages = 3, kStageBytes = 74752, kRecordBytes = 160;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kPanelBytes = 8192, kBoxBytes = 2048;
 constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr u32 kPanelHigh = 2147483680u;
 constexpr u32 kPairHigh = 1073741888u, kPaired = 32768;  // of a panel that shares lines of 128 bytes with another, and the bit of a product that says so
 constexpr u32 kPlace = 32767;  // bits of a product that say where its panel is
-constexpr int kTileStep = 256;  // from a 64-row tile to the next in a panel, in 16 bytes
+constexpr int kCountBits = 8, kTileStep = 256;  // of the number of a slot's products; from a 64-row tile to the next in a panel, in 16 bytes
 constexpr int kStepBytes = 32;
 constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 bytes
 constexpr int kStoredSlots = 1;  // output blocks that are stored together
 constexpr int kStored = 4;  // chunks of 16 bytes of a row that are stored together
 constexpr int kScratchBytes = 512;  // of a warp, for 8 rows of 32 outputs
-constexpr int kLoads = 22;  // words of a stage in kLoadTable
+constexpr int kLoads = 21;  // words of a stage in kLoadTable
 constexpr int kStoredColumns = 32, kStoredBytes = 64;  // of such a row
-constexpr int kResidualPanels = 8, kResidualBytes = 8192;  // of a tile's row; of each, kStoredColumns wide
-constexpr int kResidualParts = 1;  // stages that bring a tile's
+constexpr int kResidualPanels = 12, kResidualBytes = 4096;  // of a tile's row; of each, kStoredColumns wide
+constexpr int kResidualParts = 2, kResidualRows = 64;  // of a tile, a stage for each
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -144,7 +144,7 @@ __device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
 
-// The multiply step of a warpgroup, 64 rows x 64 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
+// The multiply step of a warpgroup, 64 rows x 32 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
 // the first, commit after the last, wait before its registers or shared memory change.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -159,19 +159,16 @@ __device__ __forceinline__ u32 matrix_address(u32 shared) {
     return (shared & 0x3ffff) / 16;
 }
 
-// sums += A * B; A [64, 16] and B [16, 64] where the low words of their descriptors say.
-__device__ __forceinline__ void wgmma(float (&sums)[32], u32 a, u32 a_high, u32 b) {
+// sums += A * B; A [64, 16] and B [16, 32] where the low words of their descriptors say.
+__device__ __forceinline__ void wgmma(float (&sums)[16], u32 a, u32 a_high, u32 b) {
     asm volatile(
-        "{ .reg .b64 b; mov.b64 b, {%33, %34};\n"
-        ".reg .b64 a; mov.b64 a, {%32, %35};\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+        "{ .reg .b64 b; mov.b64 b, {%17, %18};\n"
+        ".reg .b64 a; mov.b64 a, {%16, %19};\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
         "}, a, b, 1, 1, 1, 0, 1; }"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
-          "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15]),
-          "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]), "+f"(sums[22]), "+f"(sums[23]),
-          "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31])
+          "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15])
         : "r"(a), "r"(b), "n"(kWeightsHigh), "r"(a_high));
 }
 
@@ -198,46 +195,40 @@ __device__ __forceinline__ float2 finish(float2 v, float2 bias, float2 residual)
 }
 
 __device__ const int __align__(16) kTileStages[] = {
-    0,4,7,
+    0,4,6,
 };
 
 __device__ const int __align__(16) kTargets[] = {
-    0,4,8,12,1,9,2,10,3,11,5,13,6,14,7,15,
+    0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,
+    -2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    69634,0,64,0,32,64,96,128,192,160,224,256,384,512,640,288,
-    544,320,576,0,0,0,70147,128,192,448,896,928,960,992,1024,1088,
-    1152,1216,1280,1344,1184,1312,2688,2752,2816,2880,2720,2848,69634,256,320,1536,
-    1568,1600,1632,1664,1728,1696,1760,1792,1920,2048,2176,1824,2080,1856,2112,0,
-    0,0,67073,384,2432,2464,2496,2528,2560,2624,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,69635,64,160,416,352,608,416,672,
-    448,704,480,736,768,832,800,864,1056,1120,2592,2656,0,0,135682,192,
-    320,1248,1376,1408,1472,1440,1504,1888,2144,1952,2208,1984,2240,2016,2272,2304,
-    2368,2336,2400,0,67073,448,2784,2912,2944,3008,2976,3040,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,
+    134914,0,64,0,32,64,128,160,192,224,288,320,352,416,448,480,
+    512,544,0,0,0,135682,128,192,608,640,672,704,736,768,800,832,
+    896,928,960,992,1024,1056,1088,1120,1152,1184,134914,256,320,1216,1248,1280,
+    1312,1344,1376,1408,1440,1504,1536,1568,1600,1632,1664,1696,0,0,0,134402,
+    384,448,1792,1824,1856,1888,1920,1952,2016,2048,2080,2112,2144,2176,2240,0,
+    0,0,0,0,133125,0,64,160,288,352,96,256,384,576,864,1472,
+    1728,1760,0,0,0,0,0,0,0,66306,448,416,2208,2272,1984,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,
 };  // [stages, kLoads]: copies of panels | boxes << 8 | those of the copies that bring two panels << 16, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    32,2,40,2,48,2,56,2,100696064,167773184,117473280,184550400,134250500,201327616,151027716,218104832,
+    24,16843266,48,33620480,68,33620224,134250496,192971776,159416324,218137604,226526212,234914820,167804932,201360384,209748992,142639104,
+    243303428,176193540,151027712,184582148,251692036,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,24,33620482,52,33685761,76,16908545,134250496,201360384,
+    176193540,209748992,218137600,142639104,226526208,151027712,260080644,184582148,234914816,159416320,268469252,243303424,276857860,192970756,251692032,167804928,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,32,3,44,3,
-    56,0,56,3,134250496,184550400,234882560,151027712,201327616,251659776,167804932,218104832,268436992,0,0,0,
+    24,16843266,48,33554690,68,16777474,134250496,201360384,142639104,209748992,151027712,234914820,184582148,218137600,159416320,167804928,
+    243303428,192970756,226526208,176193536,251692036,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,24,33554690,44,33554944,60,16843264,134250496,184583168,
+    142639104,159416324,192971776,167804932,201360384,151027712,234914820,176193540,209748992,218137600,226526208,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,32,2,40,2,48,2,56,2,
-    100696064,167773184,117473280,184550400,134250500,201327616,151027716,218104832,0,0,0,0,0,0,0,0,
+    24,50332163,56,0,56,0,234913792,251692032,285215744,276826624,293604352,243302404,260080644,268437504,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,32,1,36,1,40,0,40,1,67141632,83918848,100696068,0,
+    0,0,0,0,0,0,0,0,24,513,36,0,36,0,100696064,109084676,
+    117441536,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    32,1,36,3,48,2,56,2,134250496,151027712,234882048,251659776,167804928,201359364,184582144,218136580,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,32,2,40,1,
-    44,4,60,2,151027716,184583168,201360384,134250496,167804932,218137600,251692036,234914816,268469252,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,32,1,36,0,36,2,44,0,
-    83918852,67141632,100696068,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,
-};  // [stages, kRecordBytes / 4]: byte of the first product, their number, for each column of warpgroups; products
+};  // [stages, kRecordBytes / 4]: byte of the first product, counts of each slot << 8 * slot, for each column of warpgroups; products
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
 struct Tiles {
@@ -259,7 +250,7 @@ struct Walk {
         skip();
     }
     __device__ __forceinline__ bool more() const { return tile < tiles.count; }
-    __device__ __forceinline__ bool at_residual() const { return stage + kResidualParts >= last; }  // a stage more, which is in no table
+    __device__ __forceinline__ bool at_residual() const { return stage + kResidualParts >= last; }  // stages more, which are in no table
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
         next_stage = kTileStages[group], next_last = kTileStages[group + 1] + kResidualParts;
@@ -290,6 +281,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
     wait_for_kernel_ahead();
     while (walk.more()) {
         const bool at_residual = walk.at_residual();
+        const int first_row = (kResidualParts - walk.last + walk.stage) * kResidualRows;
         const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows;
         walk.advance();
         ahead = fetch(walk);  // arrives while the copies of this stage are issued
@@ -300,7 +292,7 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
         if (at_residual) {
             const u32 wanted = __ballot_sync(~0u, load >= 0);
             if (lane == 0 && mine) barrier_expect(barrier, __popc(wanted) * kResidualBytes);
-            if (mine && load >= 0) tma_load(stage + (lane - 1) * kResidualBytes, residual, load, row0, barrier);
+            if (mine && load >= 0) tma_load(stage + (lane - 1) * kResidualBytes, residual, load, row0 + first_row, barrier);
             if (++slot == kStages) slot = 0, parity ^= 1;
             continue;
         }
@@ -325,19 +317,19 @@ __device__ __forceinline__ u32 uniform(u32 value) {
 
 using Sums = float[kMTiles][kSlots][kBlock / 2];
 
-// Multiply the warpgroup's rows of a panel by the pieces of its slots, which lie one after the other; the low words of their matrix descriptors. A panel that is `paired` lies in lines of 128 bytes with another. One group of steps.
-__device__ __forceinline__ void multiply(Sums& sums, u32 panel, u32 piece, bool paired) {
+// Multiply the warpgroup's rows of a panel by a piece, for a slot; the low words of their matrix descriptors. A panel that is `paired` lies in lines of 128 bytes with another. One group of steps.
+__device__ __forceinline__ void multiply(Sums& sums, int slot, u32 panel, u32 piece, bool paired) {
     const u32 high = paired ? kPairHigh : kPanelHigh, tile = paired ? 2 * kTileStep : kTileStep;
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kSteps; ++k)
 #pragma unroll
-        for (int m = 0; m < kMTiles; ++m) wgmma(reinterpret_cast<float(&)[kSlots * kBlock / 2]>(sums[m]), panel + k * (kStepBytes / 16) + m * tile, high, piece + k * kWeightsStep);
+        for (int m = 0; m < kMTiles; ++m) wgmma(sums[m][slot], panel + k * (kStepBytes / 16) + m * tile, high, piece + k * kWeightsStep);
     wgmma_commit();
 }
 
-// All products of a stage. The head of a column is two words: byte of its first
-// product; how many there are. A product is a word: where its panel is, in 16 bytes, with kPaired for one of a pair; and its first piece << 16.
+// All products of a stage, slot after slot, for accumulators need fixed registers. The head of a column is two words: byte of its first
+// product; how many each slot has, kCountBits each. A product is a word: where its panel is, in 16 bytes, with kPaired for one of a pair; and its piece << 16.
 // Past the last product lie two that are safe to read.
 __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 panels, u32 pieces, int column) {
     const bool reads = threadIdx.x % 32 == 0;  // the lane that gives the stage back
@@ -349,33 +341,22 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 panel
     u32 next = uniform(ahead);
     at += 4;
     if (reads) ahead = load_shared(at);
-#pragma unroll 1
-    for (u32 count = counts; count; --count) {
-        const u32 product = next;
-        next = uniform(ahead);
-        at += 4;
-        if (reads) ahead = load_shared(at);
-        multiply(sums, panels + (product & kPlace), pieces + (product >> 16), product & kPaired);
-    }
-    wgmma_wait<0>();
-}
-
-using Biases = u32[kSlots][kBlock / 8];
-
-// The bias of each output that a lane holds, two at a time.
-__device__ __forceinline__ void load_biases(Biases& biases, const int (&targets)[kSlots], const Element* __restrict__ bias) {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s)
-#pragma unroll
-        for (int j = 0; j < kBlock / 8; ++j) {
-            biases[s][j] = targets[s] < 0 ? 0 : *reinterpret_cast<const u32*>(bias + targets[s] * kBlock + j * 8 + threadIdx.x % 4 * 2);
-            read_here(biases[s][j]);
+#pragma unroll 1
+        for (u32 count = counts >> s * kCountBits & (1 << kCountBits) - 1; count; --count) {
+            const u32 product = next;
+            next = uniform(ahead);
+            at += 4;
+            if (reads) ahead = load_shared(at);
+            multiply(sums, s, panels + (product & kPlace), pieces + (product >> 16), product & kPaired);
         }
+    wgmma_wait<0>();
 }
 
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
 __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int (&targets)[kSlots], int row0, int n,
-                                      Element* __restrict__ y, const Biases& biases, u32 scratch, u32 residual) {
+                                      Element* __restrict__ y, const Element* __restrict__ bias, u32 scratch, u32 residual) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int s = 0; s < kSlots; s += kStoredSlots) {
@@ -397,7 +378,7 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
                         const int step = j + part + i;  // of 8 columns
                         const float* two = sums[s + step / (kBlock / 8)] + step % (kBlock / 8) * 4 + half * 2;
                         const float2 r = unpack(residuals[i]);
-                        const float2 v = finish(make_float2(two[0], two[1]), unpack(biases[s + step / (kBlock / 8)][step % (kBlock / 8)]), r);
+                        const float2 v = finish(make_float2(two[0], two[1]), load_pair(bias + target * kBlock + step * 8 + lane % 4 * 2), r);
                         words[i] = pack(v.x, v.y);
                     }
                     stmatrix_x4(scratch + swizzled<kStored>(lane % 8, part + lane / 8), words);
@@ -418,7 +399,7 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
     }
 }
 
-// The output blocks of a warpgroup, read a tile ahead, so that a tile can begin with its biases.
+// The output blocks of a warpgroup, read long before they are needed.
 __device__ __forceinline__ void load_targets(int (&targets)[kSlots], int warpgroup) {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
@@ -435,7 +416,7 @@ __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
-bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap x_pairs_map, const __grid_constant__ TensorMap w_map, const __grid_constant__ TensorMap residual_map, Element* __restrict__ y, const Element* __restrict__ bias, int n) {
+bsgen_fprop_b32_bfloat16_hopper_cb3f72e59c903015(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap x_pairs_map, const __grid_constant__ TensorMap w_map, const __grid_constant__ TensorMap residual_map, Element* __restrict__ y, const Element* __restrict__ bias, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
@@ -454,23 +435,17 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
         produce(x_map, x_pairs_map, w_map, residual_map, stages_base, full, empty, tiles, first_tile, stride);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
         wait_for_kernel_ahead();
         const int column = group % kColumns, lane = threadIdx.x % 32;
         const u32 scratch = empty + kStages * 8 + threadIdx.x / 32 * kScratchBytes;
         const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
         int slot = 0;
         u32 parity = 0;
-        int next_targets[kSlots];
-        load_targets(next_targets, tiles.group(min(first_tile, tiles.count - 1)) * kColumns + column);
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
             const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows;
             int targets[kSlots];
-#pragma unroll
-            for (int s = 0; s < kSlots; ++s) targets[s] = next_targets[s];
-            load_targets(next_targets, tiles.group(min(tile + stride, tiles.count - 1)) * kColumns + column);
-            Biases biases;
-            load_biases(biases, targets, bias);
+            load_targets(targets, tile_group * kColumns + column);
             Sums sums = {};
             for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
@@ -479,11 +454,12 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
                 give_back(empty, slot, parity);
             }
             const u32 residuals = stages_base + column * (kSlots * kBlock / kStoredColumns * kResidualBytes) + (row + lane % 8) * kStoredBytes;
-            barrier_wait(full + slot * 8, parity);
 #pragma unroll
-            for (int m = 0; m < kMTiles; ++m)
-                store(sums[m], targets, row0 + row + m * 64, n, y, biases, scratch, residuals + slot * kStageBytes + m * (64 * kStoredBytes));
-            give_back(empty, slot, parity);
+            for (int m = 0; m < kMTiles; ++m) {
+                barrier_wait(full + slot * 8, parity);
+                store(sums[m], targets, row0 + row + m * 64, n, y, bias, scratch, residuals + slot * kStageBytes);
+                give_back(empty, slot, parity);
+            }
         }
     }
 }

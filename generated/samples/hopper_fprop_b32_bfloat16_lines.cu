@@ -1,5 +1,5 @@
 // y = x @ W for one block-sparse W [512, 512], bfloat16.
-// Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
+// Layout cb3f72e59c903015: 72 of 256 blocks of 32 x 32 (28.12 %).
 // Plan: hopper, wgmma_bf16, tile 128 x 256, 1 x 4 warpgroups of 128 x 64, paired, coupled, 3 stages of 70 KiB, contiguous groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
@@ -23,7 +23,7 @@ constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 byt
 constexpr int kStoredSlots = 2;  // output blocks that are stored together
 constexpr int kStored = 8;  // chunks of 16 bytes of a row that are stored together
 constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
-constexpr int kLoads = 17;  // words of a stage in kLoadTable
+constexpr int kLoads = 16;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -183,52 +183,49 @@ __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
 
-constexpr int kTileStages = 4;  // of each tile
+__device__ const int __align__(16) kTileStages[] = {
+    0,4,7,
+};
+
 __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    134658,0,64,0,32,128,160,256,288,320,352,384,416,448,480,768,
-    800,133634,128,192,896,928,1024,1056,1152,1184,1216,1248,1408,1440,0,0,
-    0,0,134658,256,320,1536,1568,1664,1696,1792,1824,1856,1888,1920,1952,1984,
-    2016,2304,2336,133634,384,448,2432,2464,2560,2592,2688,2720,2752,2784,2944,2976,
-    0,0,0,0,134658,0,64,64,96,192,224,512,544,576,608,640,
-    672,704,736,832,864,133634,128,192,960,992,1088,1120,1280,1312,1344,1376,
-    1472,1504,0,0,0,0,134658,256,320,1600,1632,1728,1760,2048,2080,2112,
-    2144,2176,2208,2240,2272,2368,2400,133634,384,448,2496,2528,2624,2656,2816,2848,
-    2880,2912,3008,3040,0,0,0,0,
+    133890,0,64,0,32,128,160,288,320,352,416,448,480,512,0,0,
+    134402,128,192,608,640,672,704,768,800,896,928,960,992,1024,1120,1152,
+    133890,256,320,1216,1248,1280,1312,1344,1408,1504,1536,1568,1632,1664,0,0,
+    133378,384,448,1792,1824,1856,1888,1920,2016,2048,2080,2240,0,0,0,0,
+    133635,0,64,416,64,96,192,224,256,384,544,576,1952,1984,0,0,
+    198915,128,192,256,736,832,864,1056,1088,1184,1376,1440,1472,0,0,0,
+    133378,320,448,1600,1696,1728,1760,2112,2144,2176,2208,2272,0,0,0,0,
 };  // [stages, kLoads]: copies of panels | boxes << 8 | those of the copies that bring two panels << 16, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    196624,131112,131128,131144,1,134217729,65,150994946,16385,167772163,65,159383553,16385,184549379,1,142606337,
-    16385,201326595,16385,218103811,16449,234881027,0,0,0,0,0,0,0,0,0,0,
+    262160,65584,131128,196680,1,134217729,65,150994946,16385,167772161,16449,192937986,16449,201326595,65,159383554,
+    16385,176160770,1,142606338,16385,184549377,16449,218103810,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    131088,196640,196664,131152,1,134217729,16385,167772161,65,150994945,16385,176160769,16449,201326594,1,142606337,
-    65,159383554,16385,184549377,16385,192937985,16449,209715201,0,0,0,0,0,0,0,0,
+    196624,131112,131128,262216,1,134217729,65,167772162,16385,184549379,1,142606338,16385,201326595,1,150994945,
+    16449,226492418,1,159383554,65,176160769,16385,218103809,16449,234881026,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    196624,131112,131128,131144,1,134217729,65,150994946,16385,167772163,65,159383553,16385,184549379,1,142606337,
-    16385,201326595,16385,218103811,16449,234881027,0,0,0,0,0,0,0,0,0,0,
+    131088,131104,196656,131144,1,134217731,16385,184549379,1,150994945,16449,209715202,1,159383554,65,176160769,
+    16385,201326593,1,167772162,16449,218103810,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    131088,196640,196664,131152,1,134217729,16385,167772161,65,150994945,16385,176160769,16449,201326594,1,142606337,
-    65,159383554,16385,184549377,16385,192937985,16449,209715201,0,0,0,0,0,0,0,0,
+    131088,131104,131120,131136,1,134217731,16385,176160769,65,159383554,16385,184549378,65,167772162,16385,192937986,
+    1,150994946,16449,201326594,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    196624,131112,131128,131144,1,134217729,65,150994946,16385,167772163,65,159383553,16385,184549379,1,142606337,
-    16385,201326595,16385,218103811,16449,234881027,0,0,0,0,0,0,0,0,0,0,
+    131088,196640,196664,131152,65,184549378,32768,234881026,1,167772161,65,192937986,16449,218103810,1,176160769,
+    16385,209715201,32768,243269634,65,201326594,16449,226492418,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    131088,196640,196664,131152,1,134217729,16385,167772161,65,150994945,16385,176160769,16449,201326594,1,142606337,
-    65,159383554,16385,184549377,16385,192937985,16449,209715201,0,0,0,0,0,0,0,0,
+    262160,196656,65608,65616,16385,226492417,16449,243269634,32769,251658242,32833,260046849,1,201326594,65,209715201,
+    16385,234881025,32833,268435458,65,218103810,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    196624,131112,131128,131144,1,134217729,65,150994946,16385,167772163,65,159383553,16385,184549379,1,142606337,
-    16385,201326595,16385,218103811,16449,234881027,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    131088,196640,196664,131152,1,134217729,16385,167772161,65,150994945,16385,176160769,16449,201326594,1,142606337,
-    65,159383554,16385,184549377,16385,192937985,16449,209715201,0,0,0,0,0,0,0,0,
+    131088,131104,196656,72,1,134217729,16385,167772162,65,142606338,16385,176160771,65,150994947,16385,192937985,
+    16449,201326594,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
 };  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups; visits
@@ -255,7 +252,7 @@ struct Walk {
     __device__ __forceinline__ bool more() const { return tile < tiles.count; }
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
-        next_stage = group * kTileStages, next_last = next_stage + kTileStages;
+        next_stage = kTileStages[group], next_last = kTileStages[group + 1];
     }
     __device__ __forceinline__ void skip() {
         while (stage == last && more()) {
@@ -427,7 +424,7 @@ __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
-bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap x_pairs_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, int n) {
+bsgen_fprop_b32_bfloat16_hopper_cb3f72e59c903015(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap x_pairs_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
@@ -462,9 +459,7 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
             int targets[kSlots];
             load_targets(targets, tile_group * kColumns + column);
             Sums sums = {};
-            int last = kTileStages;
-            asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
-            for (int s = 0; s < last; ++s) {
+            for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
                 multiply_stage(sums, stage + kRecord, {stage + place, stage + paired_place}, matrix_address(stage) + kWeightsLow, column);

@@ -1,6 +1,6 @@
 // y = x @ W for one block-sparse W [512, 512], bfloat16.
-// Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_bf16, tile 128 x 128, 1 x 2 warpgroups of 128 x 64, clusters of 2, coupled, 2 rings of 2 stages of 52 KiB, similar groups.
+// Layout cb3f72e59c903015: 72 of 256 blocks of 32 x 32 (28.12 %).
+// Plan: hopper, wgmma_bf16, tile 128 x 128, 1 x 2 warpgroups of 128 x 64, clusters of 2, coupled, 2 rings of 2 stages of 52 KiB, balanced groups.
 //
 // Persistent thread blocks, and in them kRings rings each, walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps the rings
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -25,7 +25,7 @@ constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 byt
 constexpr int kStoredSlots = 2;  // output blocks that are stored together
 constexpr int kStored = 8;  // chunks of 16 bytes of a row that are stored together
 constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
-constexpr int kLoads = 14;  // words of a stage in kLoadTable
+constexpr int kLoads = 13;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -206,45 +206,50 @@ __device__ __forceinline__ float2 finish(float2 v) {
     return v;
 }
 
-constexpr int kTileStages = 3;  // of each tile
+__device__ const int __align__(16) kTileStages[] = {
+    0,4,7,10,13,
+};
+
 __device__ const int __align__(16) kTargets[] = {
-    0,1,8,9,2,3,10,11,4,5,12,13,6,7,14,15,
+    6,7,12,13,0,1,14,15,2,3,10,11,4,5,8,9,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    2051,0,32,64,0,64,128,192,256,288,512,544,0,0,2052,128,
-    192,256,288,896,960,1152,1280,1536,1600,1664,1728,0,2051,320,384,448,
-    1792,1824,2048,2080,2432,2496,2688,2816,0,0,2051,32,64,160,160,224,
-    320,352,576,608,1024,1088,0,0,2052,192,224,288,416,1184,1312,1408,
-    1472,1696,1760,2560,2624,0,2051,320,448,480,1856,1888,2112,2144,2720,2848,
-    2944,3008,0,0,2051,0,64,128,32,96,384,416,640,672,928,992,
-    0,0,2052,160,192,256,384,1056,1120,1216,1344,1568,1632,2464,2528,0,
-    2051,320,416,448,1920,1952,2176,2208,2592,2656,2752,2880,0,0,2563,64,
-    96,192,448,480,704,736,768,800,832,864,1248,1376,2563,224,320,352,
-    1440,1504,1984,2016,2240,2272,2304,2336,2368,2400,1026,448,480,2784,2912,2976,
-    3040,0,0,0,0,0,0,0,
+    1540,0,64,96,128,32,96,352,384,512,704,0,0,1285,160,192,
+    224,256,288,800,1024,1152,1344,1472,0,0,1540,352,384,416,448,1664,
+    1728,1760,1856,1984,2208,0,0,513,480,2240,2272,0,0,0,0,0,
+    0,0,0,0,1540,0,32,64,96,0,128,256,288,416,576,0,
+    0,1796,128,160,192,256,608,768,864,896,928,1216,1248,0,1283,320,
+    384,448,1504,1536,1792,1824,2016,0,0,0,0,1796,0,32,96,128,
+    64,224,448,480,544,640,736,0,1796,160,192,256,352,832,960,992,
+    1088,1280,1632,1696,0,1026,416,448,1888,2048,2144,2176,0,0,0,0,
+    0,0,1284,32,64,128,192,160,192,320,672,1056,0,0,0,2052,
+    224,256,288,320,1120,1184,1312,1376,1408,1440,1568,1600,1026,416,448,1920,
+    1952,2080,2112,0,0,0,0,0,0,
 };  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    196616,196640,0,100663297,8192,117440514,16384,134217731,0,109051905,8192,125829122,16384,150994947,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,262152,262184,0,134217729,
-    8192,150994945,16384,167772161,24576,184549378,0,142606337,8192,159383553,16384,176160769,24576,192937986,0,0,
-    0,0,0,0,0,0,0,0,196616,196640,0,100663299,8192,134217729,16384,150994945,
-    0,117440515,8192,142606337,16384,159383553,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,196616,196640,0,100663297,8192,117440515,16384,150994945,0,109051905,8192,134217731,
-    16384,159383553,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    262152,262184,0,134217729,8192,150994946,16384,167772161,24576,184549377,0,142606337,8192,159383554,16384,176160769,
-    24576,192937985,0,0,0,0,0,0,0,0,0,0,196616,196640,0,100663299,
-    8192,134217729,16384,150994946,0,117440515,8192,142606337,16384,159383554,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,196616,196640,0,100663297,8192,117440515,16384,150994945,
-    0,109051905,8192,134217731,16384,159383553,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,262152,262184,0,134217730,8192,150994945,16384,167772161,24576,184549377,0,142606338,
-    8192,159383553,16384,176160769,24576,192937985,0,0,0,0,0,0,0,0,0,0,
-    196616,196640,0,100663299,8192,134217730,16384,150994945,0,117440515,8192,142606338,16384,159383553,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,196616,196640,0,100663299,
-    8192,134217731,16384,167772161,0,117440515,8192,150994947,16384,176160769,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,196616,196640,0,100663297,8192,117440515,16384,150994947,
-    0,109051905,8192,134217731,16384,167772163,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,131080,131096,0,67108865,8192,83886081,0,75497473,8192,92274689,0,0,
+    262152,131112,0,134217730,8192,150994945,16384,167772162,24576,176160770,0,142606337,8192,159383553,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,262152,65576,0,167772161,
+    8192,176160769,16384,184549378,24576,192937986,32768,201326594,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,131080,196632,0,134217730,8192,159383554,0,142606339,
+    16384,167772162,24576,176160769,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,65544,65552,0,33554434,0,41943042,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    262152,131112,0,134217729,8192,142606338,16384,159383553,24576,167772162,8192,150994946,24576,176160770,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,262152,65576,0,134217729,
+    8192,142606338,16384,159383555,24576,176160771,8192,150994946,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,196616,32,0,100663299,8192,117440515,16384,134217729,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,131080,262168,16384,150994947,24576,176160770,0,134217729,8192,142606338,16384,167772162,
+    24576,184549378,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    196616,196640,8192,142606339,16384,167772161,24576,176160770,0,134217729,8192,159383553,24576,184549378,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,131080,65560,0,67108866,
+    8192,75497474,8192,83886083,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,196616,131104,0,134217730,8192,150994946,16384,159383553,
+    0,142606338,24576,167772161,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,262152,262184,0,134217730,8192,150994946,16384,167772161,24576,184549377,0,142606338,
+    8192,159383554,16384,176160769,24576,192937985,0,0,0,0,0,0,0,0,0,0,
+    131080,131096,0,67108866,8192,83886082,0,75497474,8192,92274690,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,
 };  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups; visits
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
@@ -269,7 +274,7 @@ struct Walk {
     __device__ __forceinline__ bool more() const { return tile < tiles.count; }
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
-        next_stage = group * kTileStages, next_last = next_stage + kTileStages;
+        next_stage = kTileStages[group], next_last = kTileStages[group + 1];
     }
     __device__ __forceinline__ void skip() {
         while (stage == last && more()) {
@@ -440,7 +445,7 @@ __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
 }
 
 extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
-bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, int n) {
+bsgen_fprop_b32_bfloat16_hopper_cb3f72e59c903015(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), ring = warp < kRings * kGroups * 4 ? warp / (kGroups * 4) : warp % kRings, group = warp / 4 - ring * kGroups;
     const u32 rings_base = shared_address(shared), stages_base = rings_base + ring * kRingBytes, barriers = rings_base + kRings * kRingBytes;
@@ -476,9 +481,7 @@ bsgen_fprop_b32_bfloat16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorM
             int targets[kSlots];
             load_targets(targets, tile_group * kColumns + column);
             Sums sums = {};
-            int last = kTileStages;
-            asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
-            for (int s = 0; s < last; ++s) {
+            for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
                 multiply_stage(sums, stage + kRecord, stage + place, matrix_address(stage) + kWeightsLow, column);

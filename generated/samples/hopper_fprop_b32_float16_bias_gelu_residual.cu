@@ -1,6 +1,6 @@
 // y = x @ W for one block-sparse W [512, 512] and its epilogue, float16.
-// Layout d11c92dfca3bf62c: 96 of 256 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_f16, tile 128 x 256, 1 x 2 warpgroups of 128 x 128, clusters of 2, coupled, 3 stages of 72 KiB, similar groups.
+// Layout cb3f72e59c903015: 72 of 256 blocks of 32 x 32 (28.12 %).
+// Plan: hopper, wgmma_f16, tile 128 x 256, 1 x 4 warpgroups of 128 x 64, paired, coupled, 3 stages of 70 KiB, balanced groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
@@ -10,13 +10,12 @@ using u32 = unsigned int;
 
 constexpr int kFeaturesOut = 512;  // of a row of y
 constexpr int kBlock = 32, kSteps = 2;  // a block's side; multiply steps along the inputs of a panel
-constexpr int kRowGroups = 1, kColumns = 2;  // warpgroups down and across
-constexpr int kMTiles = 2, kSlots = 4;  // 64-row tiles and output blocks of each
+constexpr int kRowGroups = 1, kColumns = 4;  // warpgroups down and across
+constexpr int kMTiles = 2, kSlots = 2;  // 64-row tiles and output blocks of each
 constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
-constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
-constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
+constexpr int kTileRows = kRows;  // of a tile, of all thread blocks that work on it
 constexpr int kTiles = 2, kNoOutput = -2147483647;
-constexpr int kStages = 3, kStageBytes = 73728, kRecordBytes = 144;  // a stage ends with its record
+constexpr int kStages = 3, kStageBytes = 71680, kRecordBytes = 256;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
 constexpr int kRowBytes = 64, kPanelBytes = 8192, kBoxBytes = 2048, kPieceBytes = 2048;
 constexpr u32 kWeightsHigh = 2147483680u, kWeightsLow = 8388608u;  // words of the matrix descriptor of a piece (PTX: wgmma)
@@ -24,7 +23,7 @@ constexpr int kWeightsStep = 64;  // from a multiply step to the next, in 16 byt
 constexpr int kStoredSlots = 2;  // output blocks that are stored together
 constexpr int kStored = 8;  // chunks of 16 bytes of a row that are stored together
 constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
-constexpr int kLoads = 23;  // words of a stage in kLoadTable
+constexpr int kLoads = 17;  // words of a stage in kLoadTable
 constexpr int kStoredColumns = 64, kStoredBytes = 128;  // of such a row
 constexpr int kResidualPanels = 4, kResidualBytes = 16384;  // of a tile's row; of each, kStoredColumns wide
 constexpr int kResidualParts = 1;  // stages that bring a tile's
@@ -134,30 +133,6 @@ __device__ __forceinline__ void producers_sync() {
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
-// Thread block clusters (PTX: barrier.cluster, mapa, multicast copies, sm_90).
-
-// All threads of the cluster meet. Orders nothing else: barriers have a fence of their own, and no thread reads what another wrote.
-__device__ __forceinline__ void cluster_sync() {
-    __syncwarp();
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-
-// Arrive on the barrier that lies where `barrier` does, in the thread block of that rank. Only reads of shared memory come before it,
-// so the scope of the thread block will do; that of the cluster would wait for the memory system at each arrival.
-__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
-    asm volatile(
-        "{ .reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(barrier), "r"(rank) : "memory");
-}
-
-// tma_load into every thread block whose bit is set in `ranks`, and their barriers.
-__device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, int column, int row, u32 barrier, unsigned short ranks) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
-        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
-}
-
 // 8 x 8 matrices of 16-bit elements (or 8 rows of 16 bytes) from shared memory (PTX: ldmatrix).
 __device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -245,36 +220,52 @@ __device__ __forceinline__ float2 finish(float2 v, float2 bias, float2 residual)
     return v;
 }
 
-constexpr int kTileStages = 3;  // of each tile
+__device__ const int __align__(16) kTileStages[] = {
+    0,4,7,
+};
+
 __device__ const int __align__(16) kTargets[] = {
-    0,1,8,9,4,5,12,13,2,3,10,11,6,7,14,15,
+    6,7,2,3,10,11,12,13,0,1,4,5,8,9,14,15,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    4612,0,32,64,128,0,64,32,96,128,192,256,288,512,544,384,
-    416,640,672,896,960,928,992,3589,160,192,256,288,416,1056,1120,1152,
-    1280,1216,1344,1536,1600,1568,1632,1664,1728,2592,2656,0,0,0,4099,320,
-    384,448,1792,1824,2048,2080,1920,1952,2176,2208,2432,2496,2464,2528,2688,2816,
-    2752,2880,0,0,0,4100,32,64,96,160,160,224,320,352,576,608,
-    448,480,704,736,768,800,832,864,1024,1088,0,0,4612,192,224,288,
-    320,1184,1312,1248,1376,1408,1472,1440,1504,1696,1760,1856,1888,2112,2144,1984,
-    2016,2240,2272,3588,352,416,448,480,2304,2336,2368,2400,2560,2624,2720,2848,
-    2784,2912,2944,3008,2976,3040,0,0,0,0,
-};  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
+    133634,0,64,32,64,96,224,352,384,512,448,480,544,0,0,0,
+    0,133634,128,192,704,640,736,800,832,1024,960,992,1088,1152,0,0,
+    0,0,133891,256,384,352,1344,1280,1472,1856,1888,1984,1664,1632,1696,1728,
+    1760,0,0,67073,448,2048,2144,2176,2208,2240,2272,0,0,0,0,0,
+    0,0,0,0,134403,0,64,320,0,128,160,192,256,288,320,416,
+    576,1504,1536,1568,1600,134147,128,192,448,608,672,768,864,896,928,1056,
+    1120,1184,2016,2080,2112,0,133634,256,384,1216,1248,1312,1376,1408,1440,1792,
+    1824,1920,1952,0,0,0,0,
+};  // [stages, kLoads]: copies of panels | boxes << 8 | those of the copies that bring two panels << 16, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    262152,196648,0,134217733,8192,167772170,16384,184549391,24576,251658245,0,150994949,16384,218103823,24576,268435461,
+    196624,65576,196656,131144,1,134217730,16385,167772161,16449,184549378,16449,192937987,1,142606337,65,159383554,
+    16449,209715202,1,150994945,16385,176160769,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,196616,262176,8192,184549381,16384,218103813,24576,251658250,0,167772170,8192,201326597,
-    16384,234881029,32768,268435466,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,196616,196640,0,100663311,8192,167772165,16384,201326597,
-    0,134217743,8192,184549381,16384,218103813,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,196616,131104,0,134217733,
-    8192,150994959,24576,251658245,8192,184549391,16384,218103823,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    262152,196648,0,134217733,8192,167772170,16384,201326597,24576,218103823,0,150994949,8192,184549381,24576,251658255,
+    262160,131120,196672,88,1,134217730,65,159383553,16385,176160769,16449,209715202,1,142606338,16385,184549379,
+    1,150994946,65,167772161,16385,201326593,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,196616,196640,8192,167772165,16384,184549381,24576,218103818,0,134217743,16384,201326597,
-    24576,234881029,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    196624,196648,65600,196680,1,167772162,16385,192937986,32768,218103810,1,176160769,16449,201326594,32768,226492418,
+    32768,234881026,65,184549378,16449,209715202,32768,243269635,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    65552,65560,65568,131112,65,100663298,1,67108866,1,75497475,1,92274689,65,109051906,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    327696,196664,131152,131168,1,167772161,65,176160770,16385,209715201,16449,226492418,32768,243269635,65,184549378,
+    16385,218103810,32768,260046849,65,192937986,32768,268435457,65,201326594,16449,234881026,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    262160,196656,196680,65632,1,167772161,65,184549378,16385,201326595,32768,243269633,1,176160769,16449,226492418,
+    32768,251658242,16385,218103809,16449,234881026,32768,260046850,65,192937986,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    131088,196640,196664,80,1,134217731,16385,184549379,1,150994946,65,167772161,16449,201326594,1,159383554,
+    65,176160769,16449,209715202,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
 };  // [stages, kRecordBytes / 4]: byte of the first visit | visits << 16 for each column of warpgroups; visits
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
@@ -300,7 +291,7 @@ struct Walk {
     __device__ __forceinline__ bool at_residual() const { return stage + kResidualParts >= last; }  // a stage more, which is in no table
     __device__ __forceinline__ void look_ahead() {
         const int group = tiles.group(min(tile + stride, tiles.count - 1));
-        next_stage = group * kTileStages, next_last = next_stage + kTileStages + kResidualParts;
+        next_stage = kTileStages[group], next_last = kTileStages[group + 1] + kResidualParts;
     }
     __device__ __forceinline__ void skip() {
         while (stage == last && more()) {
@@ -312,7 +303,7 @@ struct Walk {
 };
 
 // Fills the ring of stages, tile after tile; four warps, for a warp alone is too slow. Lane l of one of them issues the l-th load.
-__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& weights, const TensorMap& residual, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride, int rank) {
+__device__ __forceinline__ void produce(const TensorMap& activations, const TensorMap& activation_pairs, const TensorMap& weights, const TensorMap& residual, u32 stages_base, u32 full, u32 empty, const Tiles& tiles, int first_tile, int stride) {
     const int lane = threadIdx.x % 32;
     const bool mine = lane % 4 == threadIdx.x / 32 % 4;
     const auto fetch = [&](const Walk& walk) {
@@ -328,10 +319,10 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
     wait_for_kernel_ahead();
     while (walk.more()) {
         const bool at_residual = walk.at_residual();
-        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows + rank * kRows;
+        const int load = ahead, s = walk.stage, row0 = tiles.row(walk.tile) * kTileRows;
         walk.advance();
         ahead = fetch(walk);  // arrives while the copies of this stage are issued
-        const int head = __shfl_sync(~0u, load, 0), panels = head & 255, boxes = head >> 8;
+        const int head = __shfl_sync(~0u, load, 0), copies = head & 255, boxes = head >> 8 & 255, pairs = head >> 16, panels = copies + pairs;
         const u32 stage = stages_base + slot * kStageBytes, barrier = full + slot * 8;
         barrier_wait(empty + slot * 8, parity);
         producers_sync();
@@ -346,15 +337,12 @@ __device__ __forceinline__ void produce(const TensorMap& activations, const Tens
             barrier_expect(barrier, panels * kPanelBytes + boxes * kBoxBytes + kRecordBytes);
             bulk_load(stage + kRecord, kRecords + s * (kRecordBytes / 4), kRecordBytes, barrier);
         }
-        if (mine && lane > 0 && lane <= panels)
-            tma_load(stage + (lane - 1) * kPanelBytes, activations, load, row0, barrier);
-        else if (mine && lane > panels && lane <= panels + boxes && lane / 4 % kCluster == rank)
-            tma_multicast(stage + panels * kPanelBytes + (lane - panels - 1) * kBoxBytes, weights, 0, load, barrier, (1 << kCluster) - 1);
-        if (++slot == kStages) slot = 0, parity ^= 1;
-    }
-    // The neighbours give back what is left here, too: their arrivals must find this thread block.
-    for (int i = 0; i < kStages; ++i) {
-        barrier_wait(empty + slot * 8, parity);
+        if (mine && lane > 0 && lane <= pairs)
+            tma_load(stage + (lane - 1) * (2 * kPanelBytes), activation_pairs, load, row0, barrier);
+        else if (mine && lane > pairs && lane <= copies)
+            tma_load(stage + (lane - 1 + pairs) * kPanelBytes, activations, load, row0, barrier);
+        else if (mine && lane > copies && lane <= copies + boxes)
+            tma_load(stage + panels * kPanelBytes + (lane - copies - 1) * kBoxBytes, weights, 0, load, barrier);
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
 }
@@ -367,14 +355,19 @@ __device__ __forceinline__ u32 uniform(u32 value) {
 using Sums = float[kMTiles][kSlots][kBlock / 2];
 using Fragments = u32[kMTiles][kSteps][4];
 
-// The rows of a panel that a warp multiplies, as fragments; rows are swizzled as TMA wrote them.
-__device__ __forceinline__ void load_fragments(Fragments& a, u32 rows, u32 panel) {
-    const u32 from = rows + panel;
+// Where a lane's chunk of its first fragment lies in a panel, and in one of a pair, whose rows lie side by side in lines of 128 bytes.
+struct Rows { u32 alone, paired; };
+
+// The rows of a panel that a warp multiplies, as fragments, swizzled as TMA wrote them. `panel` is its place in bytes, which are a
+// multiple of 128, and bits: 1 for one of a pair, 64 for the second.
+__device__ __forceinline__ void load_fragments(Fragments& a, const Rows& rows, u32 panel) {
+    const bool paired = panel & 1;
+    const u32 from = ((paired ? rows.paired : rows.alone) + (panel & ~127u)) ^ (panel & 64), tile = paired ? 64 * 2 * kRowBytes : 64 * kRowBytes;
 #pragma unroll
     for (int m = 0; m < kMTiles; ++m)
 #pragma unroll
         for (int k = 0; k < kSteps; ++k) {
-            ldmatrix_x4(a[m][k], (from ^ (k * 32)) + m * (64 * kRowBytes));
+            ldmatrix_x4(a[m][k], (from ^ (k * 32)) + m * tile);
         }
 }
 
@@ -412,7 +405,7 @@ __device__ __forceinline__ void multiply_panel(Sums& sums, const Fragments& a, u
 
 // All visits of a stage. A visit is two words: where its panel is, in bytes; and the mask of the slots that use it, with the place of
 // their first piece in 16 bytes << 16. Past the last visit lies one that is safe to follow.
-__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows, u32 b, int column) {
+__device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, const Rows& rows, u32 b, int column) {
     const u32 bounds = uniform(load_shared(record + column * 4));
     u32 count = bounds >> 16, at = record + (bounds & 0xffff);
     if (count == 0) return;
@@ -427,9 +420,22 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 rows,
     } while (--count);
 }
 
+using Biases = u32[kSlots][kBlock / 8];
+
+// The bias of each output that a lane holds, two at a time.
+__device__ __forceinline__ void load_biases(Biases& biases, const int (&targets)[kSlots], const Element* __restrict__ bias) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s)
+#pragma unroll
+        for (int j = 0; j < kBlock / 8; ++j) {
+            biases[s][j] = targets[s] < 0 ? 0 : *reinterpret_cast<const u32*>(bias + targets[s] * kBlock + j * 8 + threadIdx.x % 4 * 2);
+            read_here(biases[s][j]);
+        }
+}
+
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
 __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int (&targets)[kSlots], int row0, int n,
-                                      Element* __restrict__ y, const Element* __restrict__ bias, u32 scratch, u32 residual) {
+                                      Element* __restrict__ y, const Biases& biases, u32 scratch, u32 residual) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int s = 0; s < kSlots; s += kStoredSlots) {
@@ -451,7 +457,7 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
                         const int step = j + part + i;  // of 8 columns
                         const float* two = sums[s + step / (kBlock / 8)] + step % (kBlock / 8) * 4 + half * 2;
                         const float2 r = unpack(residuals[i]);
-                        const float2 v = finish(make_float2(two[0], two[1]), load_pair(bias + target * kBlock + step * 8 + lane % 4 * 2), r);
+                        const float2 v = finish(make_float2(two[0], two[1]), unpack(biases[s + step / (kBlock / 8)][step % (kBlock / 8)]), r);
                         words[i] = pack(v.x, v.y);
                     }
                     stmatrix_x4(scratch + swizzled<kStored>(lane % 8, part + lane / 8), words);
@@ -472,7 +478,7 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
     }
 }
 
-// The output blocks of a warpgroup, read long before they are needed.
+// The output blocks of a warpgroup, read a tile ahead, so that a tile can begin with its biases.
 __device__ __forceinline__ void load_targets(int (&targets)[kSlots], int warpgroup) {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
@@ -484,32 +490,31 @@ __device__ __forceinline__ void load_targets(int (&targets)[kSlots], int warpgro
 // Gives a stage back to the warps that load, once every lane has read its last of it, and goes on to the next.
 __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        for (int other = 0; other < kCluster; ++other) barrier_arrive_at(empty + slot * 8, other);
+    if (threadIdx.x % 32 == 0) barrier_arrive(empty + slot * 8);
     if (++slot == kStages) slot = 0, parity ^= 1;
 }
 
-extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
-bsgen_fprop_b32_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, const __grid_constant__ TensorMap residual_map, Element* __restrict__ y, const Element* __restrict__ bias, int n) {
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
+bsgen_fprop_b32_float16_hopper_cb3f72e59c903015(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap x_pairs_map, const __grid_constant__ TensorMap w_map, const __grid_constant__ TensorMap residual_map, Element* __restrict__ y, const Element* __restrict__ bias, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    const int rank = blockIdx.x % kCluster, first_tile = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
+    const int first_tile = blockIdx.x, stride = gridDim.x;
     const Tiles tiles(n);
 
     if (threadIdx.x == 0) {
         let_kernel_behind_begin();
-        tma_prefetch(x_map), tma_prefetch(w_map), tma_prefetch(residual_map);
-        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4 * kCluster);
+        tma_prefetch(x_map), tma_prefetch(x_pairs_map), tma_prefetch(w_map), tma_prefetch(residual_map);
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
         barrier_init_fence();
     }
-    cluster_sync();
+    __syncthreads();
 
     if (group == kGroups) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        produce(x_map, w_map, residual_map, stages_base, full, empty, tiles, first_tile, stride, rank);
+        produce(x_map, x_pairs_map, w_map, residual_map, stages_base, full, empty, tiles, first_tile, stride);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 176;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         wait_for_kernel_ahead();
         const int column = group % kColumns, lane = threadIdx.x % 32;
         const u32 scratch = empty + kStages * 8 + threadIdx.x / 32 * kScratchBytes;
@@ -517,28 +522,32 @@ bsgen_fprop_b32_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
         // Where this lane's chunk of a fragment lies in a panel (PTX: ldmatrix), swizzled.
         const u32 r = row + lane % 16;
         const u32 place = r * kRowBytes + ((lane / 16 ^ r / 2 % 4) * 16);
+        const u32 paired_place = r * (2 * kRowBytes) + ((lane / 16 ^ r % 8) * 16);
         int slot = 0;
         u32 parity = 0;
+        int next_targets[kSlots];
+        load_targets(next_targets, tiles.group(min(first_tile, tiles.count - 1)) * kColumns + column);
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
-            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
+            const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows;
             int targets[kSlots];
-            load_targets(targets, tile_group * kColumns + column);
+#pragma unroll
+            for (int s = 0; s < kSlots; ++s) targets[s] = next_targets[s];
+            load_targets(next_targets, tiles.group(min(tile + stride, tiles.count - 1)) * kColumns + column);
+            Biases biases;
+            load_biases(biases, targets, bias);
             Sums sums = {};
-            int last = kTileStages;
-            asm volatile("" : "+r"(last));  // a loop of one turn would be none, and its multiplies be ordered otherwise
-            for (int s = 0; s < last; ++s) {
+            for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
                 const u32 stage = stages_base + slot * kStageBytes;
-                multiply_stage(sums, stage + kRecord, stage + place, matrix_address(stage) + kWeightsLow, column);
+                multiply_stage(sums, stage + kRecord, {stage + place, stage + paired_place}, matrix_address(stage) + kWeightsLow, column);
                 give_back(empty, slot, parity);
             }
             const u32 residuals = stages_base + column * (kSlots * kBlock / kStoredColumns * kResidualBytes) + (row + lane % 8) * kStoredBytes;
             barrier_wait(full + slot * 8, parity);
 #pragma unroll
             for (int m = 0; m < kMTiles; ++m)
-                store(sums[m], targets, row0 + row + m * 64, n, y, bias, scratch, residuals + slot * kStageBytes + m * (64 * kStoredBytes));
+                store(sums[m], targets, row0 + row + m * 64, n, y, biases, scratch, residuals + slot * kStageBytes + m * (64 * kStoredBytes));
             give_back(empty, slot, parity);
         }
     }
-    cluster_sync();  // none ends before its neighbours have come so far
 }

@@ -1,34 +1,34 @@
 // y = x @ W for one block-sparse W [1024, 1024] and its epilogue, float16.
-// Layout d11c92dfca3bf62c: 96 of 256 blocks of 64 x 64 (37.50 %).
-// Plan: hopper, wgmma_f16, tile 128 x 256, 1 x 2 warpgroups of 128 x 128, clusters of 2, joined, 4 stages of 54 KiB, alike groups.
+// Layout cb3f72e59c903015: 72 of 256 blocks of 64 x 64 (28.12 %).
+// Plan: hopper, wgmma_f16, tile 256 x 128, 2 x 2 warpgroups of 128 x 64, clusters of 2, 4 stages of 52 KiB, similar groups.
 //
 // Persistent thread blocks walk tiles of kRows rows x kSlots * kColumns output blocks, column groups fastest. One warpgroup keeps a ring
 // of stages full: panels of activations, and the pieces of W that multiply them. A warpgroup owns kGroupRows rows of kSlots output
-// blocks; it multiplies its rows of a panel by the pieces of all at once.
+// blocks; slot after slot, it multiplies its rows of a panel by a piece.
 
 using u32 = unsigned int;
 
 constexpr int kFeaturesOut = 1024;  // of a row of y
 constexpr int kBlock = 64, kSteps = 4;  // a block's side; multiply steps along the inputs of a panel
-constexpr int kRowGroups = 1, kColumns = 2;  // warpgroups down and across
-constexpr int kMTiles = 2, kSlots = 2;  // 64-row tiles and output blocks of each
+constexpr int kRowGroups = 2, kColumns = 2;  // warpgroups down and across
+constexpr int kMTiles = 2, kSlots = 1;  // 64-row tiles and output blocks of each
 constexpr int kGroups = kRowGroups * kColumns, kThreads = 128 * (kGroups + 1), kGroupRows = 64 * kMTiles, kRows = kGroupRows * kRowGroups;
 constexpr int kCluster = 2;  // thread blocks with the same output blocks and neighbouring rows, which share the pieces of W
 constexpr int kTileRows = kRows * kCluster;  // of a tile, of all thread blocks that work on it
-constexpr int kTiles = 4, kNoOutput = -2147483647;
-constexpr int kStages = 4, kStageBytes = 55296, kRecordBytes = 160;  // a stage ends with its record
+constexpr int kTiles = 8, kNoOutput = -2147483647;
+constexpr int kStages = 4, kStageBytes = 53248, kRecordBytes = 160;  // a stage ends with its record
 constexpr int kRecord = kStageBytes - kRecordBytes;
-constexpr int kPanelBytes = 16384, kBoxBytes = 8192;
+constexpr int kPanelBytes = 32768, kBoxBytes = 8192;
 constexpr u32 kWeightsHigh = 1073741888u, kWeightsLow = 33554432u;  // words of the matrix descriptor of a piece (PTX: wgmma)
 constexpr u32 kPanelHigh = 1073741888u;
 constexpr u32 kPlace = 32767;  // bits of a product that say where its panel is
-constexpr int kTileStep = 512;  // from a 64-row tile to the next in a panel, in 16 bytes
+constexpr int kCountBits = 8, kTileStep = 512;  // of the number of a slot's products; from a 64-row tile to the next in a panel, in 16 bytes
 constexpr int kStepBytes = 32;
 constexpr int kWeightsStep = 128;  // from a multiply step to the next, in 16 bytes
 constexpr int kStoredSlots = 1;  // output blocks that are stored together
 constexpr int kStored = 8;  // chunks of 16 bytes of a row that are stored together
 constexpr int kScratchBytes = 1024;  // of a warp, for 8 rows of 64 outputs
-constexpr int kLoads = 6;  // words of a stage in kLoadTable
+constexpr int kLoads = 4;  // words of a stage in kLoadTable
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -159,7 +159,7 @@ __device__ __forceinline__ void tma_multicast(u32 shared, const TensorMap& map, 
         "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ranks) : "memory");
 }
 
-// The multiply step of a warpgroup, 64 rows x 128 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
+// The multiply step of a warpgroup, 64 rows x 64 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
 // the first, commit after the last, wait before its registers or shared memory change.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -174,25 +174,19 @@ __device__ __forceinline__ u32 matrix_address(u32 shared) {
     return (shared & 0x3ffff) / 16;
 }
 
-// sums += A * B; A [64, 16] and B [16, 128] where the low words of their descriptors say.
-__device__ __forceinline__ void wgmma(float (&sums)[64], u32 a, u32 b) {
+// sums += A * B; A [64, 16] and B [16, 64] where the low words of their descriptors say.
+__device__ __forceinline__ void wgmma(float (&sums)[32], u32 a, u32 b) {
     asm volatile(
-        "{ .reg .b64 b; mov.b64 b, {%65, %66};\n"
-        ".reg .b64 a; mov.b64 a, {%64, %67};\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
+        "{ .reg .b64 b; mov.b64 b, {%33, %34};\n"
+        ".reg .b64 a; mov.b64 a, {%32, %35};\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
         "}, a, b, 1, 1, 1, 0, 1; }"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
           "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15]),
           "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]), "+f"(sums[22]), "+f"(sums[23]),
-          "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31]),
-          "+f"(sums[32]), "+f"(sums[33]), "+f"(sums[34]), "+f"(sums[35]), "+f"(sums[36]), "+f"(sums[37]), "+f"(sums[38]), "+f"(sums[39]),
-          "+f"(sums[40]), "+f"(sums[41]), "+f"(sums[42]), "+f"(sums[43]), "+f"(sums[44]), "+f"(sums[45]), "+f"(sums[46]), "+f"(sums[47]),
-          "+f"(sums[48]), "+f"(sums[49]), "+f"(sums[50]), "+f"(sums[51]), "+f"(sums[52]), "+f"(sums[53]), "+f"(sums[54]), "+f"(sums[55]),
-          "+f"(sums[56]), "+f"(sums[57]), "+f"(sums[58]), "+f"(sums[59]), "+f"(sums[60]), "+f"(sums[61]), "+f"(sums[62]), "+f"(sums[63])
+          "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31])
         : "r"(a), "r"(b), "n"(kWeightsHigh), "n"(kPanelHigh));
 }
 
@@ -226,103 +220,163 @@ __device__ __forceinline__ float2 finish(float2 v, float2 bias) {
 }
 
 __device__ const int __align__(16) kTileStages[] = {
-    0,8,16,22,30,
+    0,11,18,22,28,33,43,50,53,
 };
 
 __device__ const int __align__(16) kTargets[] = {
-    0,4,8,12,1,9,2,10,3,11,5,13,6,14,7,15,
+    0,1,2,3,4,8,5,9,6,10,7,11,12,13,14,15,
 };  // [kTiles, kColumns, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kLoadTable[] = {
-    1025,0,0,64,128,192,1025,128,512,768,1024,1280,1025,256,1792,1856,
-    1920,1984,1025,384,2304,2432,2560,2688,1025,512,3072,3136,3200,3264,1025,640,
-    3584,3840,4096,4352,1025,768,4864,4928,4992,5056,1025,896,5376,5504,5632,5760,
-    1025,64,256,384,320,448,1025,128,576,1088,640,1152,513,320,2048,2176,
-    0,0,513,384,2368,2624,0,0,1025,576,3328,3456,3392,3520,1025,640,
-    3648,4160,3712,4224,513,832,5120,5248,0,0,513,896,5440,5696,0,0,
-    1025,128,704,1216,832,1344,513,320,2112,2240,0,0,513,448,2816,2944,
-    0,0,1025,640,3776,4288,3904,4416,513,832,5184,5312,0,0,513,960,
-    5888,6016,0,0,1025,128,896,1408,960,1472,1025,192,1536,1664,1600,1728,
-    513,384,2496,2752,0,0,513,448,2880,3008,0,0,1025,640,3968,4480,
-    4032,4544,1025,704,4608,4736,4672,4800,513,896,5568,5824,0,0,513,960,
-    5952,6080,0,0,
+    257,0,0,0,257,64,256,0,257,128,576,0,257,192,832,0,
+    257,256,1216,0,257,320,1536,0,513,384,1792,1856,513,512,2432,2496,
+    513,640,3008,3072,513,768,3584,3648,257,896,4032,0,513,192,896,960,
+    257,256,1280,0,513,384,1920,1984,257,512,2560,0,257,704,3264,0,
+    257,832,3776,0,257,896,4096,0,257,256,1344,0,257,384,2112,0,
+    513,576,2816,2880,513,640,3136,3200,513,64,320,384,257,128,640,0,
+    513,448,2240,2368,513,512,2624,2752,513,832,3840,3904,513,896,4160,4224,
+    257,0,128,0,257,128,704,0,513,320,1600,1664,513,384,2048,2176,
+    257,896,4288,0,257,0,64,0,257,64,448,0,513,192,1024,1088,
+    513,256,1408,1472,257,448,2304,0,257,512,2688,0,513,704,3328,3392,
+    257,768,3712,0,257,896,4352,0,257,960,4480,0,257,0,192,0,
+    257,128,768,0,257,576,2944,0,513,704,3456,3520,257,832,3968,0,
+    257,896,4416,0,257,960,4544,0,257,64,512,0,257,192,1152,0,
+    257,320,1728,0,
 };  // [stages, kLoads]: panels | boxes << 8, first feature of each, each box's place in W
 __device__ const int __align__(16) kRecords[] = {
-    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,0,134217728,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
+    0,0,0,0,0,0,0,0,16,0,16,1,134217728,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,0,134217728,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
+    0,0,0,0,0,0,0,0,16,0,16,1,134217728,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,0,134217728,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,0,16,1,67108864,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,0,16,1,67108864,0,0,0,
+    0,0,0,0,0,0,0,0,16,0,16,1,134217728,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,134217728,167772160,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,0,16,1,67108864,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,0,16,1,67108864,0,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,134217728,167772160,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,134217728,167772160,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,0,16,1,67108864,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,0,67108864,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,134217728,167772160,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,0,16,1,67108864,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,0,134217728,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,0,67108864,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,134217728,167772160,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,0,67108864,0,0,0,0,0,0,0,0,0,0,0,
+    16,0,16,1,134217728,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,0,67108864,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,1,67108864,134217728,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,1,67108864,134217728,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,134217728,167772160,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    16,1,20,0,67108864,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,0,134217728,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,0,0,0,0,16,1,20,0,67108864,0,0,0,
+    0,0,0,0,0,0,0,0,16,0,16,1,134217728,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
     0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
-};  // [stages, kRecordBytes / 4]: byte of the first product, their number, for each column of warpgroups; products
+    16,0,16,1,134217728,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,0,16,1,134217728,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,0,134217728,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,0,16,1,134217728,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,134217728,167772160,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,134217728,167772160,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,134217728,167772160,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,0,134217728,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,134217728,167772160,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,134217728,167772160,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,134217728,167772160,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,134217728,167772160,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,0,16,1,134217728,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,0,134217728,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,134217728,167772160,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,134217728,167772160,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,0,16,1,134217728,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,0,134217728,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,0,16,1,134217728,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,134217728,167772160,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,134217728,167772160,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,0,134217728,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,0,134217728,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,1,134217728,167772160,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,0,134217728,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,0,16,1,134217728,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,0,134217728,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,1,20,0,134217728,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,0,134217728,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,0,16,1,134217728,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,1,134217728,167772160,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,0,16,1,134217728,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,1,20,0,134217728,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,0,16,1,134217728,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,0,16,1,134217728,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,16,0,16,1,134217728,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    16,0,16,1,134217728,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,
+};  // [stages, kRecordBytes / 4]: byte of the first product, counts of each slot << 8 * slot, for each column of warpgroups; products
 
 // The tiles of a product: a row of tiles after the other, and in it group after group of output blocks.
 struct Tiles {
@@ -398,18 +452,18 @@ __device__ __forceinline__ u32 uniform(u32 value) {
 
 using Sums = float[kMTiles][kSlots][kBlock / 2];
 
-// Multiply the warpgroup's rows of a panel by the pieces of its slots, which lie one after the other; the low words of their matrix descriptors. One group of steps.
-__device__ __forceinline__ void multiply(Sums& sums, u32 panel, u32 piece) {
+// Multiply the warpgroup's rows of a panel by a piece, for a slot; the low words of their matrix descriptors. One group of steps.
+__device__ __forceinline__ void multiply(Sums& sums, int slot, u32 panel, u32 piece) {
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kSteps; ++k)
 #pragma unroll
-        for (int m = 0; m < kMTiles; ++m) wgmma(reinterpret_cast<float(&)[kSlots * kBlock / 2]>(sums[m]), panel + k * (kStepBytes / 16) + m * kTileStep, piece + k * kWeightsStep);
+        for (int m = 0; m < kMTiles; ++m) wgmma(sums[m][slot], panel + k * (kStepBytes / 16) + m * kTileStep, piece + k * kWeightsStep);
     wgmma_commit();
 }
 
-// All products of a stage. The head of a column is two words: byte of its first
-// product; how many there are. A product is a word: where its panel is, in 16 bytes; and its first piece << 16.
+// All products of a stage, slot after slot, for accumulators need fixed registers. The head of a column is two words: byte of its first
+// product; how many each slot has, kCountBits each. A product is a word: where its panel is, in 16 bytes; and its piece << 16.
 // Past the last product lie two that are safe to read.
 __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 panels, u32 pieces, int column) {
     const bool reads = threadIdx.x % 32 == 0;  // the lane that gives the stage back
@@ -421,20 +475,35 @@ __device__ __forceinline__ void multiply_stage(Sums& sums, u32 record, u32 panel
     u32 next = uniform(ahead);
     at += 4;
     if (reads) ahead = load_shared(at);
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s)
 #pragma unroll 1
-    for (u32 count = counts; count; --count) {
-        const u32 product = next;
-        next = uniform(ahead);
-        at += 4;
-        if (reads) ahead = load_shared(at);
-        multiply(sums, panels + (product & kPlace), pieces + (product >> 16));
-    }
+        for (u32 count = counts >> s * kCountBits & (1 << kCountBits) - 1; count; --count) {
+            const u32 product = next;
+            next = uniform(ahead);
+            at += 4;
+            if (reads) ahead = load_shared(at);
+            multiply(sums, s, panels + (product & kPlace), pieces + (product >> 16));
+        }
     wgmma_wait<0>();
+}
+
+using Biases = u32[kSlots][kBlock / 8];
+
+// The bias of each output that a lane holds, two at a time.
+__device__ __forceinline__ void load_biases(Biases& biases, const int (&targets)[kSlots], const Element* __restrict__ bias) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s)
+#pragma unroll
+        for (int j = 0; j < kBlock / 8; ++j) {
+            biases[s][j] = targets[s] < 0 ? 0 : *reinterpret_cast<const u32*>(bias + targets[s] * kBlock + j * 8 + threadIdx.x % 4 * 2);
+            read_here(biases[s][j]);
+        }
 }
 
 // Accumulators -> global: the epilogue for finished outputs, float32 for partial sums.
 __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], const int (&targets)[kSlots], int row0, int n,
-                                      Element* __restrict__ y, const Element* __restrict__ bias, u32 scratch) {
+                                      Element* __restrict__ y, const Biases& biases, u32 scratch) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int s = 0; s < kSlots; s += kStoredSlots) {
@@ -451,7 +520,7 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
                     for (int i = 0; i < 4; ++i) {
                         const int step = j + part + i;  // of 8 columns
                         const float* two = sums[s + step / (kBlock / 8)] + step % (kBlock / 8) * 4 + half * 2;
-                        const float2 v = finish(make_float2(two[0], two[1]), load_pair(bias + target * kBlock + step * 8 + lane % 4 * 2));
+                        const float2 v = finish(make_float2(two[0], two[1]), unpack(biases[s + step / (kBlock / 8)][step % (kBlock / 8)]));
                         words[i] = pack(v.x, v.y);
                     }
                     stmatrix_x4(scratch + swizzled<kStored>(lane % 8, part + lane / 8), words);
@@ -472,7 +541,7 @@ __device__ __forceinline__ void store(const float (&sums)[kSlots][kBlock / 2], c
     }
 }
 
-// The output blocks of a warpgroup, read long before they are needed.
+// The output blocks of a warpgroup, read a tile ahead, so that a tile can begin with its biases.
 __device__ __forceinline__ void load_targets(int (&targets)[kSlots], int warpgroup) {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
@@ -490,7 +559,7 @@ __device__ __forceinline__ void give_back(u32 empty, int& slot, u32& parity) {
 }
 
 extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
-bsgen_fprop_b64_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, const Element* __restrict__ bias, int n) {
+bsgen_fprop_b64_float16_hopper_cb3f72e59c903015(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, Element* __restrict__ y, const Element* __restrict__ bias, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
@@ -509,17 +578,23 @@ bsgen_fprop_b64_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
         produce(x_map, w_map, stages_base, full, empty, tiles, first_tile, stride, rank);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 176;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         wait_for_kernel_ahead();
         const int column = group % kColumns;
         const u32 scratch = empty + kStages * 8 + threadIdx.x / 32 * kScratchBytes;
         const int row = group / kColumns * kGroupRows + threadIdx.x / 32 % 4 * 16;
         int slot = 0;
         u32 parity = 0;
+        int next_targets[kSlots];
+        load_targets(next_targets, tiles.group(min(first_tile, tiles.count - 1)) * kColumns + column);
         for (int tile = first_tile; tile < tiles.count; tile += stride) {
             const int tile_group = tiles.group(tile), row0 = tiles.row(tile) * kTileRows + rank * kRows;
             int targets[kSlots];
-            load_targets(targets, tile_group * kColumns + column);
+#pragma unroll
+            for (int s = 0; s < kSlots; ++s) targets[s] = next_targets[s];
+            load_targets(next_targets, tiles.group(min(tile + stride, tiles.count - 1)) * kColumns + column);
+            Biases biases;
+            load_biases(biases, targets, bias);
             Sums sums = {};
             for (int s = kTileStages[tile_group], last = kTileStages[tile_group + 1]; s < last; ++s) {
                 barrier_wait(full + slot * 8, parity);
@@ -529,7 +604,7 @@ bsgen_fprop_b64_float16_hopper_d11c92dfca3bf62c(const __grid_constant__ TensorMa
             }
 #pragma unroll
             for (int m = 0; m < kMTiles; ++m)
-                store(sums[m], targets, row0 + row + m * 64, n, y, bias, scratch);
+                store(sums[m], targets, row0 + row + m * 64, n, y, biases, scratch);
         }
     }
     cluster_sync();  // none ends before its neighbours have come so far

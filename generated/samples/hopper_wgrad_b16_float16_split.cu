@@ -1,25 +1,30 @@
 // dW = x.T @ dy at the stored blocks of one block-sparse W [384, 256], float16.
-// Layout 6af3ae58f8370c92: 144 of 384 blocks of 16 x 16 (37.50 %).
-// Plan: hopper, wgmma_f16, 6 tiles in bands of 3, 3 warpgroups of up to 2 units of 64 x 128, 8 stages of 32 rows, 4 panels, 16 splits of N, of which blocks of 16 are kept.
+// Layout 46807c89154c5172: 106 of 384 blocks of 16 x 16 (27.60 %).
+// Plan: hopper, TMA, mma_f16, 128 units of 16 x 16 on 16 warps, bands of 4, 3 stages of 32 rows, 7 panels of 64, 16 splits of N.
 //
-// A tile is a group of blocks that share panels of x and dy; a thread block sums one over a part of the N rows. One warpgroup keeps a ring of
-// stages full, kStageRows rows of every panel of the tile; each warpgroup multiplies the panels of its units, 64 features of x by 128 of dy, and keeps the stored blocks.
+// A thread block reduces one split of the N rows for the blocks of its tile. Four warps keep a ring of stages full, kStageRows rows of
+// every panel of x and dy that the tile needs. Each other warp adds to its units: blocks.
 
 using u32 = unsigned int;
 
-constexpr int kBlock = 128, kSteps = 2;  // features of dy of a unit; multiply steps along the rows of a stage
-constexpr int kSide = 16, kAcross = kBlock / kSide, kDown = 64 / kSide;  // a stored block's side; blocks across and down a unit
-constexpr int kGroups = 3, kUnits = 2;  // warpgroups that multiply, units of each
-constexpr int kThreads = 128 * (kGroups + 1);
-constexpr int kStages = 8, kStageRows = 32, kPanels = 4;
-constexpr int kRowBytes = 128, kPanelBytes = kStageRows * kRowBytes, kStageBytes = kPanels * kPanelBytes;
-constexpr int kTiles = 6, kSplits = 16;
-constexpr u32 kPanelHigh = 1073741888u, kWeightsHigh = kPanelHigh;  // high word of the matrix descriptors (PTX: wgmma)
-constexpr int kStep = 16 * kRowBytes / 16;  // from a multiply step to the next, in 16 bytes
+constexpr int kBlock = 16, kChunk = 8;  // elements of a block's side, of a chunk of 16 bytes
+constexpr int kWarps = 16, kUnits = 8, kThreads = 32 * kWarps + 128;  // warps that multiply, units of each
+constexpr int kMTiles = 1, kNTiles = 2, kStep = 16;  // 16-row and 8-column steps of a unit, rows of N a step
+constexpr int kTiles = 4, kSplits = 16;
+constexpr int kStages = 3, kStageRows = 32, kPanels = 7, kPanel = 64;  // panels of a tile, features of one
+constexpr int kPanelChunks = 8, kRowBytes = kPanelChunks * 16, kPanelBytes = kStageRows * kRowBytes, kStageBytes = kPanels * kPanelBytes;
+constexpr int kUnitWords = 5;
 
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
+
+// Byte offset of a 16-byte chunk in a matrix of Chunks chunks a row, swizzled so that 8 rows of one chunk lie in different banks.
+template <int Chunks>
+__device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
+    constexpr u32 kSpread = Chunks < 8 ? Chunks : 8;
+    return (row * Chunks + (chunk ^ (row / (8 / kSpread) % kSpread))) * 16;
 }
 
 // Barriers in shared memory that also count bytes (PTX: mbarrier, sm_90).
@@ -79,41 +84,16 @@ __device__ __forceinline__ void producers_sync() {
 // read or written that is not this kernel's own; and the one behind may be set up from here on.
 __device__ __forceinline__ void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_kernel_behind_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
-// The multiply step of a warpgroup, 64 rows x 128 columns x 16 (PTX: wgmma, sm_90a). Asynchronous: fence before
-// the first, commit after the last, wait before its registers or shared memory change.
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Wait until at most `Pending` of the newest groups are still at work.
-template <int Pending>
-__device__ __forceinline__ void wgmma_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+// d += a * b on tensor cores, 16 x 8 x 16, float16 in, float32 sums (PTX: mma.sync.m16n8k16).
+__device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// The address in the low word of a matrix descriptor, in 16 bytes; that of shared memory has the rank in its cluster in the bits above.
-__device__ __forceinline__ u32 matrix_address(u32 shared) {
-    return (shared & 0x3ffff) / 16;
-}
-
-// sums += A * B; A [64, 16] and B [16, 128] where the low words of their descriptors say.
-__device__ __forceinline__ void wgmma(float (&sums)[64], u32 a, u32 b) {
-    asm volatile(
-        "{ .reg .b64 b; mov.b64 b, {%65, %66};\n"
-        ".reg .b64 a; mov.b64 a, {%64, %67};\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-        "}, a, b, 1, 1, 1, 1, 1; }"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
-          "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15]),
-          "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]), "+f"(sums[22]), "+f"(sums[23]),
-          "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31]),
-          "+f"(sums[32]), "+f"(sums[33]), "+f"(sums[34]), "+f"(sums[35]), "+f"(sums[36]), "+f"(sums[37]), "+f"(sums[38]), "+f"(sums[39]),
-          "+f"(sums[40]), "+f"(sums[41]), "+f"(sums[42]), "+f"(sums[43]), "+f"(sums[44]), "+f"(sums[45]), "+f"(sums[46]), "+f"(sums[47]),
-          "+f"(sums[48]), "+f"(sums[49]), "+f"(sums[50]), "+f"(sums[51]), "+f"(sums[52]), "+f"(sums[53]), "+f"(sums[54]), "+f"(sums[55]),
-          "+f"(sums[56]), "+f"(sums[57]), "+f"(sums[58]), "+f"(sums[59]), "+f"(sums[60]), "+f"(sums[61]), "+f"(sums[62]), "+f"(sums[63])
-        : "r"(a), "r"(b), "n"(kWeightsHigh), "n"(kPanelHigh));
+__device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
 
 // Elements are float16, kept as bits.
@@ -135,107 +115,181 @@ __device__ __forceinline__ float2 unpack(u32 bits) {
 __device__ __forceinline__ float2 load_pair(const Element* p) { return unpack(*reinterpret_cast<const u32*>(p)); }
 __device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_cast<u32*>(p) = pack(v.x, v.y); }
 __device__ const int __align__(16) kPanelCounts[] = {
-    4,4,4,4,4,4,
+    7,7,7,7,
 };
 
-__device__ const int __align__(16) kPanelTable[] = {
-    0,64,-1,-65,128,192,-1,-65,256,320,-1,-65,0,64,-129,-193,
-    128,192,-129,-193,256,320,-129,-193,
-};  // [tiles, kPanels]: first feature of a panel of x, ~feature for one of dy
-__device__ const int __align__(16) kUnitCounts[] = {
-    1,1,0,1,1,0,1,1,0,1,1,0,1,1,0,1,
-    1,0,
-};  // [tiles, kGroups]
-__device__ const int __align__(16) kKept[] = {
-    0,-1,-1,-1,1,-1,-1,-1,-1,4,5,-1,-1,-1,-1,-1,
-    8,9,10,11,12,13,14,15,-1,-1,-1,-1,-1,-1,24,25,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    28,-1,-1,-1,29,-1,-1,-1,-1,-1,32,-1,-1,33,-1,-1,
-    36,-1,37,-1,38,-1,39,-1,-1,-1,-1,44,-1,-1,45,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    48,-1,-1,-1,49,-1,-1,-1,-1,52,53,-1,-1,-1,-1,-1,
-    56,57,58,59,60,61,62,63,-1,-1,-1,-1,-1,-1,72,73,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    76,-1,-1,-1,77,-1,-1,-1,-1,-1,80,-1,-1,81,-1,-1,
-    84,-1,85,-1,86,-1,87,-1,-1,-1,-1,92,-1,-1,93,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    96,-1,-1,-1,97,-1,-1,-1,-1,100,101,-1,-1,-1,-1,-1,
-    104,105,106,107,108,109,110,111,-1,-1,-1,-1,-1,-1,120,121,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    124,-1,-1,-1,125,-1,-1,-1,-1,-1,128,-1,-1,129,-1,-1,
-    132,-1,133,-1,134,-1,135,-1,-1,-1,-1,140,-1,-1,141,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    2,-1,-1,-1,3,-1,-1,-1,-1,6,7,-1,-1,-1,-1,-1,
-    16,17,18,19,20,21,22,23,-1,-1,-1,-1,-1,-1,26,27,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    30,-1,-1,-1,31,-1,-1,-1,-1,-1,34,-1,-1,35,-1,-1,
-    40,-1,41,-1,42,-1,43,-1,-1,-1,-1,46,-1,-1,47,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    50,-1,-1,-1,51,-1,-1,-1,-1,54,55,-1,-1,-1,-1,-1,
-    64,65,66,67,68,69,70,71,-1,-1,-1,-1,-1,-1,74,75,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    78,-1,-1,-1,79,-1,-1,-1,-1,-1,82,-1,-1,83,-1,-1,
-    88,-1,89,-1,90,-1,91,-1,-1,-1,-1,94,-1,-1,95,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    98,-1,-1,-1,99,-1,-1,-1,-1,102,103,-1,-1,-1,-1,-1,
-    112,113,114,115,116,117,118,119,-1,-1,-1,-1,-1,-1,122,123,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    126,-1,-1,-1,127,-1,-1,-1,-1,-1,130,-1,-1,131,-1,-1,
-    136,-1,137,-1,138,-1,139,-1,-1,-1,-1,142,-1,-1,143,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-};  // [tiles, kGroups, kUnits, kDown, kAcross]: which stored block it is, or -1
+__device__ const int __align__(16) kPanelIds[] = {
+    0,-1,1,2,3,4,5,0,-2,1,2,3,4,5,0,-3,
+    1,2,3,4,5,0,-4,1,2,3,4,5,
+};  // [kTiles, kPanels]: p is panel p of x, ~p panel p of dy
+// [kTiles, kWarps, kUnits, kUnitWords]: chunks from the stage's start to x, to the second block's x, to dy; chunk of dW, of the second block; -1 for none
 __device__ const int __align__(16) kUnitTable[] = {
-    0,16777728,0,-1,-1,-1,-1,-1,256,16777728,1024,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,0,16777728,4096,-1,-1,-1,-1,-1,
-    256,16777728,5120,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    0,16777728,8192,-1,-1,-1,-1,-1,256,16777728,9216,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,0,16777728,2048,-1,-1,-1,-1,-1,
-    256,16777728,3072,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    0,16777728,6144,-1,-1,-1,-1,-1,256,16777728,7168,-1,-1,-1,-1,-1,
-    -1,-1,-1,-1,-1,-1,-1,-1,0,16777728,10240,-1,-1,-1,-1,-1,
-    256,16777728,11264,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-};  // [tiles, kGroups, kUnits, 4]: descriptors of x.T and dy, two of no use
+    0,0,256,0,-1,772,772,256,1504,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,2,2,258,128,-1,772,772,258,
+    1536,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    4,4,256,288,-1,774,774,262,1632,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,6,6,258,416,-1,1024,1024,256,
+    1792,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    6,6,260,448,-1,1024,1024,258,1824,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,6,6,262,480,-1,1026,1026,262,
+    1888,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    512,512,256,608,-1,1028,1028,256,2016,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,512,512,262,640,-1,1028,1028,262,
+    2048,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    514,514,258,768,-1,1280,1280,256,2304,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,516,516,256,896,-1,1282,1282,260,
+    2464,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    516,516,258,928,-1,1284,1284,256,2496,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,516,516,260,960,-1,1536,1536,256,
+    2720,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    516,516,262,992,-1,1536,1536,260,2752,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,768,768,256,1216,-1,1538,1538,262,
+    3040,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    768,768,258,1248,-1,1540,1540,256,3104,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,768,768,260,1280,-1,1540,1540,260,
+    3136,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,262,32,-1,1024,1024,262,1856,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,2,2,258,160,-1,1026,1026,258,
+    1920,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    4,4,258,320,-1,1028,1028,258,2080,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,4,4,260,352,-1,1030,1030,262,
+    2240,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    6,6,262,512,-1,1280,1280,260,2336,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,512,512,256,672,-1,1280,1280,262,
+    2368,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    512,512,262,704,-1,1284,1284,256,2528,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,514,514,260,800,-1,1286,1286,260,
+    2592,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    516,516,260,1024,-1,1286,1286,262,2624,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,518,518,258,1120,-1,1536,1536,258,
+    2784,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    518,518,262,1152,-1,1536,1536,260,2816,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,768,768,258,1312,-1,1536,1536,262,
+    2848,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    768,768,262,1344,-1,1542,1542,256,3264,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,770,770,256,1408,-1,1542,1542,258,
+    3296,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    772,772,256,1568,-1,1542,1542,262,3328,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,774,774,262,1664,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,260,64,-1,1028,1028,262,2176,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,2,2,258,192,-1,1286,1286,258,
+    2656,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    2,2,262,224,-1,1286,1286,260,2688,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,6,6,262,544,-1,1536,1536,256,
+    2880,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    512,512,262,736,-1,1536,1536,258,2912,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,514,514,260,832,-1,1536,1536,260,
+    2944,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    516,516,256,1056,-1,1538,1538,262,3072,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,516,516,260,1088,-1,1540,1540,262,
+    3168,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    518,518,258,1184,-1,1542,1542,256,3360,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,768,768,258,1376,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    770,770,256,1440,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,772,772,256,1600,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    774,774,262,1696,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,1026,1026,258,1952,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    1028,1028,258,2112,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,1028,1028,260,2144,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,256,96,-1,1540,1540,258,3200,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,2,2,262,256,-1,1540,1540,262,
+    3232,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    4,4,256,384,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,6,6,262,576,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    514,514,262,864,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,770,770,258,1472,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    774,774,256,1728,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,774,774,258,1760,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    1026,1026,258,1984,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,1028,1028,256,2208,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    1030,1030,258,2272,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,1280,1280,256,2400,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    1280,1280,258,2432,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,1284,1284,258,2560,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    1536,1536,258,2976,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,1536,1536,262,3008,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+};
 
 // Fills the ring with stages first ... last - 1 of a tile's rows; four warps, whose lanes load a panel each.
 __device__ __forceinline__ void produce(const TensorMap& x, const TensorMap& dy, u32 stages_base, u32 full, u32 empty, int tile, int first, int last) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, panel = lane * 4 + warp, panels = kPanelCounts[tile];
-    const int load = panel < panels ? kPanelTable[tile * kPanels + panel] : 0;
+    const int lane = threadIdx.x % 32, panel = lane * 4 + threadIdx.x / 32 % 4, panels = kPanelCounts[tile];
+    const int id = panel < panels ? kPanelIds[tile * kPanels + panel] : 0;
     int slot = 0;
     u32 parity = 1;
     wait_for_kernel_ahead();
@@ -244,106 +298,122 @@ __device__ __forceinline__ void produce(const TensorMap& x, const TensorMap& dy,
         barrier_wait(empty + slot * 8, parity);
         producers_sync();
         if (panel == 0) barrier_expect(barrier, panels * kPanelBytes);
-        if (panel < panels) tma_load(stages_base + slot * kStageBytes + panel * kPanelBytes, load < 0 ? dy : x, load < 0 ? ~load : load, stage * kStageRows, barrier);
+        if (panel < panels) tma_load(stages_base + slot * kStageBytes + panel * kPanelBytes, id < 0 ? dy : x, (id < 0 ? ~id : id) * kPanel, stage * kStageRows, barrier);
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
 }
 
-using Sums = float[kUnits][kBlock / 2];
+// Where this lane's fragments of a unit lie in a stage (PTX: ldmatrix), in chunks: of x in the low half of the word, of dy in the high half.
+// Both operands lie with the reduced rows one after the other, so they are transposed on the way.
+__device__ __forceinline__ u32 places(const int* unit, int lane) {
+    // Of x, lanes 0-7 point at reduced rows 0-7 of the first 8 features, 8-15 at those of the next 8, 16-31 at rows 8-15 of both.
+    const u32 row = lane / 16 * 8 + lane % 8;
+    const u32 x = row * kRowBytes + unit[0] * 16 ^ swizzled<kPanelChunks>(row, lane / 8 % 2) % kRowBytes;
+    // Of dy, lanes 0-15 point at the 16 reduced rows of 8 columns, lanes 16-31 at those of the next 8.
+    const u32 dy = lane % 16 * kRowBytes + unit[2] * 16 ^ swizzled<kPanelChunks>(lane % 16, lane / 16) % kRowBytes;
+    return x / 16 | dy / 16 << 16;
+}
 
-// Accumulators -> partial sums [units, 64, kBlock], float32.
-__device__ __forceinline__ void store(const Sums& sums, int count, float* __restrict__ partials) {
-    const int lane = threadIdx.x % 32, top = threadIdx.x / 32 % 4 * 16 + lane / 4, left = lane % 4 * 2;
+// One stage of one unit.
+__device__ __forceinline__ void multiply(float (&sums)[kMTiles][kNTiles][4], u32 stage, u32 place) {
+    constexpr int kSteps = kStageRows / kStep;
+    const u32 a = stage + (place & 0xffff) * 16, b = stage + (place >> 16) * 16;
+    u32 inputs[kSteps][4], gradients[kSteps][4];
 #pragma unroll
-    for (int u = 0; u < kUnits; ++u) {
-        if (u >= count) break;
+    for (int k = 0; k < kSteps; ++k) {
+        ldmatrix_x4_trans(inputs[k], a + k * (kStep * kRowBytes));
+        ldmatrix_x4_trans(gradients[k], b + k * (kStep * kRowBytes));
+    }
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            float* to = partials + (u * 64 + top + half * 8) * kBlock + left;
-#pragma unroll
-            for (int j = 0; j < kBlock / 8; ++j) *reinterpret_cast<float2*>(to + j * 8) = make_float2(sums[u][j * 4 + half * 2], sums[u][j * 4 + half * 2 + 1]);
-        }
+    for (int k = 0; k < kSteps; ++k) {
+        mma(sums[0][0], inputs[k], gradients[k][0], gradients[k][1]);
+        mma(sums[0][1], inputs[k], gradients[k][2], gradients[k][3]);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
-bsgen_wgrad_b16_float16_hopper_6af3ae58f8370c92(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap dy_map, float* __restrict__ partials, int n) {
+bsgen_wgrad_b16_float16_hopper_46807c89154c5172(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap dy_map, float* __restrict__ partials, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
-    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), stages = (n + kStageRows - 1) / kStageRows;
-    const int tile = blockIdx.x % kTiles, split = blockIdx.x / kTiles;
+    const int tile = blockIdx.x % kTiles, split = blockIdx.x / kTiles, stages = (n + kStageRows - 1) / kStageRows;
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
+    // This split's rows: whole stages, shared out evenly.
     const int first = static_cast<long long>(stages) * split / kSplits, last = static_cast<long long>(stages) * (split + 1) / kSplits;
+
     if (threadIdx.x == 0) {
         let_kernel_behind_begin();
         tma_prefetch(x_map), tma_prefetch(dy_map);
-        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kGroups * 4);
+        for (int i = 0; i < kStages; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, kWarps);
         barrier_init_fence();
     }
     __syncthreads();
 
-    if (group == kGroups) {
+    if (warp >= kWarps) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
         produce(x_map, dy_map, stages_base, full, empty, tile, first, last);
         return;
     }
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
-    const int lane = threadIdx.x % 32, mine = tile * kGroups + group, count = __shfl_sync(~0u, kUnitCounts[mine], 0);
-    const int* units = kUnitTable + mine * (kUnits * 4);
-    const u32 base = matrix_address(stages_base);
-    u32 left[kUnits], right[kUnits];
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+    const int* mine = kUnitTable + (static_cast<long long>(tile) * kWarps + warp) * (kUnits * kUnitWords);
+    int count = 0;  // units of this warp, the first of kUnits
+    u32 place[kUnits];
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
-        const int2 unit = *reinterpret_cast<const int2*>(units + u * 4);
-        left[u] = __shfl_sync(~0u, base + unit.x, 0), right[u] = __shfl_sync(~0u, base + unit.y, 0);
+        const int* unit = mine + u * kUnitWords;
+        count += unit[0] >= 0;
+        place[u] = unit[0] >= 0 ? places(unit, lane) : 0;
     }
-    Sums sums = {};
+    float sums[kUnits][kMTiles][kNTiles][4] = {};
     wait_for_kernel_ahead();
-    int slot = 0, before = -1;
+    int slot = 0;
     u32 parity = 0;
-    for (int stage = first; stage < last; ++stage) {
+    for (int i = first; i < last; ++i) {
         barrier_wait(full + slot * 8, parity);
-        const u32 at = slot * (kStageBytes / 16);
-        wgmma_fence();
+        const u32 stage = stages_base + slot * kStageBytes;
 #pragma unroll
         for (int u = 0; u < kUnits; ++u)
-            if (u < count) {
-#pragma unroll
-                for (int k = 0; k < kSteps; ++k) wgmma(sums[u], left[u] + at + k * kStep, right[u] + at + k * kStep);
-            }
-        wgmma_commit();
-        wgmma_wait<1>();
-        if (before >= 0 && lane == 0) barrier_arrive(empty + before * 8);  // its multiplications are done
-        before = slot;
+            if (u < count) multiply(sums[u], stage, place[u]);
+        __syncwarp();  // every lane has read its last
+        if (lane == 0) barrier_arrive(empty + slot * 8);
         if (++slot == kStages) slot = 0, parity ^= 1;
     }
-    wgmma_wait<0>();
-    store(sums, count, partials + (static_cast<long long>(blockIdx.x) * kGroups + group) * (kUnits * 64 * kBlock));
+
+    // Accumulators -> global.
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u)
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int place = mine[u * kUnitWords + 3];
+                if (place < 0) continue;
+                const int row = m * 16 + lane / 4 + half * 8;
+                const long long start = static_cast<long long>(place) * kChunk + row * kBlock + lane % 4 * 2;
+#pragma unroll
+                for (int j = 0; j < kNTiles; ++j) {
+                    float2 v = make_float2(sums[u][m][j][half * 2], sums[u][m][j][half * 2 + 1]);
+                    *reinterpret_cast<float2*>(partials + static_cast<long long>(split) * 27136ll + start + j * 8) = v;
+                }
+            }
 }
 
-// The splits' partial sums, added in order; a thread block for each unit.
+// The splits' partial sums, added in order.
 extern "C" __global__ void __launch_bounds__(256)
-bsgen_wgrad_b16_float16_hopper_6af3ae58f8370c92_reduce(const float* __restrict__ partials, Element* __restrict__ dw, int accumulate) {
-    constexpr int kUnitElements = 64 * kBlock;
-    constexpr long long kSplitElements = 294912;
-    if (static_cast<int>(blockIdx.x) % kUnits >= kUnitCounts[blockIdx.x / kUnits]) return;
+bsgen_wgrad_b16_float16_hopper_46807c89154c5172_reduce(const float* __restrict__ partials, Element* __restrict__ dw, int accumulate) {
+    constexpr long long kElements = 27136;
+    const long long i = (static_cast<long long>(blockIdx.x) * 256 + threadIdx.x) * 4;
+    if (i >= kElements) return;
     wait_for_kernel_ahead();
-    const float* from = partials + static_cast<long long>(blockIdx.x) * kUnitElements;
-    const int* blocks = kKept + blockIdx.x * (kDown * kAcross);
-    for (int i = threadIdx.x * 4; i < kUnitElements; i += 256 * 4) {
-        const int row = i / kBlock, column = i % kBlock, block = blocks[row / kSide * kAcross + column / kSide];
-        if (block < 0) continue;
-        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
-        for (int s = 0; s < kSplits; ++s) {
-            const float4 v = *reinterpret_cast<const float4*>(from + s * kSplitElements + i);
-            sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-        }
-        Element* to = dw + static_cast<long long>(block) * (kSide * kSide) + row % kSide * kSide + column % kSide;
-        if (accumulate) {
-            const float2 low = load_pair(to), high = load_pair(to + 2);
-            sum.x += low.x, sum.y += low.y, sum.z += high.x, sum.w += high.y;
-        }
-        store_pair(to, make_float2(sum.x, sum.y));
-        store_pair(to + 2, make_float2(sum.z, sum.w));
+    for (int s = 0; s < kSplits; ++s) {
+        const float4 v = *reinterpret_cast<const float4*>(partials + s * kElements + i);
+        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
     }
+    if (accumulate) {
+        const float2 low = load_pair(dw + i), high = load_pair(dw + i + 2);
+        sum.x += low.x, sum.y += low.y, sum.z += high.x, sum.w += high.y;
+    }
+    store_pair(dw + i, make_float2(sum.x, sum.y));
+    store_pair(dw + i + 2, make_float2(sum.z, sum.w));
 }

@@ -1,6 +1,6 @@
 // dW = gate * (x.T @ dy), and the gates' gradients, at the stored blocks of one block-sparse W [256, 256], float16.
-// Layout 0dd315799237382c: 24 of 64 blocks of 32 x 32 (37.50 %).
-// Plan: hopper, wgmma_f16, 12 tiles in bands of 8, 3 warpgroups of up to 8 units of 64 x 32, 8 stages of 64 rows, 3 panels, 1 splits of N, gated.
+// Layout 931e837531d927b6: 24 of 64 blocks of 32 x 32 (37.50 %).
+// Plan: hopper, wgmma_f16, 14 tiles in bands of 8, 3 warpgroups of up to 8 units of 64 x 32, 8 stages of 64 rows, 3 panels, 1 splits of N, gated.
 //
 // A tile is a group of blocks that share panels of x and dy; a thread block sums one. One warpgroup keeps a ring of
 // stages full, kStageRows rows of every panel of the tile; each warpgroup multiplies the panels of its units, 64 features of x by a block of dy.
@@ -13,7 +13,7 @@ constexpr int kThreads = 128 * (kGroups + 1);
 constexpr int kStages = 8, kStageRows = 64, kPanels = 3;
 constexpr int kRowBytes = 64, kPanelBytes = kStageRows * kRowBytes, kStageBytes = kPanels * kPanelBytes;
 constexpr int kUnitRows = 32;  // of dW, that lie together
-constexpr int kTiles = 12, kSplits = 1;
+constexpr int kTiles = 14, kSplits = 1;
 constexpr u32 kPanelHigh = 2147483680u, kWeightsHigh = kPanelHigh;  // high word of the matrix descriptors (PTX: wgmma)
 constexpr int kStep = 16 * kRowBytes / 16;  // from a multiply step to the next, in 16 bytes
 
@@ -126,18 +126,18 @@ __device__ __forceinline__ float2 unpack(u32 bits) {
 __device__ __forceinline__ float2 load_pair(const Element* p) { return unpack(*reinterpret_cast<const u32*>(p)); }
 __device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_cast<u32*>(p) = pack(v.x, v.y); }
 __device__ const int __align__(16) kPanelCounts[] = {
-    3,3,3,3,3,3,3,3,3,3,3,3,
+    3,3,3,3,3,3,2,2,3,2,3,2,3,3,
 };
 
 __device__ const int __align__(16) kPanelTable[] = {
-    0,64,-1,128,192,-1,32,64,-33,32,64,-65,160,192,-65,64,
-    224,-97,0,64,-129,128,192,-129,64,160,-161,64,96,-193,192,224,
-    -193,64,96,-225,
+    0,64,-1,128,192,-1,32,96,-33,160,192,-33,96,192,-65,96,
+    128,-97,192,-97,0,128,-129,0,32,64,-161,224,-161,0,64,160,
+    -193,192,-193,0,0,96,-225,128,224,-225,
 };  // [tiles, kPanels]: first feature of a panel of x, ~feature for one of dy
 __device__ const int __align__(16) kUnitCounts[] = {
     1,0,0,1,0,0,1,0,0,1,0,0,1,0,0,1,
     0,0,1,0,0,1,0,0,1,0,0,1,0,0,1,0,
-    0,1,0,0,
+    0,1,0,0,1,0,0,1,0,0,
 };  // [tiles, kGroups]
 __device__ const int __align__(16) kUnitTable[] = {
     16777216,512,0,512,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
@@ -146,67 +146,79 @@ __device__ const int __align__(16) kUnitTable[] = {
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    16777216,512,1792,2304,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,512,1408,2176,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    16777216,512,256,640,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,512,256,896,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    16777216,512,384,768,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,512,1920,2304,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    16777216,512,2048,2432,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,512,1024,2432,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    16777216,512,896,2816,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,512,1152,1536,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    16777216,512,128,1024,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,256,2560,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    16777216,512,1920,2560,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,256,1664,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    16777216,512,1152,2176,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,512,384,640,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    16777216,512,1280,1536,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,256,2816,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    16777216,512,2688,2944,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,512,768,2048,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    16777216,512,1408,1664,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,256,2688,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,512,128,1280,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    16777216,512,1792,2944,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
@@ -249,7 +261,7 @@ __device__ __forceinline__ void store(const Sums& sums, int count, float* __rest
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
-bsgen_wgrad_b32_float16_hopper_0dd315799237382c(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap dy_map, float* __restrict__ partials, int n) {
+bsgen_wgrad_b32_float16_hopper_931e837531d927b6(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap dy_map, float* __restrict__ partials, int n) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 stages_base = shared_address(shared), full = stages_base + kStages * kStageBytes, empty = full + kStages * 8;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), stages = (n + kStageRows - 1) / kStageRows;
@@ -303,8 +315,8 @@ bsgen_wgrad_b32_float16_hopper_0dd315799237382c(const __grid_constant__ TensorMa
 }
 
 __device__ const int __align__(16) kSumPlaces[] = {
-    0,9216,3072,4608,32,3104,4640,7680,9248,12288,13824,16896,13856,16928,1536,10752,
-    6144,12320,1568,6176,10784,15360,7712,15392,
+    0,18432,3072,12288,32,12320,15360,3104,6144,7680,18464,1536,7712,10752,19968,4608,
+    15392,1568,4640,6176,9216,16896,13824,20000,
 };  // [blocks, kBlock / kUnitRows]: row of a split's sums where those of kUnitRows rows of a block begin
 constexpr int kGateThreads = 256, kLanes = 256;  // threads; those that share a stored block
 constexpr int kBlocks = 24, kBlockElements = kBlock * kBlock;
@@ -312,8 +324,8 @@ constexpr int kBlocks = 24, kBlockElements = kBlock * kBlock;
 // Sums G of x.T @ dy, the splits' added in order -> dW = gate * G, and where W is given the gates' gradients, the sum of G * W over each block.
 // A block whose gate is zero has no gradient of its weights; its gate does, so that it may open again.
 extern "C" __global__ void __launch_bounds__(kGateThreads)
-bsgen_wgrad_b32_float16_hopper_0dd315799237382c_reduce(const float* __restrict__ partials, const float* __restrict__ gate, const Element* __restrict__ w, Element* __restrict__ dw, float* __restrict__ dgate, int accumulate) {
-    constexpr long long kSplitElements = 589824;
+bsgen_wgrad_b32_float16_hopper_931e837531d927b6_reduce(const float* __restrict__ partials, const float* __restrict__ gate, const Element* __restrict__ w, Element* __restrict__ dw, float* __restrict__ dgate, int accumulate) {
+    constexpr long long kSplitElements = 688128;
     const int block = blockIdx.x * (kGateThreads / kLanes) + threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
     float along = 0.0f;  // this thread's part of the sum of G * W
     if (block < kBlocks) {

@@ -1,6 +1,6 @@
 // dx = dy @ W.T for one block-sparse W [512, 512], bfloat16.
-// Layout 62e796a58f89cc7c: 7 of 16 blocks of 128 x 128 (43.75 %).
-// Plan: portable, mma_bf16, tile 16 x 512, 1 x 4 warps, 2 stages of 37 KiB, panels of 64, contiguous groups.
+// Layout f1f09799130ab004: 6 of 16 blocks of 128 x 128 (37.50 %).
+// Plan: portable, mma_bf16, tile 128 x 128, 4 x 1 warps, 3 stages of 50 KiB, panels of 64, contiguous groups.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
 // activation panels and the pieces of W that its record names, then every warp multiplies, slot by slot.
@@ -10,20 +10,20 @@ using u32 = unsigned int;
 
 constexpr int kFeaturesIn = 512, kFeaturesOut = 512;  // of a row of dy and of dx
 constexpr int kBlock = 128, kChunk = 8;  // elements of a block's side, of a chunk
-constexpr int kThreads = 128, kWarpsN = 4;  // 1 x kWarpsN warps
-constexpr int kMTiles = 1, kNTiles = 16, kRows = 16;  // 16-row and 8-column steps of a warp
-constexpr int kSlots = 4, kWarpSlots = 1;  // output blocks of the tile, of a warp
+constexpr int kThreads = 128, kWarpsN = 1;  // 4 x kWarpsN warps
+constexpr int kMTiles = 2, kNTiles = 16, kRows = 128;  // 16-row and 8-column steps of a warp
+constexpr int kSlots = 1, kWarpSlots = 1;  // output blocks of the tile, of a warp
 constexpr int kNoOutput = -2147483647;
-constexpr int kTiles = 1;
+constexpr int kTiles = 4;
 constexpr int kDepth = 64, kStep = 16;  // inputs of an operation, of a multiply step
 constexpr int kPieceChunks = 1024, kPieceBytes = 16384;  // the weights of an operation
 constexpr int kPieceRows = 128, kPieceColumns = 8, kLine = 8;  // in chunks; matrices of kLine chunks a row
-constexpr int kPanel = 64, kPanelChunks = 8, kPanelBytes = 2048;  // elements, chunks of a line
-constexpr int kLoadLines = 16, kLoadPasses = 1;  // lines of a panel that the thread block loads at once
+constexpr int kPanel = 64, kPanelChunks = 8, kPanelBytes = 16384;  // elements, chunks of a line
+constexpr int kLoadLines = 16, kLoadPasses = 8;  // lines of a panel that the thread block loads at once
 constexpr int kPiecePasses = 8;  // chunks of a piece that each thread loads
-constexpr int kStages = 2, kStageBytes = 37888;
-constexpr int kRecordWords = 16, kRecordRing = 3;
-constexpr int kSlotStarts = 2, kPanelIds = 7, kInputs = 9, kPieceStarts = 11;
+constexpr int kStages = 3, kStageBytes = 51200;
+constexpr int kRecordWords = 12, kRecordRing = 5;
+constexpr int kSlotStarts = 2, kPanelIds = 4, kInputs = 5, kPieceStarts = 6;
 
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -82,20 +82,22 @@ __device__ __forceinline__ float2 finish(float2 v) {
 }
 
 __device__ const int __align__(16) kTileStages[] = {
-    0,7,
+    0,2,4,6,12,
 };
 
 __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
-    1,2,0,1,1,2,2,0,0,0,0,0,6144,0,0,0,
-    1,2,0,1,1,2,2,1,0,0,0,8,6152,0,0,0,
-    1,2,0,0,1,2,2,2,0,0,0,2048,8192,0,0,0,
-    1,2,0,0,1,2,2,3,0,0,0,2056,8200,0,0,0,
-    1,2,0,0,1,2,2,4,0,0,0,4096,10240,0,0,0,
-    1,2,0,0,1,2,2,5,0,0,0,4104,10248,0,0,0,
-    2,2,0,0,0,2,2,6,7,0,128,12288,12296,0,0,0,
+    1,1,0,1,0,0,0,0,0,0,0,0,1,1,0,1,
+    1,0,8,0,0,0,0,0,1,1,0,1,2,0,2048,0,
+    0,0,0,0,1,1,0,1,3,0,2056,0,0,0,0,0,
+    1,1,0,1,0,0,4096,0,0,0,0,0,1,1,0,1,
+    1,0,4104,0,0,0,0,0,1,1,0,1,2,0,6144,0,
+    0,0,0,0,1,1,0,1,3,0,6152,0,0,0,0,0,
+    1,1,0,1,4,0,8192,0,0,0,0,0,1,1,0,1,
+    5,0,8200,0,0,0,0,0,1,1,0,1,6,0,10240,0,
+    0,0,0,0,1,1,0,1,7,0,10248,0,0,0,0,0,
 };
 
 // The record of a stage, global -> shared.
@@ -251,8 +253,8 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
     }
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, 2)
-bsgen_dgrad_b128_bfloat16_portable_62e796a58f89cc7c(const Element* __restrict__ dy, const Element* __restrict__ w, Element* __restrict__ dx, int n) {
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
+bsgen_dgrad_b128_bfloat16_portable_f1f09799130ab004(const Element* __restrict__ dy, const Element* __restrict__ w, Element* __restrict__ dx, int n) {
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;
     const int* records = reinterpret_cast<const int*>(shared + kStages * kStageBytes);

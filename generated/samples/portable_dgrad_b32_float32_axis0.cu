@@ -1,5 +1,5 @@
 // dx = W @ dy for one block-sparse W [256, 256], float32.
-// Layout 0dd315799237382c: 24 of 64 blocks of 32 x 32 (37.50 %).
+// Layout 931e837531d927b6: 24 of 64 blocks of 32 x 32 (37.50 %).
 // Plan: portable, mma_tf32, tile 32 x 256, 2 x 4 warps, 3 stages of 25 KiB, panels of 32, contiguous groups.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
@@ -78,16 +78,16 @@ __device__ const int __align__(16) kTargets[] = {
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
     1,4,0,1,1,2,2,3,3,4,4,0,0,0,0,0,
-    0,0,1024,3584,4608,0,0,0,1,4,0,0,1,2,2,2,
-    3,4,4,2,0,0,0,0,0,768,1536,4096,4864,0,0,0,
-    1,4,0,1,1,2,2,3,3,4,4,4,0,0,0,0,
-    0,256,2048,3840,5120,0,0,0,2,4,0,0,1,3,3,3,
-    3,3,4,1,3,0,0,256,256,512,1280,1792,5632,0,0,0,
-    1,2,0,0,0,1,1,1,2,2,2,5,0,0,0,0,
-    0,2304,4352,0,0,0,0,0,1,4,0,0,0,1,2,2,
-    2,3,4,6,0,0,0,0,0,2560,3072,5376,5888,0,0,0,
-    1,2,0,0,0,1,2,2,2,2,2,7,0,0,0,0,
-    0,2816,3328,0,0,0,0,0,
+    0,0,1024,2816,4352,0,0,0,1,4,0,0,1,1,2,2,
+    3,4,4,1,0,0,0,0,0,512,1792,3840,4608,0,0,0,
+    1,4,0,1,1,1,2,3,3,3,4,7,0,0,0,0,
+    0,256,2560,3584,5888,0,0,0,1,3,0,0,0,0,1,2,
+    2,3,3,3,0,0,0,0,0,2304,3072,5120,0,0,0,0,
+    2,4,0,0,1,2,2,3,3,3,4,5,4,0,0,256,
+    0,768,1280,3328,5632,0,0,0,1,3,0,0,0,1,1,1,
+    2,3,3,6,0,0,0,0,0,1536,4096,5376,0,0,0,0,
+    1,2,0,0,0,0,1,1,1,2,2,2,0,0,0,0,
+    0,2048,4864,0,0,0,0,0,
 };
 
 // The record of a stage, global -> shared.
@@ -292,7 +292,7 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 2)
-bsgen_dgrad_b32_float32_portable_0dd315799237382c(const Element* __restrict__ dy, const Element* __restrict__ w, Element* __restrict__ dx, int n) {
+bsgen_dgrad_b32_float32_portable_931e837531d927b6(const Element* __restrict__ dy, const Element* __restrict__ w, Element* __restrict__ dx, int n) {
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;
     const int* records = reinterpret_cast<const int*>(shared + kStages * kStageBytes);

@@ -1,5 +1,5 @@
 // dx = dy @ W.T for one block-sparse W [96, 96], float16.
-// Layout 19c45f6d87e1fe7c: 57 of 144 blocks of 8 x 8 (39.58 %).
+// Layout c92b2f6008f5bb84: 48 of 144 blocks of 8 x 8 (33.33 %).
 // Plan: portable, mma_f16, tile 32 x 256, 2 x 4 warps, 3 stages of 25 KiB, panels of 32, balanced groups.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
@@ -21,8 +21,8 @@ constexpr int kPanel = 32, kPanelChunks = 4, kPanelBytes = 2048;  // elements, c
 constexpr int kLoadLines = 64, kLoadPasses = 1;  // lines of a panel that the thread block loads at once
 constexpr int kPiecesAtOnce = 32;  // pieces that the thread block loads at once
 constexpr int kStages = 3, kStageBytes = 25600;
-constexpr int kRecordWords = 152, kRecordRing = 5;
-constexpr int kSlotStarts = 2, kPanelIds = 35, kInputs = 38, kPieceStarts = 95;
+constexpr int kRecordWords = 136, kRecordRing = 5;
+constexpr int kSlotStarts = 2, kPanelIds = 35, kInputs = 38, kPieceStarts = 86;
 
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -88,20 +88,19 @@ __device__ const int __align__(16) kTileStages[] = {
 };
 
 __device__ const int __align__(16) kTargets[] = {
-    2,8,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,10,3,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,
-    6,0,5,11,-2147483647,-2147483647,-2147483647,-2147483647,1,9,4,7,-2147483647,-2147483647,-2147483647,-2147483647,
+    6,2,9,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,8,0,5,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,
+    3,1,7,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,4,10,11,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
-    3,57,0,12,15,15,15,15,15,15,15,27,29,29,29,29,
-    29,29,29,35,38,41,43,43,43,43,43,47,51,54,57,57,
-    57,57,57,0,1,2,0,1,2,3,128,129,130,131,256,257,
-    258,259,0,128,256,0,1,2,3,128,129,130,131,256,257,258,
-    259,130,131,0,2,128,130,256,258,0,128,256,2,129,258,130,
-    131,1,2,257,258,1,2,257,258,0,128,256,3,130,259,56,
-    64,72,80,88,96,104,112,120,128,136,144,288,296,304,344,352,
-    360,368,376,384,392,400,408,416,424,432,152,160,216,224,232,240,
-    248,256,0,8,16,192,200,208,440,448,24,32,40,48,312,320,
-    328,336,168,176,184,264,272,280,
+    3,48,0,7,10,12,12,12,12,12,12,18,21,24,24,24,
+    24,24,24,29,33,36,36,36,36,36,36,41,45,48,48,48,
+    48,48,48,1,0,2,2,128,129,130,131,256,258,1,2,128,
+    0,256,1,3,128,129,130,257,3,128,258,2,129,258,3,129,
+    130,131,259,1,129,257,259,1,3,257,0,3,128,131,259,0,
+    128,129,256,3,131,259,216,184,192,200,208,224,232,64,72,56,
+    312,320,288,296,264,272,280,304,8,0,16,168,160,176,104,80,
+    88,96,112,32,24,40,48,240,248,256,136,144,120,128,152,344,
+    328,336,352,368,360,376,0,0,
 };
 
 // The record of a stage, global -> shared.
@@ -274,7 +273,7 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 2)
-bsgen_dgrad_b8_float16_portable_19c45f6d87e1fe7c(const Element* __restrict__ dy, const Element* __restrict__ w, Element* __restrict__ dx, int n) {
+bsgen_dgrad_b8_float16_portable_c92b2f6008f5bb84(const Element* __restrict__ dy, const Element* __restrict__ w, Element* __restrict__ dx, int n) {
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;
     const int* records = reinterpret_cast<const int*>(shared + kStages * kStageBytes);

@@ -1,6 +1,6 @@
 // y = x @ W for one block-sparse W [256, 256], bfloat16.
-// Layout 0dd315799237382c: 24 of 64 blocks of 32 x 32 (37.50 %).
-// Plan: portable, mma_bf16, tile 32 x 256, 2 x 4 warps, 3 stages of 25 KiB, panels of 32, contiguous groups.
+// Layout 931e837531d927b6: 24 of 64 blocks of 32 x 32 (37.50 %).
+// Plan: portable, mma_bf16, tile 32 x 256, 2 x 4 warps, 3 stages of 25 KiB, panels of 64, contiguous groups.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
 // activation panels and the pieces of W that its record names, then every warp multiplies, slot by slot.
@@ -18,12 +18,12 @@ constexpr int kTiles = 1;
 constexpr int kDepth = 32, kStep = 16;  // inputs of an operation, of a multiply step
 constexpr int kPieceChunks = 128, kPieceBytes = 2048;  // the weights of an operation
 constexpr int kPieceRows = 32, kPieceColumns = 4, kLine = 4;  // in chunks; matrices of kLine chunks a row
-constexpr int kPanel = 32, kPanelChunks = 4, kPanelBytes = 2048;  // elements, chunks of a line
-constexpr int kLoadLines = 64, kLoadPasses = 1;  // lines of a panel that the thread block loads at once
+constexpr int kPanel = 64, kPanelChunks = 8, kPanelBytes = 4096;  // elements, chunks of a line
+constexpr int kLoadLines = 32, kLoadPasses = 1;  // lines of a panel that the thread block loads at once
 constexpr int kPiecesAtOnce = 2;  // pieces that the thread block loads at once
 constexpr int kStages = 3, kStageBytes = 25600;
-constexpr int kRecordWords = 32, kRecordRing = 5;
-constexpr int kSlotStarts = 2, kPanelIds = 11, kInputs = 15, kPieceStarts = 23;
+constexpr int kRecordWords = 28, kRecordRing = 5;
+constexpr int kSlotStarts = 2, kPanelIds = 11, kInputs = 12, kPieceStarts = 19;
 
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -82,19 +82,20 @@ __device__ __forceinline__ float2 finish(float2 v) {
 }
 
 __device__ const int __align__(16) kTileStages[] = {
-    0,3,
+    0,4,
 };
 
 __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,4,5,6,7,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
-    1,8,0,1,2,3,4,5,6,7,8,2,0,0,0,0,
-    0,0,0,0,0,0,0,512,640,768,896,1024,1152,1280,1408,0,
-    3,8,0,2,2,3,4,6,6,8,8,6,0,7,0,0,
-    128,0,256,0,128,0,256,2304,0,2432,2816,2560,128,2688,2944,0,
-    4,8,0,1,2,4,4,5,6,7,8,1,3,4,5,256,
-    0,0,384,256,384,128,128,1792,256,384,2048,1920,2176,1536,1664,0,
+    1,7,0,1,2,3,4,4,5,6,7,1,0,4,4,4,
+    0,0,4,512,896,1024,1152,640,768,1280,0,0,1,7,0,1,
+    2,3,4,4,5,6,7,3,0,0,0,0,4,0,4,2176,
+    2304,2432,2560,2816,2688,2944,0,0,1,6,0,1,2,2,3,4,
+    4,5,6,2,0,4,0,0,4,0,0,1408,1920,1536,1664,2048,
+    1792,0,0,0,1,4,0,1,2,2,2,2,3,3,4,0,
+    0,4,4,0,0,0,0,0,256,384,128,0,0,0,0,0,
 };
 
 // The record of a stage, global -> shared.
@@ -248,7 +249,7 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 2)
-bsgen_fprop_b32_bfloat16_portable_0dd315799237382c(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int n) {
+bsgen_fprop_b32_bfloat16_portable_931e837531d927b6(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int n) {
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;
     const int* records = reinterpret_cast<const int*>(shared + kStages * kStageBytes);

@@ -1,5 +1,5 @@
 // y = x @ (gate * W) for one block-sparse W [256, 256], float32.
-// Layout 0dd315799237382c: 24 of 64 blocks of 32 x 32 (37.50 %).
+// Layout 931e837531d927b6: 24 of 64 blocks of 32 x 32 (37.50 %).
 // Plan: portable, mma_tf32, tile 32 x 256, 2 x 4 warps, 3 stages of 25 KiB, panels of 32, contiguous groups, weights gated first.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
@@ -72,22 +72,24 @@ __device__ __forceinline__ float2 finish(float2 v) {
 }
 
 __device__ const int __align__(16) kTileStages[] = {
-    0,6,
+    0,7,
 };
 
 __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,4,5,6,7,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
-    1,5,0,1,2,3,4,5,5,5,5,2,0,0,0,0,
-    0,0,1024,1280,1536,1792,2048,0,1,3,0,0,0,0,0,0,
-    1,2,3,2,0,0,0,0,0,0,2304,2560,2816,0,0,0,
-    1,4,0,1,1,2,2,3,3,4,4,6,0,0,0,0,
-    0,0,4608,4864,5120,5376,0,0,2,4,0,1,1,1,2,3,
-    3,4,4,0,7,0,256,0,256,0,0,5632,256,5888,0,0,
-    2,4,0,0,1,2,2,2,2,3,4,1,3,0,0,256,
-    256,0,512,768,3072,3328,0,0,2,4,0,1,1,2,2,3,
-    4,4,4,4,5,0,256,0,256,0,3584,4096,3840,4352,0,0,
+    1,4,0,1,1,1,2,3,3,3,4,4,0,0,0,0,
+    0,0,2816,3072,3328,3584,0,0,1,3,0,1,1,1,1,1,
+    2,3,3,2,0,0,0,0,0,0,1024,1280,1536,0,0,0,
+    1,4,0,0,1,2,3,3,3,3,4,3,0,0,0,0,
+    0,0,1792,2048,2304,2560,0,0,1,2,0,1,1,1,1,1,
+    1,1,2,0,0,0,0,0,0,0,0,256,0,0,0,0,
+    1,5,0,1,2,3,4,4,4,5,5,6,0,0,0,0,
+    0,0,4352,4608,4864,5120,5376,0,2,4,0,0,1,1,1,1,
+    3,3,4,7,1,256,0,256,0,0,512,5632,768,5888,0,0,
+    1,2,0,0,1,1,1,1,1,2,2,5,0,0,0,0,
+    0,0,3840,4096,0,0,0,0,
 };
 
 // The record of a stage, global -> shared.
@@ -251,7 +253,7 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 2)
-bsgen_fprop_b32_float32_portable_0dd315799237382c(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int n) {
+bsgen_fprop_b32_float32_portable_931e837531d927b6(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int n) {
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;
     const int* records = reinterpret_cast<const int*>(shared + kStages * kStageBytes);
@@ -308,7 +310,7 @@ __device__ __forceinline__ u32 gated(u32 word, float gate) {
 
 // gate * W -> workspace, four chunks of 16 bytes a thread. A block whose gate is zero becomes zeros and is not read: it may hold anything.
 extern "C" __global__ void __launch_bounds__(kGateThreads)
-bsgen_fprop_b32_float32_portable_0dd315799237382c_gate(const uint4* __restrict__ w, const float* __restrict__ gate, uint4* __restrict__ workspace) {
+bsgen_fprop_b32_float32_portable_931e837531d927b6_gate(const uint4* __restrict__ w, const float* __restrict__ gate, uint4* __restrict__ workspace) {
     const long long first = blockIdx.x * 4ll * kGateThreads + threadIdx.x;
     float gates[4];
     uint4 chunks[4];

@@ -1,5 +1,5 @@
 // y = x @ W for one block-sparse W [384, 256], float32.
-// Layout b7eacf86d7484791: 9 of 24 blocks of 64 x 64 (37.50 %).
+// Layout 569d0e7e3c481aca: 9 of 24 blocks of 64 x 64 (37.50 %).
 // Plan: portable, mma_tf32, tile 32 x 256, 2 x 4 warps, 3 stages of 25 KiB, panels of 32, contiguous groups.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
@@ -78,16 +78,16 @@ __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
-    1,2,0,1,2,2,2,4,0,0,0,3072,4096,0,0,0,
-    1,2,0,0,0,1,2,4,0,0,0,5120,6144,0,0,0,
-    1,2,0,1,2,2,2,5,0,0,0,3584,4608,0,0,0,
-    1,2,0,0,0,1,2,5,0,0,0,5632,6656,0,0,0,
-    1,2,0,0,1,2,2,2,0,0,0,1024,2048,0,0,0,
-    1,1,0,1,1,1,1,0,0,0,0,0,0,0,0,0,
-    1,2,0,0,1,2,2,3,0,0,0,1536,2560,0,0,0,
-    2,2,0,1,1,2,2,1,10,0,256,512,8192,0,0,0,
-    2,2,0,1,1,2,2,8,11,0,256,7168,8704,0,0,0,
-    1,1,0,1,1,1,1,9,0,0,0,7680,0,0,0,0,
+    1,2,0,0,1,2,2,6,0,0,0,3072,4096,0,0,0,
+    2,2,0,1,1,1,2,6,0,256,0,0,5120,0,0,0,
+    1,2,0,0,1,2,2,7,0,0,0,3584,4608,0,0,0,
+    2,2,0,1,1,1,2,7,1,256,0,512,5632,0,0,0,
+    1,2,0,1,1,1,2,8,0,0,0,6144,7168,0,0,0,
+    1,1,0,0,1,1,1,2,0,0,0,1024,0,0,0,0,
+    1,2,0,1,1,1,2,9,0,0,0,6656,7680,0,0,0,
+    2,2,0,1,2,2,2,3,4,256,0,2048,1536,0,0,0,
+    2,2,0,1,2,2,2,5,10,0,256,2560,8192,0,0,0,
+    1,1,0,0,1,1,1,11,0,0,0,8704,0,0,0,0,
 };
 
 // The record of a stage, global -> shared.
@@ -259,7 +259,7 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 2)
-bsgen_fprop_b64_float32_portable_b7eacf86d7484791(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int n) {
+bsgen_fprop_b64_float32_portable_569d0e7e3c481aca(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int n) {
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;
     const int* records = reinterpret_cast<const int*>(shared + kStages * kStageBytes);

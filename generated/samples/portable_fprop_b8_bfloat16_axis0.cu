@@ -1,5 +1,5 @@
 // y = W.T @ x for one block-sparse W [96, 96], bfloat16.
-// Layout 19c45f6d87e1fe7c: 57 of 144 blocks of 8 x 8 (39.58 %).
+// Layout c92b2f6008f5bb84: 48 of 144 blocks of 8 x 8 (33.33 %).
 // Plan: portable, mma_bf16, tile 64 x 256, 1 x 8 warps, 3 stages of 25 KiB, panels of 8, contiguous groups.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
@@ -20,8 +20,8 @@ constexpr int kPanel = 8, kPanelChunks = 8, kPanelBytes = 1024;  // elements, ch
 constexpr int kLoadLines = 32, kLoadPasses = 1;  // lines of a panel that the thread block loads at once
 constexpr int kPiecesAtOnce = 32;  // pieces that the thread block loads at once
 constexpr int kStages = 3, kStageBytes = 25600;
-constexpr int kRecordWords = 164, kRecordRing = 5;
-constexpr int kSlotStarts = 2, kPanelIds = 35, kInputs = 47, kPieceStarts = 104;
+constexpr int kRecordWords = 144, kRecordRing = 5;
+constexpr int kSlotStarts = 2, kPanelIds = 35, kInputs = 47, kPieceStarts = 95;
 
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -88,17 +88,15 @@ __device__ const int __align__(16) kTargets[] = {
     -2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
-    12,57,0,6,10,16,19,25,28,34,38,44,48,54,57,57,
-    57,57,57,57,57,57,57,57,57,57,57,57,57,57,57,57,
-    57,57,57,0,2,4,5,6,7,8,10,1,3,9,11,0,
-    64,128,256,384,448,64,448,512,640,64,192,256,448,512,640,64,
-    320,448,0,64,128,256,384,448,64,192,448,64,256,320,448,576,
-    704,64,448,576,704,0,64,128,256,384,448,64,448,512,640,64,
-    192,256,448,512,640,64,320,448,0,56,168,216,288,344,64,352,
-    24,312,72,192,224,360,32,320,80,264,368,8,88,176,232,296,
-    376,96,200,384,104,240,272,392,152,440,112,400,160,448,16,120,
-    184,248,304,408,128,416,40,328,136,208,256,424,48,336,144,280,
-    432,0,0,0,
+    12,48,0,6,12,15,19,22,26,29,35,38,41,44,48,48,
+    48,48,48,48,48,48,48,48,48,48,48,48,48,48,48,48,
+    48,48,48,0,5,11,4,1,9,10,8,2,7,3,6,0,
+    192,384,448,512,704,64,256,384,448,640,704,448,640,704,128,192,
+    640,704,192,320,384,256,448,512,576,64,512,704,0,128,192,448,
+    576,640,320,384,704,256,448,576,0,64,704,128,192,256,640,0,
+    120,328,264,56,184,160,24,336,272,80,192,280,88,200,360,128,
+    96,208,136,312,344,32,288,64,240,168,72,216,8,368,144,296,
+    248,104,320,352,224,40,304,256,16,176,232,376,152,48,112,0,
 };
 
 // The record of a stage, global -> shared.
@@ -316,7 +314,7 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 2)
-bsgen_fprop_b8_bfloat16_portable_19c45f6d87e1fe7c(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int n) {
+bsgen_fprop_b8_bfloat16_portable_c92b2f6008f5bb84(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int n) {
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;
     const int* records = reinterpret_cast<const int*>(shared + kStages * kStageBytes);

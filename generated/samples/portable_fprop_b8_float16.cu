@@ -1,5 +1,5 @@
 // y = x @ W for one block-sparse W [96, 96], float16.
-// Layout 19c45f6d87e1fe7c: 57 of 144 blocks of 8 x 8 (39.58 %).
+// Layout c92b2f6008f5bb84: 48 of 144 blocks of 8 x 8 (33.33 %).
 // Plan: portable, mma_f16, tile 64 x 256, 1 x 8 warps, 3 stages of 25 KiB, panels of 32, contiguous groups.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
@@ -21,8 +21,8 @@ constexpr int kPanel = 32, kPanelChunks = 4, kPanelBytes = 4096;  // elements, c
 constexpr int kLoadLines = 64, kLoadPasses = 1;  // lines of a panel that the thread block loads at once
 constexpr int kPiecesAtOnce = 32;  // pieces that the thread block loads at once
 constexpr int kStages = 3, kStageBytes = 25600;
-constexpr int kRecordWords = 152, kRecordRing = 5;
-constexpr int kSlotStarts = 2, kPanelIds = 35, kInputs = 38, kPieceStarts = 95;
+constexpr int kRecordWords = 136, kRecordRing = 5;
+constexpr int kSlotStarts = 2, kPanelIds = 35, kInputs = 38, kPieceStarts = 86;
 
 // The address of shared memory as PTX instructions take it.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -92,16 +92,15 @@ __device__ const int __align__(16) kTargets[] = {
     -2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,-2147483647,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
-    3,57,0,6,10,16,19,25,28,34,38,44,48,54,57,57,
-    57,57,57,57,57,57,57,57,57,57,57,57,57,57,57,57,
-    57,57,57,0,1,2,0,2,256,258,512,514,1,2,513,514,
-    1,2,257,258,513,514,2,259,514,0,2,256,258,512,514,2,
-    257,514,2,3,258,259,514,515,2,3,514,515,0,2,256,258,
-    512,514,1,2,513,514,1,2,257,258,513,514,2,259,514,0,
-    56,168,216,288,344,24,64,312,352,32,72,192,224,320,360,80,
-    264,368,8,88,176,232,296,376,96,200,384,104,152,240,272,392,
-    440,112,160,400,448,16,120,184,248,304,408,40,128,328,416,48,
-    136,208,256,336,424,144,280,432,
+    3,48,0,6,12,15,19,22,26,29,35,38,41,44,48,48,
+    48,48,48,48,48,48,48,48,48,48,48,48,48,48,48,48,
+    48,48,48,1,0,2,0,2,256,258,512,514,1,2,257,259,
+    512,514,2,259,512,0,2,259,515,0,513,514,3,257,258,512,
+    1,2,258,0,3,256,259,512,515,2,513,514,3,257,512,1,
+    2,256,0,257,259,515,120,184,0,56,264,328,160,192,24,80,
+    272,336,200,88,280,128,208,96,360,136,312,344,240,32,64,288,
+    168,216,72,144,248,8,104,296,368,224,320,352,256,40,304,176,
+    232,16,152,48,112,376,0,0,
 };
 
 // The record of a stage, global -> shared.
@@ -279,7 +278,7 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 2)
-bsgen_fprop_b8_float16_portable_19c45f6d87e1fe7c(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int n) {
+bsgen_fprop_b8_float16_portable_c92b2f6008f5bb84(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int n) {
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;
     const int* records = reinterpret_cast<const int*>(shared + kStages * kStageBytes);

@@ -1,5 +1,5 @@
 // dx = dy @ W.T for one block-sparse W [128, 128], float32.
-// Layout 0dd315799237382c: 24 of 64 blocks of 16 x 16 (37.50 %).
+// Layout 931e837531d927b6: 24 of 64 blocks of 16 x 16 (37.50 %).
 // Plan: simt, fma_f32, tile 64 x 128, 4 x 1 warps, 3 stages of 25 KiB, panels of 32, balanced groups, 1 split outputs.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
@@ -75,16 +75,16 @@ __device__ const int __align__(16) kTileStages[] = {
 };
 
 __device__ const int __align__(16) kTargets[] = {
-    -1,6,3,5,-2147483647,-2147483647,-2147483647,-2147483647,-2,0,1,4,7,-2147483647,-2147483647,-2147483647,
+    3,2,0,5,7,-2147483647,-2147483647,-2147483647,4,-2,1,-1,-2147483647,-2147483647,-2147483647,-2147483647,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
-    2,7,0,4,6,6,7,7,7,7,7,0,1,0,4,512,
-    516,0,512,512,256,320,384,448,1152,1216,1024,0,2,5,0,0,
-    2,4,5,5,5,5,5,2,3,0,512,512,516,4,0,0,
-    1280,1344,768,832,1088,0,0,0,2,5,0,0,1,3,4,5,
-    5,5,5,0,1,0,4,512,0,516,0,0,0,128,192,896,
-    1408,0,0,0,2,7,0,4,5,5,6,7,7,7,7,2,
-    3,0,4,512,516,0,0,512,512,576,640,704,64,960,1472,0,
+    2,6,0,3,4,5,6,6,6,6,6,0,1,4,512,516,
+    0,0,4,0,448,512,576,256,0,960,0,0,2,7,0,1,
+    3,4,5,7,7,7,7,2,3,516,4,512,516,512,4,516,
+    640,320,384,64,1024,1408,1472,0,2,7,0,2,4,5,7,7,
+    7,7,7,0,1,0,516,512,516,4,0,4,704,768,1216,1280,
+    128,1088,1152,0,2,4,0,2,3,4,4,4,4,4,4,2,
+    3,0,516,512,4,0,0,0,832,896,1344,192,0,0,0,0,
 };
 
 // The record of a stage, global -> shared.
@@ -252,7 +252,7 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 2)
-bsgen_dgrad_b16_float32_simt_0dd315799237382c(const Element* __restrict__ dy, const Element* __restrict__ w, Element* __restrict__ dx, float* __restrict__ workspace, int n) {
+bsgen_dgrad_b16_float32_simt_931e837531d927b6(const Element* __restrict__ dy, const Element* __restrict__ w, Element* __restrict__ dx, float* __restrict__ workspace, int n) {
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;
     const int* records = reinterpret_cast<const int*>(shared + kStages * kStageBytes);
@@ -302,13 +302,13 @@ bsgen_dgrad_b16_float32_simt_0dd315799237382c(const Element* __restrict__ dy, co
 
 // Split outputs: their partial sums, added in order, and the epilogue. [kSplits, 3]: output block, first partial sum, count.
 __device__ const int __align__(16) kReductions[] = {
-    2,0,2,
+    6,0,2,
 };
 
 constexpr int kSplits = 1, kReduceRows = 32, kReduceThreads = 256;
 
 extern "C" __global__ void __launch_bounds__(kReduceThreads)
-bsgen_dgrad_b16_float32_simt_0dd315799237382c_reduce(Element* __restrict__ dx, const float* __restrict__ workspace, int n) {
+bsgen_dgrad_b16_float32_simt_931e837531d927b6_reduce(Element* __restrict__ dx, const float* __restrict__ workspace, int n) {
     const int* reduction = kReductions + blockIdx.x % kSplits * 3;
     const int row = blockIdx.x / kSplits * kReduceRows + threadIdx.x / (kBlock / 2), inside = threadIdx.x % (kBlock / 2) * 2;
     if (row >= n) return;

@@ -1,5 +1,5 @@
 // y = x @ W for one block-sparse W [256, 256], float32.
-// Layout 0dd315799237382c: 24 of 64 blocks of 32 x 32 (37.50 %).
+// Layout 931e837531d927b6: 24 of 64 blocks of 32 x 32 (37.50 %).
 // Plan: simt, fma_f32, tile 64 x 128, 4 x 1 warps, 3 stages of 25 KiB, panels of 32, contiguous groups.
 //
 // A thread block computes kRows rows of kSlots output blocks. It walks the stages of its tile; each stage loads the
@@ -78,21 +78,21 @@ __device__ const int __align__(16) kTargets[] = {
     0,1,2,3,4,5,6,7,
 };  // [kTiles, kSlots]: output block, ~p for partial sum p, or kNoOutput
 __device__ const int __align__(16) kRecords[] = {
-    1,1,0,1,1,1,1,0,0,0,0,0,0,0,0,0,
-    0,0,0,0,1,2,0,0,1,2,2,1,0,0,0,0,
-    0,512,768,0,0,0,0,0,1,4,0,1,2,3,4,2,
-    0,0,0,0,0,1024,1280,1536,1792,0,0,0,2,2,0,1,
-    1,2,2,4,5,0,512,0,0,3584,4096,0,0,0,0,0,
-    1,2,0,1,1,2,2,6,0,0,0,0,0,4608,4864,0,
-    0,0,0,0,1,1,0,0,0,0,1,7,0,0,0,0,
-    0,5632,0,0,0,0,0,0,1,1,0,1,1,1,1,0,
-    0,0,0,0,0,256,0,0,0,0,0,0,1,4,0,1,
-    2,3,4,2,0,0,0,0,0,2048,2304,2560,2816,0,0,0,
-    1,2,0,0,0,1,2,3,0,0,0,0,0,3072,3328,0,
-    0,0,0,0,2,2,0,1,2,2,2,4,5,0,512,0,
-    0,3840,4352,0,0,0,0,0,1,2,0,1,1,2,2,6,
-    0,0,0,0,0,5120,5376,0,0,0,0,0,1,1,0,0,
-    0,1,1,7,0,0,0,0,0,5888,0,0,0,0,0,0,
+    2,2,0,1,2,2,2,0,1,0,512,0,0,0,512,0,
+    0,0,0,0,1,1,0,1,1,1,1,2,0,0,0,0,
+    0,1024,0,0,0,0,0,0,1,3,0,0,1,2,3,3,
+    0,0,0,0,0,1792,2048,2304,0,0,0,0,1,2,0,1,
+    1,1,2,4,0,0,0,0,0,2816,3072,0,0,0,0,0,
+    1,1,0,0,1,1,1,5,0,0,0,0,0,3840,0,0,
+    0,0,0,0,1,4,0,1,2,3,4,6,0,0,0,0,
+    0,4352,4608,4864,5120,0,0,0,2,2,0,0,1,1,2,0,
+    1,512,0,0,0,768,256,0,0,0,0,0,1,2,0,0,
+    1,2,2,2,0,0,0,0,0,1280,1536,0,0,0,0,0,
+    1,1,0,0,0,0,1,3,0,0,0,0,0,2560,0,0,
+    0,0,0,0,1,2,0,1,1,1,2,4,0,0,0,0,
+    0,3328,3584,0,0,0,0,0,2,2,0,0,0,2,2,5,
+    6,0,512,0,0,4096,5376,0,0,0,0,0,1,2,0,0,
+    1,1,2,7,0,0,0,0,0,5632,5888,0,0,0,0,0,
 };
 
 // The record of a stage, global -> shared.
@@ -263,7 +263,7 @@ __device__ __forceinline__ void store(const float (&sums)[kWarpSlots][kMTiles][k
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 2)
-bsgen_fprop_b32_float32_simt_0dd315799237382c(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int n) {
+bsgen_fprop_b32_float32_simt_931e837531d927b6(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int n) {
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 stages_base = shared_address(shared), records_base = stages_base + kStages * kStageBytes;
     const int* records = reinterpret_cast<const int*>(shared + kStages * kStageBytes);

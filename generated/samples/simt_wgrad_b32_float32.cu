@@ -1,6 +1,6 @@
 // dW = x.T @ dy at the stored blocks of W [256, 256], float32.
-// Layout 0dd315799237382c: 24 of 64 blocks of 32 x 32 (37.50 %).
-// Plan: simt, fma_f32, 16 units of 32 x 32 on 8 warps, bands of 2, 3 stages of 32 rows, 7 panels of 32, 32 splits of N.
+// Layout 931e837531d927b6: 24 of 64 blocks of 32 x 32 (37.50 %).
+// Plan: simt, fma_f32, 16 units of 32 x 32 on 8 warps, bands of 1, 3 stages of 64 rows, 5 panels of 32, 16 splits of N.
 //
 // A thread block reduces one split of the N rows for the blocks of its tile. Each stage loads kStageRows rows of the panels
 // of x and dy that the tile needs; every warp then adds to its units: blocks, 64 x 64 parts of blocks, or pairs of 8 x 8 blocks.
@@ -12,10 +12,10 @@ constexpr int kFeaturesX = 256, kFeaturesY = 256;
 constexpr int kBlock = 32, kChunk = 4;  // elements of a block's side, of a chunk
 constexpr int kWarps = 8, kThreads = 256, kUnits = 2;  // units of a warp
 constexpr int kMTiles = 2, kNTiles = 4;  // 16-row and 8-column steps of a unit
-constexpr int kTiles = 4, kSplits = 32;
-constexpr int kStageRows = 32, kStages = 3, kStageBytes = 28672;
-constexpr int kPanels = 7, kPanel = 32, kPanelChunks = 8;  // panels of a tile, elements and chunks of a line
-constexpr int kPanelBytes = 4096;
+constexpr int kTiles = 8, kSplits = 16;
+constexpr int kStageRows = 64, kStages = 3, kStageBytes = 40960;
+constexpr int kPanels = 5, kPanel = 32, kPanelChunks = 8;  // panels of a tile, elements and chunks of a line
+constexpr int kPanelBytes = 8192;
 constexpr int kLoadLines = 32, kPanelsAtOnce = 1;
 constexpr int kUnitWords = 5;
 
@@ -60,34 +60,55 @@ using Element = float;
 __device__ __forceinline__ float2 load_pair(const Element* p) { return *reinterpret_cast<const float2*>(p); }
 __device__ __forceinline__ void store_pair(Element* p, float2 v) { *reinterpret_cast<float2*>(p) = v; }
 __device__ const int __align__(16) kPanelCounts[] = {
-    7,7,7,6,
+    5,5,3,4,2,4,4,5,
 };
 
 __device__ const int __align__(16) kPanelIds[] = {
-    0,-1,1,-2,2,4,6,1,-3,2,-4,5,6,7,0,-5,
-    2,-6,4,5,6,2,-7,-8,3,6,7,0,
+    0,-1,2,4,6,1,-2,3,5,6,3,-3,6,0,0,3,
+    -4,4,6,0,4,-5,0,0,0,1,-6,2,7,0,2,-7,
+    5,6,0,0,-8,3,4,7,
 };  // [kTiles, kPanels]: p is panel p of x, ~p panel p of dy
 // [kTiles, kWarps, kUnits, kUnitWords]: chunks from the stage's start to x, to the second block's x, to dy; chunk of dW, of the second block; -1 for none
 __device__ const int __align__(16) kUnitTable[] = {
-    0,0,256,0,-1,-1,-1,-1,-1,-1,512,512,768,512,-1,-1,
-    -1,-1,-1,-1,1024,1024,256,1024,-1,-1,-1,-1,-1,-1,1024,1024,
-    768,1280,-1,-1,-1,-1,-1,-1,1280,1280,256,3584,-1,-1,-1,-1,
-    -1,-1,1536,1536,256,4608,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,512,0,-1,-1,-1,-1,-1,-1,1024,1024,512,1024,-1,-1,
+    -1,-1,-1,-1,1536,1536,512,2816,-1,-1,-1,-1,-1,-1,2048,2048,
+    512,4352,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    0,0,256,768,-1,-1,-1,-1,-1,-1,512,512,256,1536,-1,-1,
-    -1,-1,-1,-1,512,512,768,1792,-1,-1,-1,-1,-1,-1,1024,1024,
-    256,4096,-1,-1,-1,-1,-1,-1,1280,1280,256,4864,-1,-1,-1,-1,
-    -1,-1,1536,1536,768,5632,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    0,0,256,256,-1,-1,-1,-1,-1,-1,512,512,256,2048,-1,-1,
-    -1,-1,-1,-1,512,512,768,2304,-1,-1,-1,-1,-1,-1,1024,1024,
-    256,3840,-1,-1,-1,-1,-1,-1,1280,1280,768,4352,-1,-1,-1,-1,
-    -1,-1,1536,1536,256,5120,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,512,512,-1,-1,-1,-1,-1,-1,1024,1024,512,1792,-1,-1,
+    -1,-1,-1,-1,1536,1536,512,3840,-1,-1,-1,-1,-1,-1,2048,2048,
+    512,4608,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
-    0,0,256,2560,-1,-1,-1,-1,-1,-1,0,0,512,2816,-1,-1,
-    -1,-1,-1,-1,768,768,256,3072,-1,-1,-1,-1,-1,-1,768,768,
-    512,3328,-1,-1,-1,-1,-1,-1,1024,1024,256,5376,-1,-1,-1,-1,
-    -1,-1,1280,1280,256,5888,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,512,2048,-1,-1,-1,-1,-1,-1,1024,1024,512,4864,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,512,2304,-1,-1,-1,-1,-1,-1,1024,1024,512,3072,-1,-1,
+    -1,-1,-1,-1,1536,1536,512,5120,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,512,3328,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,512,768,-1,-1,-1,-1,-1,-1,1024,1024,512,1280,-1,-1,
+    -1,-1,-1,-1,1536,1536,512,5632,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,512,1536,-1,-1,-1,-1,-1,-1,1024,1024,512,4096,-1,-1,
+    -1,-1,-1,-1,1536,1536,512,5376,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    0,0,512,256,-1,-1,-1,-1,-1,-1,1024,1024,512,2560,-1,-1,
+    -1,-1,-1,-1,1536,1536,512,3584,-1,-1,-1,-1,-1,-1,2048,2048,
+    512,5888,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
+    -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
     -1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,
 };
 
@@ -179,7 +200,7 @@ __device__ __forceinline__ void multiply(float (&sums)[kMTiles][kNTiles][4], u32
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
-bsgen_wgrad_b32_float32_simt_0dd315799237382c(const Element* __restrict__ x, const Element* __restrict__ dy, float* __restrict__ partials, int n) {
+bsgen_wgrad_b32_float32_simt_931e837531d927b6(const Element* __restrict__ x, const Element* __restrict__ dy, float* __restrict__ partials, int n) {
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 stages_base = shared_address(shared);
     int* panels = reinterpret_cast<int*>(shared + kStages * kStageBytes);
@@ -243,7 +264,7 @@ bsgen_wgrad_b32_float32_simt_0dd315799237382c(const Element* __restrict__ x, con
 
 // The splits' partial sums, added in order.
 extern "C" __global__ void __launch_bounds__(256)
-bsgen_wgrad_b32_float32_simt_0dd315799237382c_reduce(const float* __restrict__ partials, Element* __restrict__ dw, int accumulate) {
+bsgen_wgrad_b32_float32_simt_931e837531d927b6_reduce(const float* __restrict__ partials, Element* __restrict__ dw, int accumulate) {
     constexpr long long kElements = 24576;
     const long long i = (static_cast<long long>(blockIdx.x) * 256 + threadIdx.x) * 4;
     if (i >= kElements) return;
