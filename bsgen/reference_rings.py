@@ -53,7 +53,7 @@ def _products(plan: HopperPlan, record: NDArray[np.int32]) -> Iterator[tuple[int
         for slot in range(slots):
             for product in words[at : at + (counts >> COUNT_BITS * slot & (1 << COUNT_BITS) - 1)]:
                 panel = (product & PRODUCT_PAIRED - 1) << 4 | bool(product & PRODUCT_PAIRED) * PAIRED
-                for each in range(geo.product_slots):
+                for each in range(geo.shape.product_slots):
                     yield column * slots + slot + each, panel, (product >> 16) * 16 + each * geo.piece_bytes
                 at += 1
 

@@ -8,7 +8,7 @@ They show readers what to expect, and reviewers what a change of a template or p
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 from bsgen.emit import render
 from bsgen.files import write_together
 from bsgen.layout import Layout
-from bsgen.plan import Plan, choose, hopper, hopper_coarse_wgrad, hopper_narrow, hopper_narrow_wgrad
+from bsgen.plan import HopperPlan, Plan, choose, hopper, hopper_coarse_wgrad, hopper_narrow, hopper_narrow_wgrad
 from bsgen.plan.streamed import RUN_PARTS, Kept
 from bsgen.problem import TARGETS, Activation, DType, Epilogue, Op, Precision, Problem, Target
 from bsgen.topology import banded, block_diagonal
@@ -83,19 +83,19 @@ def direct(problem: Problem, target: Target) -> Plan:
 def joined(problem: Problem, target: Target) -> Plan:
     """One product of all output blocks of a warpgroup, as the planner has it for larger layouts where they share all inputs."""
     drafts = (draft for draft in hopper.drafts(problem, target) if draft.geometry.shape.joined)
-    return hopper.assemble(problem, target, min(drafts, key=lambda draft: draft.cost.seconds))
+    return _cheapest(problem, target, drafts)
 
 
 def ringed(problem: Problem, target: Target) -> Plan:
     """Two rings of stages, each with warpgroups of its own."""
     drafts = hopper.drafts(problem, target, rings=(2,))
-    return hopper.assemble(problem, target, min(drafts, key=lambda draft: draft.cost.seconds))
+    return _cheapest(problem, target, drafts)
 
 
 def across(problem: Problem, target: Target) -> Plan:
     """Thread blocks that bring activations for each other."""
     drafts = (draft for draft in hopper.drafts(problem, target, (2,)) if draft.geometry.shape.across > 1)
-    return hopper.assemble(problem, target, min(drafts, key=lambda draft: draft.cost.seconds))
+    return _cheapest(problem, target, drafts)
 
 
 def streamed(problem: Problem, target: Target) -> Plan:
@@ -103,9 +103,11 @@ def streamed(problem: Problem, target: Target) -> Plan:
     if problem.block_size in hopper_narrow.BLOCK_SIZES:
         return replace(next(hopper_narrow.shortlist(problem, target)), streamed=Kept(13, RUN_PARTS))
     drafts = (draft for draft in hopper.drafts(problem, target) if draft.geometry.shape.cluster == 1)
-    return replace(
-        hopper.assemble(problem, target, min(drafts, key=lambda draft: draft.cost.seconds)), streamed=Kept(14)
-    )
+    return replace(_cheapest(problem, target, drafts), streamed=Kept(14))
+
+
+def _cheapest(problem: Problem, target: Target, drafts: Iterable[hopper.Draft]) -> HopperPlan:
+    return hopper.assemble(problem, target, min(drafts, key=lambda draft: draft.cost.seconds))
 
 
 @dataclass(frozen=True)

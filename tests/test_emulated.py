@@ -33,6 +33,16 @@ def check(plan: Plan, n: int, seed: int = 0) -> None:
     assert error <= max(tolerance, TOLERANCE[problem.dtype]) * norm, f"{plan.summary}, N = {n}: {error / norm:.2e}"
 
 
+def check_added(plan: Plan, n: int) -> None:
+    """One run of wgrad that adds to what is there."""
+    arrays: dict[str, Any] = operands(plan.problem, n)
+    exact = expected(plan.problem, arrays)
+    out = np.random.default_rng(n).standard_normal(exact.shape).astype(plan.problem.dtype.numpy)
+    exact = exact + out.astype(np.float64)
+    got = run(plan, {**arrays, "out": out}, exact.shape, n=n, accumulate=1).astype(np.float64)
+    assert np.linalg.norm(got - exact) <= TOLERANCE[plan.problem.dtype] * np.linalg.norm(exact), plan.summary
+
+
 @pytest.mark.parametrize("each", samples.SAMPLES, ids=lambda each: each.name)
 def test_samples(each: samples.Sample) -> None:
     lines = each.axis == 0 and each.arch == samples.HOPPER  # which TMA reads: of whole chunks of 16 bytes
@@ -122,7 +132,7 @@ def test_joined_products(op: Op) -> None:
     problem = Problem(op, grouped, 32, DType.BFLOAT16, epilogue=finish, batch=1000)
     drafts = joined(problem, form)
     assert len(drafts) > 10
-    assert {draft.geometry.product_slots for draft in drafts} == {2, 4, 6}
+    assert {draft.geometry.shape.product_slots for draft in drafts} == {2, 4, 6}
     below = [draft for draft in drafts if draft.geometry.shape.row_groups > 1 and draft.geometry.shape.paired]
     for seed, draft in enumerate([*sample(drafts, 2), below[0]]):
         check(hopper.assemble(problem, BIG, draft), 136, seed=seed)
@@ -133,7 +143,8 @@ def test_joined_products(op: Op) -> None:
         drafts = joined(problem, form)
         check(hopper.assemble(problem, BIG, sample(drafts, 1)[0]), 136)
     strided = Problem(op, Layout(np.equal.outer(np.arange(12) % 2, np.arange(16) % 2)), 32, DType.BFLOAT16, batch=1000)
-    check(hopper.assemble(strided, BIG, joined(strided, lambda draft: draft.grouping == "alike")[-1]), 136)
+    alike = next(draft for draft in joined(strided, lambda draft: draft.grouping) if draft.grouping == "alike")
+    check(hopper.assemble(strided, BIG, alike), 136)
     if op is Op.DGRAD:
         problem = Problem(op, grouped, 32, DType.FLOAT32, batch=1000)
         check(hopper.assemble(problem, BIG, sample(joined(problem, form), 1)[0]), 70)
@@ -209,14 +220,7 @@ def test_gradients_of_weights_are_added_in_whole_lines(block: int) -> None:
     """16 bits, to what is there; features last and first."""
     for axis, n in ((1, 37), (0, 40)):
         problem = Problem(Op.WGRAD, bernoulli(3, 4, 0.6), block, DType.FLOAT16, batch=1000, axis=axis)
-        plan = next(plan for plan in hopper_wgrad.candidates(problem, BIG) if plan.stores_lines)
-        arrays: dict[str, Any] = operands(problem, n)
-        before = np.random.default_rng(n).standard_normal(problem.layout.nnz * block**2).astype(np.float16)
-        exact = expected(problem, arrays)
-        out = before.reshape(exact.shape)
-        exact = exact + out
-        got = run(plan, {**arrays, "out": out}, exact.shape, n=n, accumulate=1).astype(np.float64)
-        assert np.linalg.norm(got - exact) <= TOLERANCE[problem.dtype] * np.linalg.norm(exact), plan.summary
+        check_added(next(plan for plan in hopper_wgrad.candidates(problem, BIG) if plan.stores_lines), n)
 
 
 @pytest.mark.parametrize("block", hopper_narrow_wgrad.BLOCK_SIZES)

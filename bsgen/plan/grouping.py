@@ -70,7 +70,7 @@ def similar(view: OutputBlocks, tile_slots: int, width: int = 1, coupled: int = 
 
 
 def joinable(tiles: Tiles, slots: int) -> bool:
-    """Whether all of each `slots` output blocks, which a warpgroup has, use the same inputs."""
+    """Whether each `slots` output blocks of tiles, counted off, use the same inputs."""
     inputs = [[() if part is None else part.inputs for part in tile] for tile in tiles]
     runs = (own[at : at + slots] for own in inputs for at in range(0, len(own), slots))
     return all(np.array_equal(run[0], each) for run in runs for each in run[1:])

@@ -240,11 +240,10 @@ def drafts(
         for width in (1, 2)[: 1 + shape.paired]:
             key = shape.columns, shape.slots, geo.store_slots, width, shape.joined
             if key not in ways:
-                ways[key] = list(_groupings(view, geo, target, width))
+                found = _groupings(view, geo, target, width)
+                ways[key] = [way for way in found if joinable(way[1], shape.product_slots)]
             for index, (grouping, parts, reductions) in enumerate(ways[key]):
                 if not stores_fit(problem, geo, bool(reductions)):
-                    continue
-                if shape.joined and not joinable(parts, shape.slots):
                     continue
                 tiles, count = _filled_up(parts, shape), (*key, shape.paired, shape.across, index)
                 if count not in counted:

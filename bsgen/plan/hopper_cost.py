@@ -4,7 +4,7 @@ A tile makes six demands on its SM, in clocks: bytes from L2, lines that L2 look
 steps, the chain of visits of its busiest column of warpgroups, and issued copies. They overlap, but not wholly: their cost is a
 p-norm, and what a tile takes beside (results, the ring running empty and full again) adds to it. So does device memory. The
 constants are fits to timings on an H200 (bfloat16, b = 32, 64 and 128; C = K = 1024 ... 12288, N = 1 ... 16384, 1 ... 100 % of the
-blocks). Over the 1750 plans that `tests/gpu/model_error.py` compares, the root mean square error is 8 %, and the plan of least
+blocks). Over the 1930 plans that `tests/gpu/model_error.py` compares, the root mean square error is 8 %, and the plan of least
 predicted time takes 1 % longer than the fastest of those timed, at most 14 %; one plan varies by 8 % with the card's heat.
 """
 
@@ -154,7 +154,7 @@ def _demands(geo: WarpgroupGeometry, counts: Counts, residual: int) -> tuple[Flo
     copies = counts.copies * geo.panel_bytes / geo.panel_line_bytes + residual * geo.residual_rows
     lines = copies + pieces * geo.piece_boxes * geo.box_rows / shape.cluster
     # What takes its own multiply steps.
-    units = counts.visits * geo.halves if geo.turned else counts.pieces / geo.product_slots
+    units = counts.visits * geo.halves if geo.turned else counts.pieces / geo.shape.product_slots
     reads = (counts.visits if geo.in_registers else units).sum(axis=1)  # of a panel by a row of warpgroups
     reads = reads * (DIRECT_READS if geo.direct and geo.block <= NARROW else 1.0)
     heights = shape.row_groups * (1 + (geo.step_products - 1) * AGAIN)

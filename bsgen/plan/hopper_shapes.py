@@ -92,7 +92,7 @@ RINGED_CLUSTERS = {64: 2, 128: 1}
 
 
 def shapes(
-    problem: Problem, target: Target, across: Sequence[int], rings: Sequence[int], alike: int = 1
+    problem: Problem, target: Target, across: Sequence[int], rings: Sequence[int], alike: int
 ) -> Iterator[WarpgroupShape]:
     """Every shape whose accumulators fit the registers, alone and in clusters, with every ring; where output blocks can be counted
     off by `alike` that have the same inputs, products may be joined."""
@@ -125,7 +125,7 @@ def shapes(
             geo = warpgroup_geometry(problem, shape)
             if (paired or geo.coupled) and form.rows < WHOLE_LINE_ROWS:
                 continue
-            if geo.direct and not joined and slots > MOST_COUNTED:
+            if geo.direct and slots // form.product_slots > MOST_COUNTED:
                 continue
             residual = residual_panels(problem, geo)
             fits = residual <= MAXIMUM_LOADS and residual * geo.residual_bytes <= shape.stage_bytes
@@ -196,10 +196,8 @@ def _clusters(problem: Problem, across: Sequence[int]) -> Iterator[tuple[int, in
 
 def _least_pieces(shape: WarpgroupShape) -> int:
     """Pieces that a stage must have room for beside a panel: all that multiply it where thread blocks share it, else it may be
-    loaded again; those of a product where they are joined."""
-    if shape.joined:
-        return shape.slots
-    return shape.tile_slots if shape.across > 1 else min(2, shape.tile_slots)
+    loaded again; at least a product's."""
+    return shape.tile_slots if shape.across > 1 else max(min(2, shape.tile_slots), shape.product_slots)
 
 
 def _sides(problem: Problem) -> tuple[int, int]:

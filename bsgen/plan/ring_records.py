@@ -140,9 +140,9 @@ def _encode_products(row: np.ndarray, stage: RingStage, geo: WarpgroupGeometry) 
     for position, pieces in enumerate(stage.pieces):
         place = stage.place_word(position, geo)
         panel = place >> 4 | (place & PAIRED) * PRODUCT_PAIRED
-        for slot, _, _ in pieces[:: geo.product_slots]:
+        for slot, _, _ in pieces[:: geo.shape.product_slots]:
             products[slot].append(panel | _piece_place(stage, piece, geo) << 16)
-            piece += geo.product_slots
+            piece += geo.shape.product_slots
     for column in range(geo.shape.columns):
         own = products[column * slots : (column + 1) * slots]
         row[2 * column : 2 * column + 2] = word * 4, sum(len(each) << COUNT_BITS * i for i, each in enumerate(own))

@@ -104,7 +104,7 @@ def _fits(chunk: Sequence[Item], space: int, loads: int, geo: WarpgroupGeometry)
 def _fitting(group: list[Item], geo: WarpgroupGeometry) -> list[list[Item]]:
     """A panel's pieces, in runs that fit a stage, and have all pieces of a product."""
     most = min((room(geo) - geo.panel_bytes) // geo.piece_bytes, (MAXIMUM_LOADS - 1) // geo.piece_boxes)
-    most -= most % geo.product_slots
+    most -= most % geo.shape.product_slots
     return [group[i : i + most] for i in range(0, len(group), most)]
 
 

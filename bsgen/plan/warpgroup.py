@@ -96,6 +96,11 @@ class WarpgroupShape(SharedRegisters):
         return self.columns * self.slots
 
     @property
+    def product_slots(self) -> int:
+        """Output blocks that one product is of, where panels are multiplied where they lie."""
+        return self.slots if self.joined else 1
+
+    @property
     def consumer_groups(self) -> int:
         """Warpgroups that multiply, of all rings; those that load are shared among them."""
         return self.groups * self.rings
@@ -303,11 +308,6 @@ class WarpgroupGeometry:
         return is_turned(self.op, self.math)
 
     @cached_property
-    def product_slots(self) -> int:
-        """Slots that one product is of."""
-        return self.shape.slots if self.shape.joined else 1
-
-    @cached_property
     def step_products(self) -> int:
         """Products of a multiply step: one for each 64-row tile, or where they are turned one for all rows."""
         return 1 if self.turned else self.shape.m_tiles
@@ -325,7 +325,7 @@ class WarpgroupGeometry:
     @cached_property
     def multiply_columns(self) -> int:
         """Columns of a multiply step: outputs, or where products are turned rows."""
-        return WARPGROUP_ROWS * self.shape.m_tiles if self.turned else self.product_slots * self.block
+        return WARPGROUP_ROWS * self.shape.m_tiles if self.turned else self.shape.product_slots * self.block
 
     @cached_property
     def double_buffered(self) -> bool:

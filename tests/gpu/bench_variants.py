@@ -212,9 +212,7 @@ def middle(op: Op, b: int, layout_name: str, layout: Layout, n: int) -> Case:
     best = _cheapest(drafts, _clustered)
     common = [draft for draft in best if hopper_shapes.form_of(draft.geometry) in hopper_shapes.SHAPES]
     picked = {id(draft): draft for draft in (*best[:9], *common[:4])}.values()
-    alike = ([each for each in drafts if _clustered(each) == _clustered(draft)] for draft in picked)
-    suited = [hopper.suited(problem, each) for each in alike]
-    return f"{op} b{b} {layout_name} N={n} middle", problem, _plans(problem, suited)
+    return f"{op} b{b} {layout_name} N={n} middle", problem, _plans(problem, _suited(problem, drafts, picked))
 
 
 def joined(op: Op, b: int, name: str, layout: Layout, n: int) -> Case:
@@ -222,12 +220,17 @@ def joined(op: Op, b: int, name: str, layout: Layout, n: int) -> Case:
     suits it, the likeliest first."""
     problem = Problem(op, layout, b, DType.BFLOAT16, batch=n)
     drafts = [draft for draft in hopper.drafts(problem, TARGET, across=(1,), rings=(1,)) if draft.band == 1]
-    plans = []
+    plans: list[hopper.Draft] = []
     for most, together in ((5, True), (2, False)):
         own = [draft for draft in drafts if draft.geometry.shape.joined == together]
-        for best in _cheapest(own, _clustered)[:most]:
-            plans.append(hopper.suited(problem, [draft for draft in own if _clustered(draft) == _clustered(best)]))
+        plans += _suited(problem, own, _cheapest(own, _clustered)[:most])
     return f"{op} b{b} {name} N={n} joined", problem, _plans(problem, plans)
+
+
+def _suited(problem: Problem, drafts: Sequence[hopper.Draft], picked: Iterable[hopper.Draft]) -> list[hopper.Draft]:
+    """Each that is picked, with the ring that suits its tiles."""
+    alike = ([each for each in drafts if _clustered(each) == _clustered(draft)] for draft in picked)
+    return [hopper.suited(problem, each) for each in alike]
 
 
 def _clustered(draft: hopper.Draft) -> tuple[object, ...]:

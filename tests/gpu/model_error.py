@@ -22,7 +22,15 @@ import numpy as np
 from bench_variants import SUITES, TARGET
 from scipy.optimize import least_squares
 
-from bsgen.plan import HopperPlan, HopperWGradPlan, hopper, hopper_cost, hopper_wgrad
+from bsgen.plan import (
+    HopperCoarseWGradPlan,
+    HopperPlan,
+    HopperWGradPlan,
+    hopper,
+    hopper_coarse_wgrad,
+    hopper_cost,
+    hopper_wgrad,
+)
 from bsgen.plan.blocks import output_blocks
 from bsgen.plan.hopper_cost import Counts, tile_counts
 from bsgen.plan.hopper_shapes import few_rows, rings_worth
@@ -30,8 +38,9 @@ from bsgen.plan.warpgroup import streamed
 from bsgen.problem import Problem
 
 FILES = ("lines", "forms", "rings", "four", "across", "direct", "six", "middle", "joined")
-RESULTS = [Path(__file__).parent / "results" / f"{name}_h200.json" for name in FILES]
-GRADIENTS = Path(__file__).parent / "results" / "wide_wgrad_h200.json"
+RESULTS_FOLDER = Path(__file__).parent / "results"
+RESULTS = [RESULTS_FOLDER / f"{name}_h200.json" for name in FILES]
+GRADIENTS = ("wide_wgrad", "coarse")  # of wgrad
 FITTED = (
     "AGAIN", "LEAST_STEP", "VISIT", "PAIR", "PAIRED_VISIT", "TALL_VISIT", "STEP", "WAITS", "PRODUCT", "PAIRED_PRODUCT",
     "DIRECT_READS", "LARGE_TILE", "COPY", "OUTPUT", "STORED", "ACTIVATION", "RESIDUAL",
@@ -139,25 +148,29 @@ def fit(rows: Sequence[Timed]) -> dict[str, float]:
     return take(found.x)
 
 
-def report_gradients() -> None:
-    """The same of wgrad."""
-    ratios, regrets = [], []
-    cases = json.loads(GRADIENTS.read_text())["cases"]
-    known = {case["case"]: {plan["plan"]: plan["seconds"] for plan in case["plans"]} for case in cases}
+def gradients(problem: Problem) -> Iterator[tuple[str, float]]:
+    """What plans of wgrad by wgmma say of themselves, without their tables, and predicted seconds: sums of blocks, and whole ones."""
     row = np.zeros(1, np.int32)
-    for make in SUITES["wide_wgrad"]:
+    for family, kept in ((hopper_wgrad, {}), (hopper_coarse_wgrad, {"kept": row})):
+        plan_of = HopperCoarseWGradPlan if kept else HopperWGradPlan
+        for draft in family.drafts(problem, TARGET):
+            tables = (row, np.zeros((len(draft.tiles), 1), np.int32), row, row, draft.cost)
+            plan = plan_of(problem, TARGET, draft.geometry, draft.height, draft.splits, *tables, **kept)
+            yield plan.summary, draft.cost.seconds
+
+
+def report_gradients(suite: str) -> None:
+    """The same of a suite of wgrad; plans of warps by themselves are left out."""
+    ratios, regrets = [], []
+    cases = json.loads((RESULTS_FOLDER / f"{suite}_h200.json").read_text())["cases"]
+    known = {case["case"]: {plan["plan"]: plan["seconds"] for plan in case["plans"]} for case in cases}
+    for make in SUITES[suite]:
         name, problem, _ = make()
-        found = []
-        for draft in hopper_wgrad.drafts(problem, TARGET):
-            panels = np.zeros((len(draft.tiles), 1), np.int32)
-            tables = (row, panels, row, row, draft.cost)
-            plan = HopperWGradPlan(problem, TARGET, draft.geometry, draft.height, draft.splits, *tables)
-            if plan.summary in known[name]:
-                found.append((draft.cost.seconds, known[name].pop(plan.summary)))
+        found = [(seconds, known[name].pop(text)) for text, seconds in gradients(problem) if text in known[name]]
         ratios += [predicted / seconds for predicted, seconds in found]
         regrets.append(min(found)[1] / min(seconds for _, seconds in found))
-        print(f"{name:42} {len(found):3} plans, choice {regrets[-1]:.3f} of the best")
-    print(f"{len(ratios)} plans of wgrad: root mean square error {np.sqrt(np.mean(np.log(ratios) ** 2)):.1%}")
+        print(f"{name:48} {len(found):3} plans, choice {regrets[-1]:.3f} of the best")
+    print(f"{len(ratios)} plans of {suite}: root mean square error {np.sqrt(np.mean(np.log(ratios) ** 2)):.1%}")
     print(f"choices take at most {max(regrets):.3f} times as long, {statistics.fmean(regrets):.3f} on average")
 
 
@@ -167,7 +180,8 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true", help="look for better constants")
     given, rows = parser.parse_args(), list(timed())
     report(rows)
-    report_gradients()
+    for suite in GRADIENTS:
+        report_gradients(suite)
     if given.fit:
         for name, value in fit(rows).items():
             print(f"{name} = {value:.4g}")
