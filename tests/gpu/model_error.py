@@ -149,7 +149,7 @@ def fit(rows: Sequence[Timed]) -> dict[str, float]:
 
 
 def gradients(problem: Problem) -> Iterator[tuple[str, float]]:
-    """What plans of wgrad by wgmma say of themselves, without their tables, and predicted seconds: sums of blocks, and whole ones."""
+    """What plans of wgrad by wgmma say of themselves, without tables, and predicted seconds: sums of blocks, and whole ones."""
     row = np.zeros(1, np.int32)
     for family, kept in ((hopper_wgrad, {}), (hopper_coarse_wgrad, {"kept": row})):
         plan_of = HopperCoarseWGradPlan if kept else HopperWGradPlan
